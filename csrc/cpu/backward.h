@@ -1,0 +1,178 @@
+// Backward of one layer in one direction, step by step against the direction of the forward pass.
+// With dh_t and dc_t the whole gradients of h_t and c_t, and dz the gradients before the
+// activations:
+//
+//   d(hidden) = dh_t, or W_hr^T dh_t        dc_t = dc_{t+1} f_{t+1} + d(hidden) o (1 - tanh(c_t)^2)
+//   dz_i = dc_t g i (1 - i)     dz_f = dc_t c_{t-1} f (1 - f)     dz_g = dc_t i (1 - g^2)
+//   dz_o = d(hidden) tanh(c_t) o (1 - o)
+//   dh_{t-1} = dy_{t-1} + W_hh^T dz_t
+//
+// The product with W_hh^T of a tile of units is at once followed by their gates at the step before.
+// Packed weights: panels of W_hh [G, P], then of W_hr [P, H] if projected.
+#pragma once
+
+#include "flush_denormals.h"
+#include "kernels.h"
+#include "math.h"
+#include "matmul.h"
+
+namespace lstm_fast {
+namespace {
+
+template <typename T>
+int64_t backward_weights_size(const LayerShape& s) {
+  return packed_size<T>(4 * s.H, s.P) + (s.projected ? packed_size<T>(s.P, s.H) : 0);
+}
+
+template <typename T>
+void pack_backward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
+  pack_columns(w.weight_hh, 4 * s.H, s.P, out);
+  if (s.projected) pack_columns(w.weight_hr, s.P, s.H, out + packed_size<T>(4 * s.H, s.P));
+}
+
+// The rows [begin, end) of the batch at one step. Pointers are to batch row 0; null means zeros.
+template <typename T>
+struct BackwardRun {
+  int64_t begin, end;
+  const T* dz_next;   // [B, G] gradients before the activations at the step that followed
+  const T* dh_end;    // [B, P] gradient of the final state, for rows that ended at this step
+  const T* dy;        // [B, P], rows grad_y_stride apart
+  const T* gates;     // [B, G]
+  const T* cells;     // [B, H]
+  const T* c_before;  // [B, H]
+  T* dz;              // [B, G]
+  T* dh;              // [B, P], used if projected
+};
+
+template <typename T>
+INLINE void gate_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, int64_t b,
+                           int64_t u, Vec<T> d_hidden) {
+  const int64_t H = p.shape.H, units = H - u;
+  const T* gates = run.gates + b * 4 * H + u;
+  const Vec<T> i = load(gates, units), f = load(gates + H, units);
+  const Vec<T> g = load(gates + 2 * H, units), o = load(gates + 3 * H, units);
+  const Vec<T> tanh_c = tanh<T>(load(run.cells + b * H + u, units));
+  const Vec<T> c_before = run.c_before ? load(run.c_before + b * H + u, units) : Vec<T>{};
+  T* dc_row = p.grad_c0 + b * H + u;
+  const Vec<T> dc = fma(d_hidden * o, T(1) - tanh_c * tanh_c, load(dc_row, units));
+  T* dz = run.dz + b * 4 * H + u;
+  store(dz, dc * g * (i * (T(1) - i)), units);
+  store(dz + H, dc * c_before * (f * (T(1) - f)), units);
+  store(dz + 2 * H, dc * i * (T(1) - g * g), units);
+  store(dz + 3 * H, d_hidden * tanh_c * (o * (T(1) - o)), units);
+  store(dc_row, dc * f, units);
+}
+
+// Calls f(row, column, accumulators) with dh of the run's rows: dy, and what comes back through
+// time.
+template <typename T, typename F>
+INLINE void output_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, const F& f) {
+  const int64_t G = 4 * p.shape.H, P = p.shape.P;
+  for_each_panel(p.weights, G, P, [&](int64_t column, const T* panel, auto vectors) {
+    constexpr int W = decltype(vectors)::value;
+    for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
+      constexpr int R = decltype(rows)::value;
+      Vec<T> dh[R][W] = {};
+      if (run.dy) load_tile<R, W, T>(dh, run.dy + b * p.grad_y_stride, p.grad_y_stride, column, P);
+      if (run.dh_end) {
+        Vec<T> end[R][W];
+        load_tile<R, W, T>(end, run.dh_end + b * P, P, column, P);
+        for (int r = 0; r < R; ++r) {
+          for (int w = 0; w < W; ++w) dh[r][w] += end[r][w];
+        }
+      }
+      if (run.dz_next) accumulate<R, W, T>(dh, {run.dz_next + b * G, G}, panel, G);
+      f(b, column, dh);
+    });
+  });
+}
+
+template <typename T, int R, int W>
+INLINE void tile_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, int64_t b,
+                           int64_t column, const Vec<T> (&d_hidden)[R][W]) {
+  for (int r = 0; r < R; ++r) {
+    for (int w = 0; w < W; ++w)
+      gate_gradients<T>(p, run, b + r, column + w * kLanes<T>, d_hidden[r][w]);
+  }
+}
+
+template <typename T>
+INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run) {
+  const int64_t H = p.shape.H, P = p.shape.P;
+  if (!p.shape.projected) {
+    output_gradients(
+        p, run, [&](int64_t b, int64_t u, const auto& dh) { tile_gradients<T>(p, run, b, u, dh); });
+    return;
+  }
+  output_gradients(p, run, [&](int64_t b, int64_t column, const auto& dh) {
+    store_tile(dh, run.dh + b * P, P, column, P);
+  });
+  for_each_panel(p.weights + packed_size<T>(4 * H, P), P, H,
+                 [&](int64_t u, const T* panel, auto vectors) {
+                   constexpr int W = decltype(vectors)::value;
+                   for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
+                     constexpr int R = decltype(rows)::value;
+                     Vec<T> d_hidden[R][W] = {};
+                     accumulate<R, W, T>(d_hidden, {run.dh + b * P, P}, panel, P);
+                     tile_gradients<T>(p, run, b, u, d_hidden);
+                   });
+                 });
+}
+
+template <typename T>
+void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1) {
+  const FlushDenormals scope;
+  const LayerShape& s = p.shape;
+  const Steps& steps = s.steps;
+  const int64_t G = 4 * s.H;
+  copy_rows(b0, b1, p.grad_c_n, s.H, p.grad_c0, s.H);
+  for (int64_t i = 0; i < steps.T; ++i) {
+    const int64_t t = s.reverse ? i : steps.T - 1 - i;
+    const int64_t end = min(b1, steps.rows(t));
+    if (b0 >= end) continue;
+    const int64_t n = steps.offset(t);
+    const int64_t followed = steps.carried(t, !s.reverse), carried = steps.carried(t, s.reverse);
+    BackwardRun<T> run;
+    run.dy = p.grad_y ? p.grad_y + n * p.grad_y_stride : nullptr;
+    run.gates = p.gates + n * G;
+    run.cells = p.cells + n * s.H;
+    run.dz = p.grad_gates + n * G;
+    run.dh = p.grad_hidden ? p.grad_hidden + n * s.P : nullptr;
+    for (run.begin = b0; run.begin < end; run.begin = run.end) {
+      const bool has_next = run.begin < followed, has_previous = run.begin < carried;
+      run.end = min(end, min(has_next ? followed : end, has_previous ? carried : end));
+      run.dz_next =
+          has_next ? p.grad_gates + steps.offset(Steps::previous(t, !s.reverse)) * G : nullptr;
+      run.dh_end = has_next ? nullptr : p.grad_h_n;
+      run.c_before =
+          has_previous ? p.cells + steps.offset(Steps::previous(t, s.reverse)) * s.H : p.c0;
+      backward_run(p, run);
+    }
+    if (p.grad_h0) {
+      multiply_rows<T>(max(b0, carried), end, {run.dz, G}, p.weights, G, s.P, p.grad_h0, s.P,
+                       false);
+    }
+  }
+}
+
+template <typename T>
+int64_t input_grad_weights_size(const LayerShape& s) {
+  return packed_size<T>(4 * s.H, s.I);
+}
+
+template <typename T>
+void pack_input_grad(const LayerShape& s, const T* weight_ih, T* out) {
+  pack_columns(weight_ih, 4 * s.H, s.I, out);
+}
+
+template <typename T>
+void input_grad_rows(const InputGrad<T>& p, int64_t n0, int64_t n1) {
+  const FlushDenormals scope;
+  const int64_t G = 4 * p.shape.H, I = p.shape.I;
+  for (int d = 0; d < p.directions; ++d) {
+    multiply_rows<T>(n0, n1, {p.grad_gates[d], G}, p.weights[d], G, I, p.grad_x, I, d > 0);
+  }
+}
+
+}  // namespace
+}  // namespace lstm_fast

@@ -1,0 +1,31 @@
+// Compiled once for each instruction set, with LSTM_FAST_ISA set to its name.
+#include "kernels.h"
+
+#include "backward.h"
+#include "forward.h"
+#include "weight_grad.h"
+
+namespace lstm_fast {
+namespace {
+
+template <typename T>
+constexpr LayerKernels<T> layer_kernels() {
+  return {activations<T>,     forward_weights_size<T>,    pack_forward<T>,
+          forward_rows<T>,    backward_weights_size<T>,   pack_backward<T>,
+          backward_rows<T>,   input_grad_weights_size<T>, pack_input_grad<T>,
+          input_grad_rows<T>, weight_grad_panels<T>,      weight_grad_scratch<T>,
+          weight_grad<T>};
+}
+
+}  // namespace
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME_(isa) #isa
+#define NAME(isa) NAME_(isa)
+
+extern const Kernels JOIN(kernels_, LSTM_FAST_ISA);
+const Kernels JOIN(kernels_, LSTM_FAST_ISA) = {NAME(LSTM_FAST_ISA), layer_kernels<float>(),
+                                               layer_kernels<double>()};
+
+}  // namespace lstm_fast

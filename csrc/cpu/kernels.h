@@ -1,0 +1,142 @@
+// The kernels of one layer in one direction, compiled once per instruction set (kernels.cpp) and
+// reached through a table of function pointers. Shapes and layouts: ../lstm.h. Contracts:
+//
+// - Row-sliced functions (`*_rows`) work on the batch rows [b0, b1) alone, through all steps, and
+// write nothing of
+//   other rows: slices may run at the same time on different threads and give the same bits in any
+//   partition.
+// - Unless said otherwise a pointer is read-only or written completely; nothing needs initialising,
+// and no two
+//   buffers of a call overlap.
+// - Every buffer has its natural alignment at least; packed weights are best aligned to 64 bytes.
+// - Subnormal numbers count as zero inside of a call; the caller's mode is restored.
+#pragma once
+
+#include "../lstm.h"
+
+namespace lstm_fast {
+
+struct LayerShape {
+  Steps steps;
+  int64_t I, H, P;
+  bool projected;  // weight_hr is present; otherwise P == H
+  bool reverse;
+};
+
+// Torch's weights of a layer in one direction. Biases may be null together; weight_hr is null
+// unless projected.
+template <typename T>
+struct LayerWeights {
+  const T* weight_ih;  // [G, I]
+  const T* weight_hh;  // [G, P]
+  const T* bias_ih;    // [G]
+  const T* bias_hh;    // [G]
+  const T* weight_hr;  // [P, H]
+};
+
+template <typename T>
+struct LayerForward {
+  LayerShape shape;
+  const T* weights;  // as written by pack_forward
+  const T* x;        // [N, I]
+  const T* h0;       // [B, P], or null for zeros
+  const T* c0;       // [B, H], or null for zeros
+  const T* zeros;    // [P] zeros; needed if h0 is null
+  T* y;              // [N, P], rows y_stride apart
+  int64_t y_stride;
+  T* h_n;     // [B, P] state after the last step of each row
+  T* c_n;     // [B, H]
+  T* gates;   // [N, G] activated gates for backward, or null
+  T* cells;   // [N, H] cell states for backward; null with gates
+  T* hidden;  // [N, H] output before the projection if projected and gates is given;
+              // [B, H] scratch if projected and gates is null; else null
+};
+
+template <typename T>
+struct LayerBackward {
+  LayerShape shape;
+  const T* weights;  // as written by pack_backward
+  const T* c0;       // [B, H], or null for zeros
+  const T* gates;    // as saved by forward
+  const T* cells;    // as saved by forward
+  const T* grad_y;   // [N, P], rows grad_y_stride apart; null for zeros
+  int64_t grad_y_stride;
+  const T* grad_h_n;  // [B, P], or null for zeros
+  const T* grad_c_n;  // [B, H], or null for zeros
+  T* grad_gates;      // [N, G] gradient before the activations
+  T* grad_hidden;  // [N, P] gradient of y with the part that comes back through time, if projected;
+                   // else null
+  T* grad_h0;      // [B, P], or null when not wanted
+  T* grad_c0;      // [B, H]; always needed, as the running gradient of the cells
+};
+
+// grad_x = sum over directions of grad_gates x weight_ih, for the rows of a slice.
+template <typename T>
+struct InputGrad {
+  LayerShape shape;  // reverse is not used
+  int directions;
+  const T* weights[2];     // as written by pack_input_grad
+  const T* grad_gates[2];  // [N, G]
+  T* grad_x;               // [N, I]
+};
+
+// The gradients of the weights of a layer in one direction; any of the outputs may be null.
+template <typename T>
+struct WeightGrad {
+  LayerShape shape;
+  const T* grad_gates;   // [N, G]
+  const T* grad_hidden;  // [N, P] if projected
+  const T* hidden;       // [N, H] if projected
+  const T* x;            // [N, I]
+  const T* h0;           // [B, P], or null for zeros
+  const T* y;            // [N, P], rows y_stride apart
+  int64_t y_stride;
+  T* weight_ih;  // [G, I]
+  T* weight_hh;  // [G, P]
+  T* bias_ih;    // [G]
+  T* bias_hh;    // [G]
+  T* weight_hr;  // [P, H]
+};
+
+template <typename T>
+struct LayerKernels {
+  // sigmoid[i] and tanh[i] of x[i], i < n: the functions that the gates use, for tests of their
+  // accuracy.
+  void (*activations)(const T* x, int64_t n, T* sigmoid, T* tanh);
+
+  int64_t (*forward_weights_size)(const LayerShape&);
+  void (*pack_forward)(const LayerShape&, const LayerWeights<T>&, T* packed);
+  void (*forward_rows)(const LayerForward<T>&, int64_t b0, int64_t b1);
+
+  int64_t (*backward_weights_size)(const LayerShape&);
+  void (*pack_backward)(const LayerShape&, const LayerWeights<T>&, T* packed);
+  void (*backward_rows)(const LayerBackward<T>&, int64_t b0, int64_t b1);
+
+  int64_t (*input_grad_weights_size)(const LayerShape&);
+  void (*pack_input_grad)(const LayerShape&, const T* weight_ih, T* packed);
+  void (*input_grad_rows)(const InputGrad<T>&, int64_t b0, int64_t b1);
+
+  // Column panels of the product that gives all weight gradients; a range of them can be computed
+  // by a thread of its own, in `scratch` of weight_grad_scratch(shape) elements.
+  int64_t (*weight_grad_panels)(const LayerShape&);
+  int64_t (*weight_grad_scratch)(const LayerShape&);
+  void (*weight_grad)(const WeightGrad<T>&, int64_t panel0, int64_t panel1, T* scratch);
+};
+
+struct Kernels {
+  const char* isa;
+  LayerKernels<float> f32;
+  LayerKernels<double> f64;
+
+  const LayerKernels<float>& of(float) const { return f32; }
+  const LayerKernels<double>& of(double) const { return f64; }
+};
+
+// The instruction sets compiled in that this host has, the best one last. (dispatch.cpp)
+int available_kernels(const Kernels* const** first);
+
+// The kernels in use: the best available, or the one that the environment variable LSTM_FAST_ISA
+// names. An unknown or unavailable name throws std::runtime_error. Read once.
+const Kernels& active_kernels();
+
+}  // namespace lstm_fast

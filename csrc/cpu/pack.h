@@ -1,0 +1,86 @@
+// Matrices laid out for the register tile (tile.h): panels of kPanel columns, [K][width] each.
+#pragma once
+
+#include "tile.h"
+
+namespace lstm_fast {
+namespace {
+
+// C elements; zeros if `from` is null.
+template <typename T>
+INLINE void copy_row(const T* from, T* to, int64_t C) {
+  for (int64_t c = 0; c < C; c += kLanes<T>)
+    store(to + c, from ? load(from + c, C - c) : Vec<T>{}, C - c);
+}
+
+// Rows [begin, end) of a contiguous matrix with C columns, from rows `from_stride` apart; zeros if
+// `from` is null.
+template <typename T>
+INLINE void copy_rows(int64_t begin, int64_t end, const T* from, int64_t from_stride, T* to,
+                      int64_t C) {
+  for (int64_t b = begin; b < end; ++b)
+    copy_row(from ? from + b * from_stride : nullptr, to + b * C, C);
+}
+
+// Elements of a packed [K, C] matrix.
+template <typename T>
+INLINE int64_t packed_size(int64_t K, int64_t C) {
+  return K * ceil_div(C, kLanes<T>) * kLanes<T>;
+}
+
+// Vectors of the panel that begins at `column`.
+template <typename T>
+INLINE int64_t panel_vectors(int64_t C, int64_t column) {
+  return min(kTileVectors, ceil_div(C - column, kLanes<T>));
+}
+
+// Rows [row0, row1) of the panel of m [K, C] (row stride `stride`) that begins at `column`, to out
+// [rows][width].
+template <typename T>
+INLINE void pack_panel(const T* m, int64_t stride, int64_t row0, int64_t row1, int64_t C,
+                       int64_t column, T* out) {
+  constexpr int lanes = kLanes<T>;
+  const int64_t vectors = panel_vectors<T>(C, column);
+  for (int64_t k = row0; k < row1; ++k) {
+    const T* row = m + k * stride;
+    for (int64_t w = 0; w < vectors; ++w, out += lanes) {
+      const int64_t c = column + w * lanes;
+      store(out, load(row + c, C - c));
+    }
+  }
+}
+
+// Packs m [K, C].
+template <typename T>
+void pack_columns(const T* m, int64_t K, int64_t C, T* out) {
+  for (int64_t column = 0; column < C; column += kPanel<T>) {
+    pack_panel(m, C, 0, K, C, column, out + K * column);
+  }
+}
+
+// One vector of columns of the transpose of m [rows, K]: out[k * step + lane] = m[lane][k] for k <
+// K; lanes past `rows` are zero.
+template <typename T>
+INLINE void pack_transposed(const T* m, int64_t rows, int64_t K, T* out, int64_t step) {
+  constexpr int lanes = kLanes<T>;
+  for (int64_t k = 0; k < K; k += lanes) {
+    Vec<T> square[lanes];
+    for (int i = 0; i < lanes; ++i) square[i] = i < rows ? load(m + i * K + k, K - k) : Vec<T>{};
+    transpose<T>(square);
+    for (int i = 0; i < lanes && k + i < K; ++i) store(out + (k + i) * step, square[i]);
+  }
+}
+
+// Packs the transpose of m [C, K].
+template <typename T>
+void pack_transposed_columns(const T* m, int64_t K, int64_t C, T* out) {
+  constexpr int lanes = kLanes<T>;
+  for (int64_t column = 0; column < C; column += lanes) {
+    const int64_t panel = column / kPanel<T> * kPanel<T>;
+    const int64_t width = panel_vectors<T>(C, panel) * lanes;
+    pack_transposed(m + column * K, C - column, K, out + K * panel + (column - panel), width);
+  }
+}
+
+}  // namespace
+}  // namespace lstm_fast

@@ -1,0 +1,162 @@
+// The vector of the instruction set that this translation unit is compiled for. GCC's vector
+// extensions give the arithmetic; what they lack (fused multiply-add, masked tails) is written once
+// per instruction set.
+//
+// Everything here and in the other headers that kernels.cpp includes has internal linkage: an
+// inline function shared between objects of several instruction sets would be merged by the linker,
+// which may keep the AVX-512 copy.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "../lstm.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace lstm_fast {
+namespace {
+
+// kTileRows: rows of a register tile, chosen so that kTileRows * 4 accumulators and their operands
+// fit the registers.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kTileRows = 6;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kTileRows = 3;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kTileRows = 2;
+#endif
+constexpr int kTileVectors = 4;
+
+#define INLINE LSTM_FAST_INLINE
+
+template <typename T>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  using Int = int32_t;
+  typedef float Vec __attribute__((vector_size(kVectorBytes)));
+  typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  typedef int32_t IntVec __attribute__((vector_size(kVectorBytes)));
+};
+
+template <>
+struct Simd<double> {
+  using Int = int64_t;
+  typedef double Vec __attribute__((vector_size(kVectorBytes)));
+  typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  typedef int64_t IntVec __attribute__((vector_size(kVectorBytes)));
+};
+
+template <typename T>
+using Vec = typename Simd<T>::Vec;
+template <typename T>
+using IntVec = typename Simd<T>::IntVec;
+
+// Lanes of a vector.
+template <typename T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+
+template <typename T>
+INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
+}
+
+template <typename T>
+INLINE void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
+}
+
+template <typename T>
+INLINE Vec<T> broadcast(T x) {
+  return x - Vec<T>{};
+}
+
+template <typename To, typename From>
+INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  return reinterpret_cast<To>(from);
+}
+
+// a * b + c, rounded once where the instruction set can.
+#if defined(__AVX512F__)
+INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
+#elif defined(__AVX2__)
+INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
+#else
+INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return a * b + c; }
+INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return a * b + c; }
+#endif
+
+// The first n lanes, n >= 1; the others read as zero and are not written. No memory past lane n is
+// touched.
+#if defined(__AVX512F__)
+INLINE Vec<float> load(const float* p, int64_t n) {
+  return n >= 16 ? load(p)
+                 : Vec<float>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+}
+INLINE Vec<double> load(const double* p, int64_t n) {
+  return n >= 8 ? load(p)
+                : Vec<double>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p));
+}
+INLINE void store(float* p, Vec<float> v, int64_t n) {
+  if (n >= 16) return store(p, v);
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+}
+INLINE void store(double* p, Vec<double> v, int64_t n) {
+  if (n >= 8) return store(p, v);
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), v);
+}
+#else
+template <typename T>
+INLINE Vec<T> load(const T* p, int64_t n) {
+  if (n >= kLanes<T>) return load(p);
+  T lanes[kLanes<T>] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+template <typename T>
+INLINE void store(T* p, Vec<T> v, int64_t n) {
+  if (n >= kLanes<T>) return store(p, v);
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+#endif
+
+// Lanes of a and b taken alternately, from their lower (Half == 0) or upper half.
+template <int Half, typename V, int... Lane>
+INLINE V interleave(V a, V b, std::integer_sequence<int, Lane...>) {
+  constexpr int lanes = sizeof...(Lane);
+  return __builtin_shufflevector(a, b, (Lane / 2 + (Lane % 2) * lanes + Half * lanes / 2)...);
+}
+
+// Transposes a square of kLanes x kLanes elements held in registers: log2(kLanes) perfect shuffles.
+template <typename T>
+INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  constexpr int lanes = kLanes<T>;
+  using Lanes = std::make_integer_sequence<int, lanes>;
+  for (int stage = 1; stage < lanes; stage *= 2) {
+    Vec<T> shuffled[lanes];
+    for (int i = 0; i < lanes / 2; ++i) {
+      shuffled[2 * i] = interleave<0>(rows[i], rows[i + lanes / 2], Lanes{});
+      shuffled[2 * i + 1] = interleave<1>(rows[i], rows[i + lanes / 2], Lanes{});
+    }
+    for (int i = 0; i < lanes; ++i) rows[i] = shuffled[i];
+  }
+}
+
+}  // namespace
+}  // namespace lstm_fast

@@ -1,0 +1,291 @@
+#include "stack.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace lstm_fast {
+namespace {
+
+// A region of threads has to win back about 5 us of fork and join: 2^19 floating-point operations a
+// thread take about that long (measured with 2 threads at 100 GFLOP/s each).
+constexpr int64_t kFlopsPerThread = int64_t{1} << 19;
+
+int64_t threads_for(int64_t flops, const Threads& threads) {
+  return std::max<int64_t>(1, std::min(threads.count, flops / kFlopsPerThread));
+}
+
+// Calls f(task) for every task; in the calling thread if there is one thread to use.
+template <typename F>
+void run(const Threads& threads, int64_t tasks, const F& f) {
+  if (tasks == 1 || threads.count == 1) {
+    for (int64_t task = 0; task < tasks; ++task) f(task);
+    return;
+  }
+  threads.run(
+      tasks, [](const void* context, int64_t task) { (*static_cast<const F*>(context))(task); },
+      &f);
+}
+
+// Item i of [0, size) cut into `parts`: [begin(i), begin(i + 1)).
+int64_t part(int64_t size, int64_t parts, int64_t i) { return size * i / parts; }
+
+// Hands out pieces of a workspace on cache lines. From a null base it only measures.
+template <typename T>
+class Arena {
+ public:
+  explicit Arena(T* base) : base_(base) {}
+
+  T* take(int64_t elements) {
+    constexpr int64_t line = 64 / sizeof(T);
+    T* piece = base_ ? base_ + used_ : nullptr;
+    used_ += (elements + line - 1) / line * line;
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  T* base_;
+  int64_t used_ = 0;
+};
+
+template <typename T>
+T* offset(T* p, int64_t elements) {
+  return p ? p + elements : nullptr;
+}
+
+// Multiply-adds of one pass over the recurrent and input weights of a layer in one direction, as
+// operations.
+int64_t layer_flops(const StackShape& s, int64_t layer) {
+  return 2 * s.steps.total() * 4 * s.H * (s.input_size(layer) + s.P);
+}
+
+template <typename T>
+struct ForwardPlan {
+  std::vector<LayerForward<T>> layers;  // [L][D]
+  std::vector<T*> packed;               // [L][D] weights of the layers
+  T* zeros;                             // [P]
+  int64_t workspace_size;
+};
+
+template <typename T>
+ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p) {
+  const StackShape& s = p.shape;
+  const SavedLayout saved{s, false};
+  const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
+  Arena<T> arena(p.workspace);
+  ForwardPlan<T> plan;
+  plan.zeros = arena.take(s.P);
+  T* between[2] = {};  // outputs of inner layers, taken in turn
+  if (!p.saved) {
+    for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i) between[i] = arena.take(N * width);
+  }
+  const T* x = p.x;
+  for (int64_t l = 0; l < s.L; ++l) {
+    T* y = l == s.L - 1 ? p.y : p.saved ? p.saved + saved.output(l) : between[l % 2];
+    for (int64_t d = 0; d < s.D; ++d) {
+      const int64_t i = l * s.D + d;
+      LayerForward<T> layer{};
+      layer.shape = s.layer(l, d);
+      plan.packed.push_back(arena.take(kernels.of(T()).forward_weights_size(layer.shape)));
+      layer.weights = plan.packed.back();
+      layer.x = x;
+      layer.h0 = offset(p.h0, i * B * s.P);
+      layer.c0 = offset(p.c0, i * B * s.H);
+      layer.zeros = plan.zeros;
+      layer.y = offset(y, d * s.P);
+      layer.y_stride = width;
+      layer.h_n = offset(p.h_n, i * B * s.P);
+      layer.c_n = offset(p.c_n, i * B * s.H);
+      if (p.saved) {
+        layer.gates = p.saved + saved.gates(l, d);
+        layer.cells = p.saved + saved.cells(l, d);
+        if (s.projected) layer.hidden = p.saved + saved.hidden(l, d);
+      } else if (s.projected) {
+        layer.hidden = arena.take(B * s.H);
+      }
+      plan.layers.push_back(layer);
+    }
+    x = y;
+  }
+  plan.workspace_size = arena.used();
+  return plan;
+}
+
+template <typename T>
+struct BackwardPlan {
+  T* grad_between[2];  // gradients of the outputs of inner layers, taken in turn
+  T* grad_gates[2];    // of the directions of one layer, as all below
+  T* grad_hidden[2];
+  T* grad_c0[2];  // used when the caller does not want it
+  T* recurrent_weights[2];
+  T* input_weights[2];
+  T* scratch;            // of weight_grad, one piece a thread
+  int64_t scratch_size;  // of a piece
+  int64_t workspace_size;
+};
+
+template <typename T>
+BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
+                              const Threads& threads) {
+  const StackShape& s = p.shape;
+  const LayerKernels<T>& k = kernels.of(T());
+  const int64_t N = s.steps.total(), B = s.steps.B;
+  Arena<T> arena(p.workspace);
+  BackwardPlan<T> plan{};
+  for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i)
+    plan.grad_between[i] = arena.take(N * s.D * s.P);
+  LayerShape widest = s.layer(0, 0);
+  if (s.L > 1) widest.I = std::max(s.I, s.D * s.P);
+  for (int64_t d = 0; d < s.D; ++d) {
+    plan.grad_gates[d] = arena.take(N * 4 * s.H);
+    if (s.projected) plan.grad_hidden[d] = arena.take(N * s.P);
+    if (!p.grad_c0) plan.grad_c0[d] = arena.take(B * s.H);
+    plan.recurrent_weights[d] = arena.take(k.backward_weights_size(widest));
+    if (s.L > 1 || p.grad_x) plan.input_weights[d] = arena.take(k.input_grad_weights_size(widest));
+  }
+  if (p.grad_weights) {
+    plan.scratch_size = k.weight_grad_scratch(widest);
+    plan.scratch = arena.take(threads.count * plan.scratch_size);
+  }
+  plan.workspace_size = arena.used();
+  return plan;
+}
+
+}  // namespace
+
+template <typename T>
+int64_t forward_workspace_size(const Kernels& kernels, const StackForward<T>& p) {
+  return plan_forward(kernels, p).workspace_size;
+}
+
+template <typename T>
+void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& threads) {
+  const StackShape& s = p.shape;
+  const LayerKernels<T>& k = kernels.of(T());
+  const ForwardPlan<T> plan = plan_forward(kernels, p);
+  std::fill_n(plan.zeros, s.P, T(0));
+  int64_t flops = 0;
+  for (int64_t l = 0; l < s.L; ++l) flops += s.D * layer_flops(s, l);
+  const int64_t used = threads_for(flops, threads);
+  const Threads team{used, threads.run};
+
+  run(team, s.L * s.D,
+      [&](int64_t i) { k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]); });
+
+  // Rows are independent of each other through all layers, so that one direction needs no barrier
+  // at all. With two, a layer waits for both directions of the one below.
+  const int64_t slices = std::max<int64_t>(1, std::min(s.steps.B, used / s.D));
+  const int64_t stages = s.D == 1 ? 1 : s.L, layers_per_stage = s.L / stages;
+  for (int64_t stage = 0; stage < stages; ++stage) {
+    run(team, s.D * slices, [&](int64_t task) {
+      const int64_t d = task / slices, slice = task % slices;
+      const int64_t b0 = part(s.steps.B, slices, slice), b1 = part(s.steps.B, slices, slice + 1);
+      for (int64_t l = stage * layers_per_stage; l < (stage + 1) * layers_per_stage; ++l) {
+        k.forward_rows(plan.layers[l * s.D + d], b0, b1);
+      }
+    });
+  }
+}
+
+template <typename T>
+int64_t backward_workspace_size(const Kernels& kernels, const StackBackward<T>& p,
+                                const Threads& threads) {
+  return plan_backward(kernels, p, threads).workspace_size;
+}
+
+template <typename T>
+void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& threads) {
+  const StackShape& s = p.shape;
+  const LayerKernels<T>& k = kernels.of(T());
+  const BackwardPlan<T> plan = plan_backward(kernels, p, threads);
+  const SavedLayout saved{s, p.keep_output};
+  const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
+
+  for (int64_t l = s.L - 1; l >= 0; --l) {
+    const Threads team{threads_for(s.D * layer_flops(s, l), threads), threads.run};
+    const T* grad_y = l == s.L - 1 ? p.grad_y : plan.grad_between[l % 2];
+    T* grad_x = l ? plan.grad_between[(l - 1) % 2] : p.grad_x;
+
+    run(team, s.D, [&](int64_t d) {
+      const LayerWeights<T>& weights = p.weights[l * s.D + d];
+      k.pack_backward(s.layer(l, d), weights, plan.recurrent_weights[d]);
+      if (grad_x) k.pack_input_grad(s.layer(l, d), weights.weight_ih, plan.input_weights[d]);
+    });
+
+    const int64_t slices = std::max<int64_t>(1, std::min(B, team.count / s.D));
+    run(team, s.D * slices, [&](int64_t task) {
+      const int64_t d = task / slices, slice = task % slices, i = l * s.D + d;
+      LayerBackward<T> layer{};
+      layer.shape = s.layer(l, d);
+      layer.weights = plan.recurrent_weights[d];
+      layer.c0 = offset(p.c0, i * B * s.H);
+      layer.gates = p.saved + saved.gates(l, d);
+      layer.cells = p.saved + saved.cells(l, d);
+      layer.grad_y = offset(grad_y, d * s.P);
+      layer.grad_y_stride = width;
+      layer.grad_h_n = offset(p.grad_h_n, i * B * s.P);
+      layer.grad_c_n = offset(p.grad_c_n, i * B * s.H);
+      layer.grad_gates = plan.grad_gates[d];
+      layer.grad_hidden = plan.grad_hidden[d];
+      layer.grad_h0 = offset(p.grad_h0, i * B * s.P);
+      layer.grad_c0 = p.grad_c0 ? p.grad_c0 + i * B * s.H : plan.grad_c0[d];
+      k.backward_rows(layer, part(B, slices, slice), part(B, slices, slice + 1));
+    });
+
+    if (grad_x) {
+      InputGrad<T> input{};
+      input.shape = s.layer(l, 0);
+      input.directions = static_cast<int>(s.D);
+      for (int64_t d = 0; d < s.D; ++d) {
+        input.weights[d] = plan.input_weights[d];
+        input.grad_gates[d] = plan.grad_gates[d];
+      }
+      input.grad_x = grad_x;
+      run(team, team.count, [&](int64_t task) {
+        k.input_grad_rows(input, part(N, team.count, task), part(N, team.count, task + 1));
+      });
+    }
+
+    if (p.grad_weights) {
+      const int64_t panels = k.weight_grad_panels(s.layer(l, 0));
+      run(team, team.count, [&](int64_t task) {
+        int64_t begin = part(s.D * panels, team.count, task);
+        const int64_t end = part(s.D * panels, team.count, task + 1);
+        while (begin < end) {
+          const int64_t d = begin / panels, i = l * s.D + d, stop = std::min(end, (d + 1) * panels);
+          const LayerWeightGrads<T>& grads = p.grad_weights[i];
+          WeightGrad<T> weight{};
+          weight.shape = s.layer(l, d);
+          weight.grad_gates = plan.grad_gates[d];
+          weight.grad_hidden = plan.grad_hidden[d];
+          weight.hidden = s.projected ? p.saved + saved.hidden(l, d) : nullptr;
+          weight.x = l ? p.saved + saved.output(l - 1) : p.x;
+          weight.h0 = offset(p.h0, i * B * s.P);
+          weight.y = (l == s.L - 1 ? p.y : p.saved + saved.output(l)) + d * s.P;
+          weight.y_stride = width;
+          weight.weight_ih = grads.weight_ih;
+          weight.weight_hh = grads.weight_hh;
+          weight.bias_ih = grads.bias_ih;
+          weight.bias_hh = grads.bias_hh;
+          weight.weight_hr = grads.weight_hr;
+          k.weight_grad(weight, begin - d * panels, stop - d * panels,
+                        plan.scratch + task * plan.scratch_size);
+          begin = stop;
+        }
+      });
+    }
+  }
+}
+
+template int64_t forward_workspace_size(const Kernels&, const StackForward<float>&);
+template int64_t forward_workspace_size(const Kernels&, const StackForward<double>&);
+template void forward(const Kernels&, const StackForward<float>&, const Threads&);
+template void forward(const Kernels&, const StackForward<double>&, const Threads&);
+template int64_t backward_workspace_size(const Kernels&, const StackBackward<float>&,
+                                         const Threads&);
+template int64_t backward_workspace_size(const Kernels&, const StackBackward<double>&,
+                                         const Threads&);
+template void backward(const Kernels&, const StackBackward<float>&, const Threads&);
+template void backward(const Kernels&, const StackBackward<double>&, const Threads&);
+
+}  // namespace lstm_fast

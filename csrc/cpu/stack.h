@@ -1,0 +1,106 @@
+// A stack of layers in one or two directions: what an op calls. Decides which rows go to which
+// thread; knows the kernels by their contracts (kernels.h) and threads by one function.
+#pragma once
+
+#include "kernels.h"
+
+namespace lstm_fast {
+
+// `run` calls f(context, task) for every task in [0, tasks), in any order, on up to `count`
+// threads, and returns when all are done.
+struct Threads {
+  int64_t count;
+  void (*run)(int64_t tasks, void (*f)(const void* context, int64_t task), const void* context);
+};
+
+struct StackShape {
+  Steps steps;
+  int64_t I, H, P;
+  bool projected;
+  int64_t L, D;
+
+  int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
+  LayerShape layer(int64_t layer, int64_t direction) const {
+    return {steps, input_size(layer), H, P, projected, direction == 1};
+  }
+};
+
+// What the forward pass keeps for backward, in one buffer. Layer after layer: gates [D][N, G],
+// cells [D][N, H], hidden [D][N, H] if projected, and y [N, D * P], which the last layer lacks
+// unless keep_output.
+struct SavedLayout {
+  StackShape shape;
+  bool keep_output;
+
+  int64_t N() const { return shape.steps.T ? shape.steps.total() : 0; }
+  int64_t size() const { return shape.L * layer_size() - (keep_output ? 0 : output_size()); }
+  int64_t gates(int64_t l, int64_t d) const { return l * layer_size() + d * N() * 4 * shape.H; }
+  int64_t cells(int64_t l, int64_t d) const { return gates(l, shape.D) + d * N() * shape.H; }
+  int64_t hidden(int64_t l, int64_t d) const { return cells(l, shape.D) + d * N() * shape.H; }
+  int64_t output(int64_t l) const {
+    return shape.projected ? hidden(l, shape.D) : cells(l, shape.D);
+  }
+
+ private:
+  int64_t output_size() const { return N() * shape.D * shape.P; }
+  int64_t layer_size() const {
+    return shape.D * N() * (5 + (shape.projected ? 1 : 0)) * shape.H + output_size();
+  }
+};
+
+template <typename T>
+struct StackForward {
+  StackShape shape;
+  const LayerWeights<T>* weights;  // [L][D]
+  const T* x;                      // [N, I]
+  const T* h0;                     // [L * D, B, P], or null for zeros
+  const T* c0;                     // [L * D, B, H], or null for zeros
+  T* y;                            // [N, D * P]
+  T* h_n;                          // [L * D, B, P]
+  T* c_n;                          // [L * D, B, H]
+  T* saved;                        // SavedLayout, or null; y may point into it
+  T* workspace;                    // forward_workspace_size() elements, aligned to 64 bytes
+};
+
+// Weight gradients of a layer in one direction, in torch's layouts; any may be null.
+template <typename T>
+struct LayerWeightGrads {
+  T* weight_ih;
+  T* weight_hh;
+  T* bias_ih;
+  T* bias_hh;
+  T* weight_hr;
+};
+
+template <typename T>
+struct StackBackward {
+  StackShape shape;
+  const LayerWeights<T>* weights;  // [L][D]
+  const T* x;                      // as in StackForward
+  const T* h0;
+  const T* c0;
+  const T* y;
+  const T* saved;
+  bool keep_output;                         // how `saved` is laid out
+  const T* grad_y;                          // [N, D * P], or null for zeros
+  const T* grad_h_n;                        // [L * D, B, P], or null for zeros
+  const T* grad_c_n;                        // [L * D, B, H], or null for zeros
+  T* grad_x;                                // [N, I], or null when not wanted
+  T* grad_h0;                               // [L * D, B, P], or null when not wanted
+  T* grad_c0;                               // [L * D, B, H], or null when not wanted
+  const LayerWeightGrads<T>* grad_weights;  // [L][D], or null when none is wanted
+  T* workspace;  // backward_workspace_size() elements, aligned to 64 bytes
+};
+
+template <typename T>
+int64_t forward_workspace_size(const Kernels& kernels, const StackForward<T>& p);
+template <typename T>
+void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& threads);
+
+template <typename T>
+int64_t backward_workspace_size(const Kernels& kernels, const StackBackward<T>& p,
+                                const Threads& threads);
+template <typename T>
+void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& threads);
+
+}  // namespace lstm_fast

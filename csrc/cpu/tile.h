@@ -1,0 +1,105 @@
+// The register tile under every matrix product of the library:
+//
+//   acc[R][W] += a[R, K] * b[K, W vectors]
+//
+// Every element is summed in the order of k, one rounding (fma) a term, whatever R, W and the
+// blocking around it are. That makes results independent of the other rows of a batch and of the
+// number of threads.
+#pragma once
+
+#include <type_traits>
+
+#include "simd.h"
+
+namespace lstm_fast {
+namespace {
+
+// Columns of a full panel: a [K, C] matrix is packed as ceil(C / kPanel) panels, each [K][width]
+// with width kPanel but for the last, whose width is its columns rounded up to whole vectors;
+// padding is zero.
+template <typename T>
+constexpr int64_t kPanel = kTileVectors * kLanes<T>;
+
+INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// A matrix operand whose rows are tile rows: element (r, k) at data[r * row + k * step].
+template <typename T>
+struct Rows {
+  const T* data;
+  int64_t row;
+  int64_t step = 1;
+};
+
+// b: [K][W * kLanes]
+template <int R, int W, typename T>
+INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K) {
+  constexpr int lanes = kLanes<T>;
+  const T* a_row[R];
+  for (int r = 0; r < R; ++r) a_row[r] = a.data + r * a.row;
+  for (int64_t k = 0; k < K; ++k, b += W * lanes) {
+    // The operand with fewer vectors stays in registers.
+    if constexpr (R < W) {
+      Vec<T> x[R];
+      for (int r = 0; r < R; ++r) x[r] = broadcast(a_row[r][k * a.step]);
+      for (int w = 0; w < W; ++w) {
+        const Vec<T> y = load(b + w * lanes);
+        for (int r = 0; r < R; ++r) acc[r][w] = fma(x[r], y, acc[r][w]);
+      }
+    } else {
+      Vec<T> y[W];
+      for (int w = 0; w < W; ++w) y[w] = load(b + w * lanes);
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> x = broadcast(a_row[r][k * a.step]);
+        for (int w = 0; w < W; ++w) acc[r][w] = fma(x, y[w], acc[r][w]);
+      }
+    }
+  }
+}
+
+// Rows of a tile of up to W vectors, from columns [column, C) of a matrix with rows `stride` apart.
+template <int R, int W, typename T>
+INLINE void load_tile(Vec<T> (&acc)[R][W], const T* m, int64_t stride, int64_t column, int64_t C) {
+  for (int r = 0; r < R; ++r) {
+    for (int w = 0; w < W; ++w) {
+      const int64_t c = column + w * kLanes<T>;
+      acc[r][w] = load(m + r * stride + c, C - c);
+    }
+  }
+}
+
+template <int R, int W, typename T>
+INLINE void store_tile(const Vec<T> (&acc)[R][W], T* m, int64_t stride, int64_t column, int64_t C) {
+  for (int r = 0; r < R; ++r) {
+    for (int w = 0; w < W; ++w) {
+      const int64_t c = column + w * kLanes<T>;
+      store(m + r * stride + c, acc[r][w], C - c);
+    }
+  }
+}
+
+template <int N>
+using Size = std::integral_constant<int, N>;
+
+// Calls f(Size<n>) for the n in 1..Most that equals `n`.
+template <int Most, typename F>
+INLINE void with_size(int64_t n, const F& f) {
+  if constexpr (Most > 1) {
+    if (n < Most) return with_size<Most - 1>(n, f);
+  }
+  f(Size<Most>{});
+}
+
+// Calls f(first row, Size<rows>) for tiles that cover rows [begin, end), as even as they can be.
+template <typename F>
+INLINE void for_each_tile(int64_t begin, int64_t end, const F& f) {
+  for (int64_t tiles = ceil_div(end - begin, kTileRows); tiles > 0; --tiles) {
+    const int64_t rows = ceil_div(end - begin, tiles);
+    with_size<kTileRows>(rows, [&](auto size) { f(begin, size); });
+    begin += rows;
+  }
+}
+
+}  // namespace
+}  // namespace lstm_fast

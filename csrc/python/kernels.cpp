@@ -1,0 +1,255 @@
+// NumPy's door to the kernel floor: every instruction set of the host on plain arrays, without
+// torch. For tests, for build information, and for the curious.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../cpu/arguments.h"
+#include "../cpu/stack.h"
+
+namespace py = pybind11;
+
+namespace lstm_fast {
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+template <typename T>
+using OptionalArray = std::optional<Array<T>>;
+
+Dims dims(const py::array& array) {
+  Dims d{array.ndim(), {}};
+  for (int64_t i = 0; i < d.dim && i < 3; ++i) d.size[i] = array.shape(i);
+  return d;
+}
+
+template <typename T>
+const T* data(const OptionalArray<T>& array) {
+  return array ? array->data() : nullptr;
+}
+
+const Kernels& kernels_named(const std::optional<std::string>& isa) {
+  if (!isa) return active_kernels();
+  const Kernels* const* list;
+  const int count = available_kernels(&list);
+  for (int i = 0; i < count; ++i) {
+    if (*isa == list[i]->isa) return *list[i];
+  }
+  throw std::invalid_argument("isa must be one of available_isas(), got " + *isa);
+}
+
+std::vector<std::string> available_isas() {
+  const Kernels* const* list;
+  const int count = available_kernels(&list);
+  std::vector<std::string> names;
+  for (int i = 0; i < count; ++i) names.emplace_back(list[i]->isa);
+  return names;
+}
+
+// One thread that plays the part of `slices`, task after task: results must not depend on their
+// number.
+Threads serial(int64_t slices) {
+  if (slices < 1) throw std::invalid_argument("slices must be positive");
+  return {slices, [](int64_t tasks, void (*f)(const void*, int64_t), const void* context) {
+            for (int64_t task = tasks - 1; task >= 0; --task) f(context, task);
+          }};
+}
+
+template <typename T>
+struct Arguments {
+  std::vector<int64_t> offsets;
+  StackShape shape;
+  std::vector<LayerWeights<T>> weights;
+  bool has_biases;
+
+  Arguments(const Array<T>& x, const std::vector<Array<T>>& params,
+            const OptionalArray<int64_t>& batch_sizes, const OptionalArray<T>& h0,
+            const OptionalArray<T>& c0, bool has_biases_, int64_t num_layers, bool bidirectional)
+      : has_biases(has_biases_) {
+    StackArguments a;
+    a.input = dims(x);
+    if (batch_sizes) {
+      if (batch_sizes->ndim() != 1)
+        throw std::invalid_argument("batch_sizes must have 1 dimension");
+      a.batch_sizes = batch_sizes->data();
+      a.batch_sizes_length = batch_sizes->size();
+    }
+    Dims h0_dims, c0_dims;
+    if (h0) h0_dims = dims(*h0), a.h0 = &h0_dims;
+    if (c0) c0_dims = dims(*c0), a.c0 = &c0_dims;
+    std::vector<const T*> pointers;
+    for (const auto& param : params) {
+      a.params.push_back(dims(param));
+      pointers.push_back(param.data());
+    }
+    a.has_biases = has_biases;
+    a.num_layers = num_layers;
+    a.bidirectional = bidirectional;
+    shape = infer_shape(a, offsets);
+    weights = group_params<LayerWeights<T>>(shape, has_biases, pointers);
+  }
+
+  std::vector<py::ssize_t> output_shape(int64_t columns) const {
+    const Steps& steps = shape.steps;
+    if (steps.batch_sizes) return {steps.total(), columns};
+    return {steps.T, steps.B, columns};
+  }
+  std::vector<py::ssize_t> state_shape(int64_t columns) const {
+    return {shape.L * shape.D, shape.steps.B, columns};
+  }
+};
+
+// A workspace that begins on a cache line.
+template <typename T>
+class Workspace {
+ public:
+  explicit Workspace(int64_t elements) : storage_(elements + 64 / sizeof(T)) {}
+  T* get() {
+    const auto address = reinterpret_cast<uintptr_t>(storage_.data());
+    return storage_.data() + ((address + 63) / 64 * 64 - address) / sizeof(T);
+  }
+
+ private:
+  std::vector<T> storage_;
+};
+
+template <typename T>
+py::tuple lstm(const Array<T>& x, const std::vector<Array<T>>& params,
+               const OptionalArray<int64_t>& batch_sizes, const OptionalArray<T>& h0,
+               const OptionalArray<T>& c0, bool has_biases, int64_t num_layers, bool bidirectional,
+               bool save, const std::optional<std::string>& isa, int64_t slices) {
+  const Arguments<T> a(x, params, batch_sizes, h0, c0, has_biases, num_layers, bidirectional);
+  const Kernels& kernels = kernels_named(isa);
+  const Threads threads = serial(slices);
+  const StackShape& s = a.shape;
+  Array<T> y(a.output_shape(s.D * s.P)), h_n(a.state_shape(s.P)), c_n(a.state_shape(s.H));
+  Array<T> saved(save ? SavedLayout{s, false}.size() : 0);
+  StackForward<T> p{};
+  p.shape = s;
+  p.weights = a.weights.data();
+  p.x = x.data();
+  p.h0 = data(h0);
+  p.c0 = data(c0);
+  p.y = y.mutable_data();
+  p.h_n = h_n.mutable_data();
+  p.c_n = c_n.mutable_data();
+  p.saved = save ? saved.mutable_data() : nullptr;
+  Workspace<T> workspace(forward_workspace_size(kernels, p));
+  p.workspace = workspace.get();
+  forward(kernels, p, threads);
+  return py::make_tuple(y, h_n, c_n, saved);
+}
+
+template <typename T>
+py::tuple lstm_backward(const OptionalArray<T>& grad_y, const OptionalArray<T>& grad_h_n,
+                        const OptionalArray<T>& grad_c_n, const Array<T>& x,
+                        const std::vector<Array<T>>& params,
+                        const OptionalArray<int64_t>& batch_sizes, const OptionalArray<T>& h0,
+                        const OptionalArray<T>& c0, const Array<T>& y, const Array<T>& saved,
+                        bool has_biases, int64_t num_layers, bool bidirectional,
+                        const std::optional<std::string>& isa, int64_t slices) {
+  const Arguments<T> a(x, params, batch_sizes, h0, c0, has_biases, num_layers, bidirectional);
+  const Kernels& kernels = kernels_named(isa);
+  const Threads threads = serial(slices);
+  const StackShape& s = a.shape;
+  const auto expect = [](const char* name, const OptionalArray<T>& array,
+                         const std::vector<py::ssize_t>& shape) {
+    if (array &&
+        !std::equal(shape.begin(), shape.end(), array->shape(), array->shape() + array->ndim())) {
+      throw std::invalid_argument(std::string(name) +
+                                  " does not have the shape of what it belongs to");
+    }
+  };
+  expect("grad_y", grad_y, a.output_shape(s.D * s.P));
+  expect("grad_h_n", grad_h_n, a.state_shape(s.P));
+  expect("grad_c_n", grad_c_n, a.state_shape(s.H));
+  expect("y", y, a.output_shape(s.D * s.P));
+  expect("saved", saved, {SavedLayout{s, false}.size()});
+
+  Array<T> grad_x(a.output_shape(s.I)), grad_h0(a.state_shape(s.P)), grad_c0(a.state_shape(s.H));
+  std::vector<Array<T>> grad_params;
+  std::vector<T*> pointers;
+  for (const auto& param : params) {
+    grad_params.emplace_back(std::vector<py::ssize_t>(param.shape(), param.shape() + param.ndim()));
+    pointers.push_back(grad_params.back().mutable_data());
+  }
+  const auto grad_weights = group_params<LayerWeightGrads<T>>(s, has_biases, pointers);
+  StackBackward<T> p{};
+  p.shape = s;
+  p.weights = a.weights.data();
+  p.x = x.data();
+  p.h0 = data(h0);
+  p.c0 = data(c0);
+  p.y = y.data();
+  p.saved = saved.data();
+  p.grad_y = data(grad_y);
+  p.grad_h_n = data(grad_h_n);
+  p.grad_c_n = data(grad_c_n);
+  p.grad_x = grad_x.mutable_data();
+  p.grad_h0 = grad_h0.mutable_data();
+  p.grad_c0 = grad_c0.mutable_data();
+  p.grad_weights = grad_weights.data();
+  Workspace<T> workspace(backward_workspace_size(kernels, p, threads));
+  p.workspace = workspace.get();
+  backward(kernels, p, threads);
+  return py::make_tuple(grad_x, grad_h0, grad_c0, grad_params);
+}
+
+template <typename T>
+py::tuple activations(const Array<T>& x, const std::optional<std::string>& isa) {
+  Array<T> s(x.size()), h(x.size());
+  kernels_named(isa).of(T()).activations(x.data(), x.size(), s.mutable_data(), h.mutable_data());
+  return py::make_tuple(s, h);
+}
+
+py::dict build_info() {
+  std::vector<std::string> built = {"baseline"};
+#if defined(LSTM_FAST_X86)
+  built.insert(built.end(), {"avx2", "avx512"});
+#endif
+  py::dict info;
+  info["version"] = LSTM_FAST_VERSION;
+  info["isas_built"] = built;
+  info["isa"] = active_kernels().isa;
+  info["compiler"] = __VERSION__;
+  info["cuda"] = false;
+  info["torch_target"] = LSTM_FAST_TORCH_TARGET;
+  return info;
+}
+
+template <typename T>
+void bind(py::module_& m) {
+  using py::literals::operator""_a;
+  m.def("lstm", &lstm<T>, "x"_a.noconvert(), "params"_a, "batch_sizes"_a = py::none(),
+        "h0"_a = py::none(), "c0"_a = py::none(), "has_biases"_a = true, "num_layers"_a = 1,
+        "bidirectional"_a = false, "save"_a = false, "isa"_a = py::none(), "slices"_a = 1,
+        "Forward of a stack: (y, h_n, c_n, saved). float32 or float64 arrays in the shapes of "
+        "torch.nn.LSTM; `slices` "
+        "is the number of threads to lay the work out for (it runs on one).");
+  m.def(
+      "lstm_backward", &lstm_backward<T>, "grad_y"_a, "grad_h_n"_a, "grad_c_n"_a, "x"_a.noconvert(),
+      "params"_a, "batch_sizes"_a, "h0"_a, "c0"_a, "y"_a, "saved"_a, "has_biases"_a = true,
+      "num_layers"_a = 1, "bidirectional"_a = false, "isa"_a = py::none(), "slices"_a = 1,
+      "Backward of a stack: (grad_x, grad_h0, grad_c0, grad_params), given what `lstm` returned.");
+  m.def("activations", &activations<T>, "x"_a.noconvert(), "isa"_a = py::none(),
+        "(sigmoid(x), tanh(x)) as the gates compute them.");
+}
+
+}  // namespace
+}  // namespace lstm_fast
+
+PYBIND11_MODULE(_kernels, m) {
+  m.doc() = "The kernels of lstm-fast on NumPy arrays.";
+  m.def("build_info", &lstm_fast::build_info,
+        "What was built, and what is in use on this machine.");
+  m.def("available_isas", &lstm_fast::available_isas,
+        "Instruction sets built in that this machine has, best last.");
+  lstm_fast::bind<float>(m);
+  lstm_fast::bind<double>(m);
+}
