@@ -39,8 +39,9 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
       store(column,
             w.bias_ih ? load(w.bias_ih + row, units) + load(w.bias_hh + row, units) : Vec<T>{});
       column += kPanel<T>;
-      pack_transposed(w.weight_ih + row * s.I, units, s.I, column, kPanel<T>);
-      pack_transposed(w.weight_hh + row * s.P, units, s.P, column + s.I * kPanel<T>, kPanel<T>);
+      transpose_columns(w.weight_ih + row * s.I, s.I, units, s.I, column, kPanel<T>, lanes);
+      transpose_columns(w.weight_hh + row * s.P, s.P, units, s.P, column + s.I * kPanel<T>,
+                        kPanel<T>, lanes);
     }
   }
   if (s.projected) pack_transposed_columns(w.weight_hr, s.H, s.P, out);

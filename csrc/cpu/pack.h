@@ -58,16 +58,27 @@ void pack_columns(const T* m, int64_t K, int64_t C, T* out) {
   }
 }
 
-// One vector of columns of the transpose of m [rows, K]: out[k * step + lane] = m[lane][k] for k <
-// K; lanes past `rows` are zero.
+// Up to kLanes columns of the transpose of m [rows, K] (row stride `stride`): out[k * step + lane]
+// = m[lane][k] for k < K and lane < lanes_out. Lanes past `rows` are zero.
 template <typename T>
-INLINE void pack_transposed(const T* m, int64_t rows, int64_t K, T* out, int64_t step) {
+INLINE void transpose_columns(const T* m, int64_t stride, int64_t rows, int64_t K, T* out,
+                              int64_t step, int64_t lanes_out) {
   constexpr int lanes = kLanes<T>;
   for (int64_t k = 0; k < K; k += lanes) {
     Vec<T> square[lanes];
-    for (int i = 0; i < lanes; ++i) square[i] = i < rows ? load(m + i * K + k, K - k) : Vec<T>{};
+    for (int i = 0; i < lanes; ++i) {
+      square[i] = i < rows ? load(m + i * stride + k, K - k) : Vec<T>{};
+    }
     transpose<T>(square);
-    for (int i = 0; i < lanes && k + i < K; ++i) store(out + (k + i) * step, square[i]);
+    for (int i = 0; i < lanes && k + i < K; ++i) store(out + (k + i) * step, square[i], lanes_out);
+  }
+}
+
+// out[C, R] = m[R, C]^T, with rows of m `stride` apart.
+template <typename T>
+INLINE void transpose_matrix(const T* m, int64_t stride, int64_t R, int64_t C, T* out) {
+  for (int64_t r = 0; r < R; r += kLanes<T>) {
+    transpose_columns(m + r * stride, stride, R - r, C, out + r, R, R - r);
   }
 }
 
@@ -78,7 +89,8 @@ void pack_transposed_columns(const T* m, int64_t K, int64_t C, T* out) {
   for (int64_t column = 0; column < C; column += lanes) {
     const int64_t panel = column / kPanel<T> * kPanel<T>;
     const int64_t width = panel_vectors<T>(C, panel) * lanes;
-    pack_transposed(m + column * K, C - column, K, out + K * panel + (column - panel), width);
+    transpose_columns(m + column * K, K, C - column, K, out + K * panel + (column - panel), width,
+                      lanes);
   }
 }
 

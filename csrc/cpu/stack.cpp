@@ -201,6 +201,8 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   const SavedLayout saved{s, p.keep_output};
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
 
+  // Whether any gradient flows through weight_hh or weight_hr.
+  const bool looks_back = s.steps.T > 1 || p.grad_h0 || s.projected;
   for (int64_t l = s.L - 1; l >= 0; --l) {
     const Threads team{threads_for(s.D * layer_flops(s, l), threads), threads.run};
     const T* grad_y = l == s.L - 1 ? p.grad_y : plan.grad_between[l % 2];
@@ -208,7 +210,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
 
     run(team, s.D, [&](int64_t d) {
       const LayerWeights<T>& weights = p.weights[l * s.D + d];
-      k.pack_backward(s.layer(l, d), weights, plan.recurrent_weights[d]);
+      if (looks_back) k.pack_backward(s.layer(l, d), weights, plan.recurrent_weights[d]);
       if (grad_x) k.pack_input_grad(s.layer(l, d), weights.weight_ih, plan.input_weights[d]);
     });
 

@@ -84,15 +84,6 @@ INLINE void sum_of_products(int64_t N, int64_t M, const T* right, int64_t C, int
   });
 }
 
-// to[C][M] rows [column, column + columns) = from[M][width]^T
-template <typename T>
-INLINE void store_transposed(const T* from, int64_t width, int64_t M, int64_t column,
-                             int64_t columns, T* to) {
-  for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t m = 0; m < M; ++m) to[(column + c) * M + m] = from[m * width + c];
-  }
-}
-
 template <typename T>
 INLINE void gate_weight_grad(const WeightGrad<T>& p, int64_t column, T* scratch) {
   const LayerShape& s = p.shape;
@@ -105,8 +96,10 @@ INLINE void gate_weight_grad(const WeightGrad<T>& p, int64_t column, T* scratch)
 
   const int64_t width = panel_vectors<T>(G, column) * kLanes<T>, columns = min(width, G - column);
   const T* bias = sums + (s.I + s.P) * width;
-  if (p.weight_ih) store_transposed(sums, width, s.I, column, columns, p.weight_ih);
-  if (p.weight_hh) store_transposed(sums + s.I * width, width, s.P, column, columns, p.weight_hh);
+  if (p.weight_ih) transpose_matrix(sums, width, s.I, columns, p.weight_ih + column * s.I);
+  if (p.weight_hh) {
+    transpose_matrix(sums + s.I * width, width, s.P, columns, p.weight_hh + column * s.P);
+  }
   if (p.bias_ih) copy_row(bias, p.bias_ih + column, columns);
   if (p.bias_hh) copy_row(bias, p.bias_hh + column, columns);
 }
