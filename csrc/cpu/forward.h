@@ -3,10 +3,11 @@
 //   i, f, o = sigmoid(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)[i, f, o]      g = tanh(...)[g]
 //   c_t = f * c_{t-1} + i * g        hidden = o * tanh(c_t)        h_t = hidden, or W_hr hidden
 //
-// A register tile holds the four gates of kLanes units for up to kTileRows rows, so that gates and
-// cells never leave the registers. Weights are packed for it: per group of kLanes units the biases
-// [4][kLanes] and then, for k over x and over h, [I + P][4][kLanes]; after all groups come the
-// panels of weight_hr.
+// A register tile holds the four gates of a group of units for up to kTileRows rows, so that gates
+// and cells never leave the registers. A group has kLanes units, a vector for each gate; the last
+// one may have fewer, and then two or all four of its gates share a vector. Weights are packed for
+// it: per group the biases [4][units] and then, for k over x and over h, [I + P][4][units]; after
+// all groups come the panels of weight_hr.
 #pragma once
 
 #include "flush_denormals.h"
@@ -17,31 +18,43 @@
 namespace lstm_fast {
 namespace {
 
+// Vectors for the four gates of the group that begins at unit u, and its size as packed.
 template <typename T>
-INLINE int64_t unit_group_size(const LayerShape& s) {
-  return (1 + s.I + s.P) * kPanel<T>;
+INLINE int64_t group_vectors(const LayerShape& s, int64_t u) {
+  const int64_t units = s.H - u;
+  return units * 4 <= kLanes<T> ? 1 : units * 2 <= kLanes<T> ? 2 : 4;
+}
+template <typename T>
+INLINE int64_t group_size(const LayerShape& s, int64_t u) {
+  return (1 + s.I + s.P) * group_vectors<T>(s, u) * kLanes<T>;
+}
+
+template <typename T>
+INLINE int64_t all_groups_size(const LayerShape& s) {
+  const int64_t last = (s.H - 1) / kLanes<T> * kLanes<T>;
+  return last / kLanes<T> * group_size<T>(s, 0) + group_size<T>(s, last);
 }
 
 template <typename T>
 int64_t forward_weights_size(const LayerShape& s) {
-  return ceil_div(s.H, kLanes<T>) * unit_group_size<T>(s) +
-         (s.projected ? packed_size<T>(s.H, s.P) : 0);
+  return all_groups_size<T>(s) + (s.projected ? packed_size<T>(s.H, s.P) : 0);
 }
 
 template <typename T>
 void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
-  constexpr int lanes = kLanes<T>;
-  for (int64_t u = 0; u < s.H; u += lanes, out += unit_group_size<T>(s)) {
+  for (int64_t u = 0; u < s.H; out += group_size<T>(s, u), u += kLanes<T>) {
+    const int64_t width = group_vectors<T>(s, u) * kLanes<T>, lanes = width / 4;
     const int64_t units = min(lanes, s.H - u);
     for (int gate = 0; gate < 4; ++gate) {
       const int64_t row = gate * s.H + u;
       T* column = out + gate * lanes;
-      store(column,
-            w.bias_ih ? load(w.bias_ih + row, units) + load(w.bias_hh + row, units) : Vec<T>{});
-      column += kPanel<T>;
-      transpose_columns(w.weight_ih + row * s.I, s.I, units, s.I, column, kPanel<T>, lanes);
-      transpose_columns(w.weight_hh + row * s.P, s.P, units, s.P, column + s.I * kPanel<T>,
-                        kPanel<T>, lanes);
+      const Vec<T> bias =
+          w.bias_ih ? load(w.bias_ih + row, units) + load(w.bias_hh + row, units) : Vec<T>{};
+      store(column, bias, lanes);
+      column += width;
+      transpose_columns(w.weight_ih + row * s.I, s.I, units, s.I, column, width, lanes);
+      transpose_columns(w.weight_hh + row * s.P, s.P, units, s.P, column + s.I * width, width,
+                        lanes);
     }
   }
   if (s.projected) pack_transposed_columns(w.weight_hr, s.H, s.P, out);
@@ -81,22 +94,55 @@ INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int
   }
 }
 
+// One vector for each gate, from the W vectors in which they lie; lanes past the units are
+// arbitrary.
+template <typename T, int W>
+INLINE void separate_gates(const Vec<T> (&packed)[W], Vec<T> (&z)[4]) {
+  constexpr int shift = W * kLanes<T> / 4;
+  z[0] = packed[0];
+  z[1] = W == 4 ? packed[1 % W] : rotate<T, shift % kLanes<T>>(packed[0]);
+  z[2] = W == 1 ? rotate<T, 2 * shift % kLanes<T>>(packed[0]) : packed[W / 2];
+  z[3] = W == 4 ? packed[3 % W] : rotate<T, 3 * shift % kLanes<T>>(packed[W - 1]);
+}
+
+// The group of units that begins at unit u, with W vectors of gates.
+template <int W, typename T>
+INLINE void forward_group(const LayerForward<T>& p, const ForwardRun<T>& run, const T* group,
+                          int64_t u) {
+  constexpr int width = W * kLanes<T>;
+  const LayerShape& s = p.shape;
+  for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
+    constexpr int R = decltype(rows)::value;
+    Vec<T> packed[R][W];
+    for (int r = 0; r < R; ++r) {
+      for (int w = 0; w < W; ++w) packed[r][w] = load(group + w * kLanes<T>);
+    }
+    const T* weights = group + width;
+    accumulate<R, W, T>(packed, {run.x.data + b * run.x.row, run.x.row}, weights, s.I);
+    weights += s.I * width;
+    accumulate<R, W, T>(packed, {run.h.data + b * run.h.row, run.h.row}, weights, s.P);
+    for (int r = 0; r < R; ++r) {
+      Vec<T> z[4];
+      separate_gates<T, W>(packed[r], z);
+      update_cells<T>(p, run, b + r, u, z);
+    }
+  });
+}
+
 template <typename T>
 INLINE void forward_run(const LayerForward<T>& p, const ForwardRun<T>& run) {
-  const LayerShape& s = p.shape;
   const T* group = p.weights;
-  for (int64_t u = 0; u < s.H; u += kLanes<T>, group += unit_group_size<T>(s)) {
-    for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
-      constexpr int R = decltype(rows)::value;
-      Vec<T> z[R][4];
-      for (int r = 0; r < R; ++r) {
-        for (int gate = 0; gate < 4; ++gate) z[r][gate] = load(group + gate * kLanes<T>);
-      }
-      const T* w = group + kPanel<T>;
-      accumulate<R, 4, T>(z, {run.x.data + b * run.x.row, run.x.row}, w, s.I);
-      accumulate<R, 4, T>(z, {run.h.data + b * run.h.row, run.h.row}, w + s.I * kPanel<T>, s.P);
-      for (int r = 0; r < R; ++r) update_cells<T>(p, run, b + r, u, z[r]);
-    });
+  for (int64_t u = 0; u < p.shape.H; group += group_size<T>(p.shape, u), u += kLanes<T>) {
+    switch (group_vectors<T>(p.shape, u)) {
+      case 1:
+        forward_group<1>(p, run, group, u);
+        break;
+      case 2:
+        forward_group<2>(p, run, group, u);
+        break;
+      default:
+        forward_group<4>(p, run, group, u);
+    }
   }
 }
 
@@ -105,7 +151,7 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1) {
   const FlushDenormals scope;
   const LayerShape& s = p.shape;
   const Steps& steps = s.steps;
-  const T* weight_hr = p.weights + ceil_div(s.H, kLanes<T>) * unit_group_size<T>(s);
+  const T* weight_hr = p.weights + all_groups_size<T>(s);
   const Rows<T> h0 = p.h0 ? Rows<T>{p.h0, s.P} : Rows<T>{p.zeros, 0};
   copy_rows(b0, b1, p.c0, s.H, p.c_n, s.H);
   for (int64_t i = 0; i < steps.T; ++i) {

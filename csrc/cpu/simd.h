@@ -143,6 +143,17 @@ INLINE V interleave(V a, V b, std::integer_sequence<int, Lane...>) {
   return __builtin_shufflevector(a, b, (Lane / 2 + (Lane % 2) * lanes + Half * lanes / 2)...);
 }
 
+template <int Shift, typename V, int... Lane>
+INLINE V rotate(V v, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(v, v, ((Lane + Shift) % static_cast<int>(sizeof...(Lane)))...);
+}
+
+// Lane i of the result is lane (i + Shift) modulo kLanes of v.
+template <typename T, int Shift>
+INLINE Vec<T> rotate(Vec<T> v) {
+  return rotate<Shift>(v, std::make_integer_sequence<int, kLanes<T>>{});
+}
+
 // Transposes a square of kLanes x kLanes elements held in registers: log2(kLanes) perfect shuffles.
 template <typename T>
 INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
