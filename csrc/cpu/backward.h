@@ -73,15 +73,9 @@ INLINE void output_gradients(const LayerBackward<T>& p, const BackwardRun<T>& ru
     for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
       constexpr int R = decltype(rows)::value;
       Vec<T> dh[R][W] = {};
-      if (run.dy) load_tile<R, W, T>(dh, run.dy + b * p.grad_y_stride, p.grad_y_stride, column, P);
-      if (run.dh_end) {
-        Vec<T> end[R][W];
-        load_tile<R, W, T>(end, run.dh_end + b * P, P, column, P);
-        for (int r = 0; r < R; ++r) {
-          for (int w = 0; w < W; ++w) dh[r][w] += end[r][w];
-        }
-      }
       if (run.dz_next) accumulate<R, W, T>(dh, {run.dz_next + b * G, G}, panel, G);
+      if (run.dh_end) add_tile<R, W, T>(dh, run.dh_end + b * P, P, column, P);
+      if (run.dy) add_tile<R, W, T>(dh, run.dy + b * p.grad_y_stride, p.grad_y_stride, column, P);
       f(b, column, dh);
     });
   });

@@ -6,7 +6,7 @@
 // A register tile holds the four gates of a group of units for up to kTileRows rows, so that gates
 // and cells never leave the registers. A group has kLanes units, a vector for each gate; the last
 // one may have fewer, and then two or all four of its gates share a vector. Weights are packed for
-// it: per group the biases [4][units] and then, for k over x and over h, [I + P][4][units]; after
+// it: per group the biases [4][units] and then, for k over h and over x, [P + I][4][units]; after
 // all groups come the panels of weight_hr.
 #pragma once
 
@@ -26,7 +26,7 @@ INLINE int64_t group_vectors(const LayerShape& s, int64_t u) {
 }
 template <typename T>
 INLINE int64_t group_size(const LayerShape& s, int64_t u) {
-  return (1 + s.I + s.P) * group_vectors<T>(s, u) * kLanes<T>;
+  return (1 + s.P + s.I) * group_vectors<T>(s, u) * kLanes<T>;
 }
 
 template <typename T>
@@ -52,8 +52,8 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
           w.bias_ih ? load(w.bias_ih + row, units) + load(w.bias_hh + row, units) : Vec<T>{};
       store(column, bias, lanes);
       column += width;
-      transpose_columns(w.weight_ih + row * s.I, s.I, units, s.I, column, width, lanes);
-      transpose_columns(w.weight_hh + row * s.P, s.P, units, s.P, column + s.I * width, width,
+      transpose_columns(w.weight_hh + row * s.P, s.P, units, s.P, column, width, lanes);
+      transpose_columns(w.weight_ih + row * s.I, s.I, units, s.I, column + s.P * width, width,
                         lanes);
     }
   }
@@ -77,13 +77,10 @@ INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int
                          const Vec<T> (&z)[4]) {
   const int64_t H = p.shape.H, units = H - u;
   T* c_row = p.c_n + b * H + u;
-  Vec<T> i, g, o, tanh_c;
-  sigmoid_and_tanh<T>(z[0], z[2], i, g);
-  const Vec<T> f = sigmoid<T>(z[1]);
+  const Vec<T> i = sigmoid<T>(z[0]), f = sigmoid<T>(z[1]), g = tanh<T>(z[2]), o = sigmoid<T>(z[3]);
   const Vec<T> c = fma(f, load(c_row, units), i * g);
-  sigmoid_and_tanh<T>(z[3], c, o, tanh_c);
   store(c_row, c, units);
-  store(run.hidden + b * run.hidden_stride + u, o * tanh_c, units);
+  store(run.hidden + b * run.hidden_stride + u, o * tanh<T>(c), units);
   if (run.gates) {
     T* gates = run.gates + b * 4 * H + u;
     store(gates, i, units);
@@ -111,16 +108,19 @@ INLINE void forward_group(const LayerForward<T>& p, const ForwardRun<T>& run, co
                           int64_t u) {
   constexpr int width = W * kLanes<T>;
   const LayerShape& s = p.shape;
+  const T* weights_h = group + width;
+  const T* weights_x = weights_h + s.P * width;
   for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
     constexpr int R = decltype(rows)::value;
-    Vec<T> packed[R][W];
-    for (int r = 0; r < R; ++r) {
-      for (int w = 0; w < W; ++w) packed[r][w] = load(group + w * kLanes<T>);
+    // Terms of h are usually smaller than those of x and than the biases: added first, they are
+    // rounded least.
+    Vec<T> packed[R][W] = {};
+    accumulate<R, W, T>(packed, {run.h.data + b * run.h.row, run.h.row}, weights_h, s.P);
+    accumulate<R, W, T>(packed, {run.x.data + b * run.x.row, run.x.row}, weights_x, s.I);
+    for (int w = 0; w < W; ++w) {
+      const Vec<T> bias = load(group + w * kLanes<T>);
+      for (int r = 0; r < R; ++r) packed[r][w] += bias;
     }
-    const T* weights = group + width;
-    accumulate<R, W, T>(packed, {run.x.data + b * run.x.row, run.x.row}, weights, s.I);
-    weights += s.I * width;
-    accumulate<R, W, T>(packed, {run.h.data + b * run.h.row, run.h.row}, weights, s.P);
     for (int r = 0; r < R; ++r) {
       Vec<T> z[4];
       separate_gates<T, W>(packed[r], z);

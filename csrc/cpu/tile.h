@@ -70,6 +70,15 @@ INLINE void load_tile(Vec<T> (&acc)[R][W], const T* m, int64_t stride, int64_t c
 }
 
 template <int R, int W, typename T>
+INLINE void add_tile(Vec<T> (&acc)[R][W], const T* m, int64_t stride, int64_t column, int64_t C) {
+  Vec<T> other[R][W];
+  load_tile<R, W, T>(other, m, stride, column, C);
+  for (int r = 0; r < R; ++r) {
+    for (int w = 0; w < W; ++w) acc[r][w] += other[r][w];
+  }
+}
+
+template <int R, int W, typename T>
 INLINE void store_tile(const Vec<T> (&acc)[R][W], T* m, int64_t stride, int64_t column, int64_t C) {
   for (int r = 0; r < R; ++r) {
     for (int w = 0; w < W; ++w) {
