@@ -1,0 +1,1 @@
+"""Measurements of lstm_fast against torch.nn.LSTM: `make bench`."""

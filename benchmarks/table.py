@@ -1,0 +1,112 @@
+"""Turn a result of `make bench` into Markdown: `python -m benchmarks.table [RESULTS.json]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import WORKS
+
+RESULTS = Path(__file__).parent / "results"
+TITLES = {
+    "inference": "inference",
+    "training": "training, loss on all outputs",
+    "training_last": "training, loss on the last output",
+}
+
+Info = dict[str, Any]
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shape(info: Info) -> str:
+    return " ".join(str(info[letter]) for letter in "BTIHLD")
+
+
+def microseconds(info: Info) -> str:
+    value = info["low_us"]
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def work_cells(info: Info | None) -> list[str]:
+    if info is None:
+        return [""] * 3
+    return [microseconds(info), ratio(info["ratio"]), f"{info['share_of_gemm']:.0%}"]
+
+
+def case_table(infos: Sequence[Info]) -> str:
+    """A row a case, three columns a piece of work; geometric mean and worst ratio below."""
+    works = [work for work in WORKS if any(info["work"] == work for info in infos)]
+    header = ["B T I H L D"]
+    for work in works:
+        header += [f"{TITLES[work]}: us", "x nn.LSTM", "of GEMM"]
+    by_case: dict[str, dict[str, Info]] = {}
+    for info in infos:
+        by_case.setdefault(shape(info), {})[info["work"]] = info
+    rows = [
+        [name] + [cell for work in works for cell in work_cells(of_work.get(work))]
+        for name, of_work in by_case.items()
+    ]
+    ratios = [[info["ratio"] for info in infos if info["work"] == work] for work in works]
+    for name, reduce in (("geometric mean", statistics.geometric_mean), ("worst", min)):
+        rows.append([name] + [cell for r in ratios for cell in ("", ratio(reduce(r)), "")])
+    return markdown(header, rows)
+
+
+def step_table(infos: Sequence[Info]) -> str:
+    header = ["one step, B T I H L D", "module", "us", "x torch.nn"]
+    rows = [[shape(i), i["module"], microseconds(i), ratio(i["ratio"])] for i in infos]
+    return markdown(header, rows)
+
+
+def report(results: Info) -> str:
+    """The whole result as Markdown: what it was measured on, then the tables."""
+    infos = [b["extra_info"] for b in results["benchmarks"] if "lstm_fast" in b["param"]]
+    machine = results["machine_info"]
+    built = machine["lstm_fast"]
+    parts = [
+        f"{machine['cpu'].get('brand_raw', machine['machine'])}, {machine['cores']} cores, "
+        f"{built['isa']}, torch {machine['torch']}, lstm-fast {built['version']}, "
+        f"{results['dtype']}{', denormals flushed' if results['flush_denormal'] else ''}, "
+        f"{results['datetime'][:10]}; lowest decile of an interleaved run: "
+        f"`{results['command']}`"
+    ]
+    for threads in sorted({info["threads"] for info in infos}):
+        rows = [i for i in infos if i["threads"] == threads and i["work"] != "step"]
+        if rows:
+            rate = statistics.median(info["gemm_gflops"] for info in rows)
+            parts.append(f"{threads} thread{'s' * (threads > 1)}, GEMM {rate:.0f} GFLOP/s:")
+            parts.append(case_table(rows))
+    steps = [info for info in infos if info["work"] == "step"]
+    if steps:
+        parts.append(step_table(steps))
+    return "\n\n".join(parts)
+
+
+def newest() -> Path:
+    results = sorted(RESULTS.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    if not results:
+        raise SystemExit(f"no results in {RESULTS.name}/: run `make bench` first")
+    return results[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, nargs="?", help="default: the newest")
+    path = parser.parse_args().results or newest()
+    print(report(json.loads(path.read_text())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""torch.nn.LSTM with fused kernels: same interface, same results, less time."""
+
+from lstm_fast._load import BuildInfo, build_info, load_ops
+
+load_ops()
+
+from lstm_fast.lstm import LSTM  # noqa: E402
+from lstm_fast.lstm_cell import LSTMCell  # noqa: E402
+
+__version__ = build_info()["version"]
+
+__all__ = ["LSTM", "BuildInfo", "LSTMCell", "__version__", "build_info"]

@@ -1,0 +1,97 @@
+"""Loading of the compiled part, and what to do where it cannot be loaded."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TypedDict
+
+MIN_TORCH = (2, 10)
+
+_PACKAGE = Path(__file__).parent
+_OPS = _PACKAGE / "_ops.abi3.so"
+_INSTALL = "pip install --no-build-isolation ."
+
+
+class BuildInfo(TypedDict):
+    """How the compiled part was built and what it uses on this machine.
+
+    version: of lstm-fast. isas_built: instruction sets compiled in. isa: the one in use.
+    compiler: name and version. cuda: whether CUDA kernels are compiled in.
+    torch_target: the oldest torch that the build runs with.
+    """
+
+    version: str
+    isas_built: list[str]
+    isa: str
+    compiler: str
+    cuda: bool
+    torch_target: str
+
+
+def _not_compiled(what: str) -> ImportError:
+    return ImportError(
+        f"the compiled part of lstm_fast is missing: {what}. Build it in the folder of its sources:"
+        f" {_INSTALL}"
+    )
+
+
+def _require_torch() -> ModuleType:
+    needed = ".".join(map(str, MIN_TORCH))
+    try:
+        torch = importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            f"lstm_fast needs PyTorch {needed} or newer: pip install 'torch>={needed}'"
+        ) from error
+    found = str(torch.__version__)
+    if tuple(int(part) for part in found.split(".")[:2]) < MIN_TORCH:
+        raise ImportError(
+            f"lstm_fast needs PyTorch {needed} or newer, found {found}: "
+            f"pip install --upgrade 'torch>={needed}'"
+        )
+    return torch
+
+
+@functools.cache
+def load_ops() -> None:
+    """Register the ops of `torch.ops.lstm_fast`; further calls do nothing.
+
+    Raises ImportError if torch is missing or too old, or if the ops are not compiled.
+    """
+    torch = _require_torch()
+    if not _OPS.exists():
+        raise _not_compiled(f"there is no {_OPS.name} in {_PACKAGE}")
+    try:
+        torch.ops.load_library(str(_OPS))
+    except OSError as error:
+        raise ImportError(
+            f"{_OPS.name} cannot be loaded with torch {torch.__version__} ({error}). "
+            f"Build it anew in the folder of its sources: {_INSTALL}"
+        ) from error
+
+
+@functools.cache
+def load_kernels() -> ModuleType:
+    """The module `lstm_fast._kernels`: the kernels on NumPy arrays.
+
+    Raises ImportError if it is not compiled for this Python.
+    """
+    try:
+        return importlib.import_module("lstm_fast._kernels")
+    except ModuleNotFoundError as error:
+        if error.name != "lstm_fast._kernels":
+            raise
+        python = f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info.minor}"
+        raise _not_compiled(f"there is no _kernels for {python} in {_PACKAGE}") from error
+
+
+def build_info() -> BuildInfo:
+    """How the compiled part was built and which instruction set is in use."""
+    info: BuildInfo = load_kernels().build_info()
+    return info

@@ -1,0 +1,71 @@
+"""Accuracy of point forecasts.
+
+MASE and the seasonal-naive benchmark follow Hyndman and Koehler, "Another look at measures of
+forecast accuracy" (International Journal of Forecasting 22, 2006); sMAPE is the M4 competition's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+
+def _pair(y: ArrayLike, y_hat: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    actual, forecast = np.asarray(y, dtype=np.float64), np.asarray(y_hat, dtype=np.float64)
+    if actual.shape != forecast.shape or actual.size == 0:
+        raise ValueError(
+            f"y and y_hat must have one non-empty shape. Got {actual.shape} and {forecast.shape}"
+        )
+    return actual, forecast
+
+
+def mae(y: ArrayLike, y_hat: ArrayLike) -> float:
+    """Mean absolute error, in the unit of `y`."""
+    actual, forecast = _pair(y, y_hat)
+    return float(np.abs(actual - forecast).mean())
+
+
+def rmse(y: ArrayLike, y_hat: ArrayLike) -> float:
+    """Root mean squared error, in the unit of `y`."""
+    actual, forecast = _pair(y, y_hat)
+    return float(np.sqrt(np.square(actual - forecast).mean()))
+
+
+def smape(y: ArrayLike, y_hat: ArrayLike) -> float:
+    """Symmetric mean absolute percentage error, 0 to 200 %; 0/0 counts as 0."""
+    actual, forecast = _pair(y, y_hat)
+    error, size = np.abs(actual - forecast), np.abs(actual) + np.abs(forecast)
+    ratio = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
+    return float(200 * ratio.mean())
+
+
+def mase(y: ArrayLike, y_hat: ArrayLike, y_train: ArrayLike, season_length: int = 1) -> float:
+    """Mean absolute error over that of the seasonal-naive forecast inside the training part.
+
+    Raises:
+        ValueError: if `y_train` is no longer than a season, or repeats itself exactly.
+    """
+    train = np.asarray(y_train, dtype=np.float64)
+    if train.size <= season_length:
+        raise ValueError(f"y_train must be longer than {season_length}. Got {train.size} values")
+    scale = np.abs(train[season_length:] - train[:-season_length]).mean()
+    if scale == 0:
+        raise ValueError("MASE is undefined: y_train repeats itself exactly every season")
+    return mae(y, y_hat) / float(scale)
+
+
+def accuracy(
+    actual: pd.DataFrame, forecast: pd.DataFrame, train: pd.DataFrame, season_length: int
+) -> dict[str, float]:
+    """All four metrics of the forecast of one series; frames are matched by ``ds``."""
+    both = actual[["ds", "y"]].merge(forecast[["ds", "y_hat"]], on="ds", validate="one_to_one")
+    if len(both) != len(actual):
+        raise ValueError(f"forecast covers {len(both)} of the {len(actual)} rows of actual")
+    y, y_hat = both["y"].to_numpy(), both["y_hat"].to_numpy()
+    return {
+        "MAE": mae(y, y_hat),
+        "RMSE": rmse(y, y_hat),
+        "sMAPE": smape(y, y_hat),
+        "MASE": mase(y, y_hat, train["y"].to_numpy(), season_length),
+    }

@@ -1,0 +1,263 @@
+"""`LSTM`: `torch.nn.LSTM` on the fused kernels."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+from torch.nn.utils.rnn import PackedSequence
+
+from lstm_fast import ops
+
+_Pair = tuple[Tensor, Tensor]
+
+_CHECKS = (
+    "check_forward_args",
+    "check_input",
+    "check_hidden_size",
+    "get_expected_hidden_size",
+    "get_expected_cell_size",
+)
+
+
+class LSTM(torch.nn.LSTM):
+    """`torch.nn.LSTM` with the same parameters, results and errors, in less time.
+
+    Everything is documented there: constructor, inputs, outputs, attributes. What the kernels do
+    not cover (devices other than the CPU, dtypes other than float32, float64, bfloat16 and float16,
+    tensor subclasses with functions of their own, `torch.jit`) is computed by `torch.nn.LSTM`.
+
+    Where the two differ: under autocast the states and packed outputs have the autocast dtype too;
+    halves are rounded once, at the end, not at every step; and a parameter replaced by one of the
+    wrong shape raises RuntimeError.
+    """
+
+    _inherits_checks = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._inherits_checks = all(
+            getattr(cls, name) is getattr(torch.nn.LSTM, name) for name in _CHECKS
+        )
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor | PackedSequence, hx: _Pair | None = None
+    ) -> tuple[Tensor | PackedSequence, _Pair]:
+        """As `torch.nn.LSTM.forward`."""
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
+        if not isinstance(input, Tensor) or input.dim() != 3:
+            return self._forward_unbatched(input, hx)
+        batch_first = self.batch_first
+        if not self._inherits_checks:
+            hidden = self._zeros(input, input.size(0 if batch_first else 1)) if hx is None else hx
+            self.check_forward_args(input, hidden, None)
+        fused = self._fused(input.transpose(0, 1) if batch_first else input, None, hx)
+        if fused is None:
+            return super().forward(input, hx)
+        output, h_n, c_n = fused
+        return output.transpose(0, 1) if batch_first else output, (h_n, c_n)
+
+    def _forward_unbatched(self, input: Tensor, hx: _Pair | None) -> tuple[Tensor, _Pair]:
+        if not isinstance(input, Tensor) or input.dim() != 2 or not _is_state(hx, dim=2):
+            return super().forward(input, hx)
+        batch_dim = 0 if self.batch_first else 1
+        if hx is not None:
+            hx = hx[0].unsqueeze(1), hx[1].unsqueeze(1)
+        output, (h_n, c_n) = LSTM.forward(self, input.unsqueeze(batch_dim), hx)
+        assert isinstance(output, Tensor)
+        return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1))
+
+    def _forward_packed(
+        self, input: PackedSequence, hx: _Pair | None
+    ) -> tuple[PackedSequence, _Pair]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        fused = None
+        if len(batch_sizes):
+            if hx is None:
+                hidden = self._zeros(data, int(batch_sizes[0]))
+            else:
+                hidden = self.permute_hidden(hx, sorted_indices)
+            fused = self._fused(data, batch_sizes, hidden)
+        if fused is None:
+            return super().forward(input, hx)
+        output, h_n, c_n = fused
+        return (
+            PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
+            self.permute_hidden((h_n, c_n), unsorted_indices),
+        )
+
+    def _fused(
+        self, input: Tensor, batch_sizes: Tensor | None, hx: _Pair | None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Run the op on input [T, B, I], or [N, I] with batch sizes.
+
+        None where `nn.LSTM` is to speak: it raises, or computes what is not fused.
+        """
+        state = self.__dict__
+        weights = self._current_weights()
+        h0 = c0 = None
+        if hx is not None:
+            if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+                return None
+            h0, c0 = hx
+        if torch._C._is_any_autocast_enabled():
+            input, h0, c0, *weights = _autocast(input, h0, c0, *weights)
+        if (
+            len(weights) != len(state["_flat_weights_names"])
+            or not _are_plain([input, *weights] if hx is None else [input, h0, c0, *weights])
+            or not _fits(input, weights[0])
+            or torch._C._is_tracing()
+        ):
+            return None
+
+        num_layers, bidirectional = state["num_layers"], state["bidirectional"]
+        if batch_sizes is None:
+            T, B, input_size = input.shape
+        else:
+            if input.dim() != 2:
+                return None
+            T, B, input_size = len(batch_sizes), int(batch_sizes[0]), input.size(1)
+        if T == 0 or input_size != state["input_size"]:
+            return None
+        if h0 is not None and c0 is not None:
+            runs = 2 * num_layers if bidirectional else num_layers
+            hidden_size, dtype = state["hidden_size"], input.dtype
+            if (
+                h0.dtype is not dtype
+                or c0.dtype is not dtype
+                or not h0.is_cpu
+                or not c0.is_cpu
+                or h0.shape != (runs, B, state["proj_size"] or hidden_size)
+                or c0.shape != (runs, B, hidden_size)
+            ):
+                return None
+        if state["dropout"] and state["training"] and num_layers > 1:
+            return self._layer_by_layer(input, batch_sizes, h0, c0, weights)
+        return ops.lstm(
+            input, batch_sizes, h0, c0, weights, state["bias"], num_layers, bidirectional
+        )
+
+    def _layer_by_layer(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: list[Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The stack with dropout on the output of each layer but the last."""
+        L = self.num_layers
+        h0_of = [None] * L if h0 is None else h0.chunk(L)
+        c0_of = [None] * L if c0 is None else c0.chunk(L)
+        per_layer = len(weights) // L
+        h_n, c_n = [], []
+        for layer in range(L):
+            if layer > 0:
+                input = torch.nn.functional.dropout(input, self.dropout, training=True)
+            of_layer = weights[layer * per_layer : (layer + 1) * per_layer]
+            input, h, c = ops.lstm(
+                input,
+                batch_sizes,
+                h0_of[layer],
+                c0_of[layer],
+                of_layer,
+                self.bias,
+                1,
+                self.bidirectional,
+            )
+            h_n.append(h)
+            c_n.append(c)
+        return input, torch.cat(h_n), torch.cat(c_n)
+
+    def _current_weights(self) -> list[Tensor]:
+        """The weights that `nn.LSTM` would use now: found changed, they are read anew."""
+        state = self.__dict__
+        weights: list[Tensor] = state["_flat_weights"]
+        registered = map(state["_parameters"].get, state["_flat_weights_names"])
+        if not all(map(operator.is_, registered, weights)):
+            self._update_flat_weights()
+            weights = state["_flat_weights"]
+        return weights
+
+    def _zeros(self, input: Tensor, B: int) -> _Pair:
+        runs = self.num_layers * (2 if self.bidirectional else 1)
+        return (
+            input.new_zeros(runs, B, self.proj_size or self.hidden_size),
+            input.new_zeros(runs, B, self.hidden_size),
+        )
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        return _scriptable(self, LSTM, torch.nn.LSTM)
+
+
+def _scriptable(
+    module: torch.nn.Module, fast: type[torch.nn.Module], stock: type[torch.nn.Module]
+) -> torch.nn.Module:
+    """What `torch.jit.script` compiles in the place of a fast module: a stock one on the same
+    parameters, unless a subclass has a forward of its own."""
+    if type(module).forward is not fast.forward:
+        return module
+    twin = stock.__new__(stock)
+    twin.__dict__ = module.__dict__
+    return twin
+
+
+_TENSOR_TYPES = frozenset((Tensor, Parameter))
+
+
+def _are_plain(tensors: list[Any]) -> bool:
+    """Whether torch's own code handles these types: a fake tensor, say, but not one that overrides
+    torch's functions or wraps other tensors."""
+    return _TENSOR_TYPES.issuperset(map(type, tensors)) or all(
+        kind in _TENSOR_TYPES
+        or (
+            issubclass(kind, Tensor)
+            and kind.__torch_function__ is torch._C._disabled_torch_function_impl
+            and not hasattr(kind, "__tensor_flatten__")
+        )
+        for kind in map(type, tensors)
+    )
+
+
+def _fits(input: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels take this input and weight."""
+    return (
+        input.dtype is weight.dtype
+        and input.dtype in ops.DTYPES
+        and input.is_cpu
+        and weight.is_cpu
+        and input.layout is torch.strided
+        and not input.is_nested
+    )
+
+
+def _is_state(hx: Any, dim: int) -> bool:
+    """Whether hx is None or a pair of tensors of so many dimensions."""
+    return hx is None or (
+        isinstance(hx, (tuple, list))
+        and len(hx) == 2
+        and isinstance(hx[0], Tensor)
+        and isinstance(hx[1], Tensor)
+        and hx[0].dim() == dim
+        and hx[1].dim() == dim
+    )
+
+
+def _autocast(*tensors: Tensor | None) -> list[Any]:
+    """Cast as autocast on the CPU does: floating tensors other than float64, and only there."""
+    if not torch.is_autocast_enabled("cpu"):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype("cpu")
+    return [
+        t.to(dtype)
+        if isinstance(t, Tensor)
+        and t.is_cpu
+        and t.is_floating_point()
+        and t.dtype is not torch.float64
+        else t
+        for t in tensors
+    ]

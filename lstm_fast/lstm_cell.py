@@ -1,0 +1,73 @@
+"""`LSTMCell`: `torch.nn.LSTMCell` on the fused kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lstm_fast import ops
+from lstm_fast.lstm import _are_plain, _fits, _is_state, _scriptable
+
+_Pair = tuple[Tensor, Tensor]
+
+
+class LSTMCell(torch.nn.LSTMCell):
+    """`torch.nn.LSTMCell` with the same parameters, results and errors, in less time.
+
+    Everything is documented there. What the kernels do not cover, autocast included, is computed by
+    `torch.nn.LSTMCell`. A cell is an LSTM of one layer run for one step.
+    """
+
+    def forward(self, input: Tensor, hx: _Pair | None = None) -> _Pair:
+        """As `torch.nn.LSTMCell.forward`."""
+        if isinstance(input, Tensor) and input.dim() == 1 and _is_state(hx, dim=1):
+            h, c = LSTMCell.forward(
+                self,
+                input.unsqueeze(0),
+                None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0)),
+            )
+            return h.squeeze(0), c.squeeze(0)
+        registered = self.__dict__["_parameters"]
+        params = [
+            registered[name] if name in registered else getattr(self, name)
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
+        has_biases = params[2] is not None
+        if not has_biases and params[3] is None:
+            del params[2:]
+        if not self._is_fused(input, hx, params):
+            return super().forward(input, hx)
+        h0, c0 = (None, None) if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        _, h, c = ops.lstm(input.unsqueeze(0), None, h0, c0, params, has_biases, 1, False)
+        return h.squeeze(0), c.squeeze(0)
+
+    def _is_fused(self, input: Tensor, hx: _Pair | None, params: list[Tensor]) -> bool:
+        """Whether the kernels compute this; if not, `nn.LSTMCell` raises or computes it."""
+        tensors = [input, *params] if hx is None else [input, *hx, *params]
+        if (
+            not _are_plain(tensors)
+            or not _fits(input, params[0])
+            or torch._C._is_any_autocast_enabled()
+            or torch._C._is_tracing()
+        ):
+            return False
+        shape, state = input.shape, self.__dict__
+        if len(shape) != 2 or shape[1] != state["input_size"]:
+            return False
+        if hx is None:
+            return True
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+            return False
+        h0, c0 = hx
+        hidden_shape, dtype = (shape[0], state["hidden_size"]), input.dtype
+        return (
+            h0.dtype is dtype
+            and c0.dtype is dtype
+            and h0.is_cpu
+            and c0.is_cpu
+            and h0.shape == hidden_shape
+            and c0.shape == hidden_shape
+        )
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        return _scriptable(self, LSTMCell, torch.nn.LSTMCell)

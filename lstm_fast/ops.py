@@ -1,0 +1,205 @@
+"""The ops as differentiable functions: fakes, autograd, the choice of kernel or reference.
+
+The only Python file that knows `torch.ops.lstm_fast`. Importing it loads the compiled ops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from lstm_fast import _load, reference
+
+_load.load_ops()
+
+_lstm = torch.ops.lstm_fast.lstm.default
+_lstm_backward = torch.ops.lstm_fast.lstm_backward.default
+
+DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+"""The dtypes that the kernels compute; halves in float32 inside."""
+
+
+def lstm(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a stack of LSTM layers, differentiable to any order. Semantics are those of `nn.LSTM`.
+
+    Args:
+        input: [T, B, I] of any strides, or the data [N, I] of a packed sequence.
+        batch_sizes: None, or the [T] int64 batch sizes of a packed sequence.
+        h0: [L * D, B, P], or None for zeros; not None for a packed sequence.
+        c0: [L * D, B, H], or None for zeros; not None for a packed sequence.
+        params: in the order of `nn.LSTM._flat_weights`, see `reference.lstm`.
+
+    Returns:
+        output [T, B, D * P] (or [N, D * P]), h_n [L * D, B, P] and c_n [L * D, B, H]; contiguous.
+
+    Raises:
+        RuntimeError: a tensor has the wrong shape, dtype or device; the message names it.
+    """
+    if _beyond_kernels() or not input.is_cpu:
+        return reference.lstm(
+            input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
+        )
+    if torch.is_grad_enabled() and (
+        input.requires_grad
+        or (h0 is not None and h0.requires_grad)
+        or (c0 is not None and c0.requires_grad)
+        or any([p.requires_grad for p in params])
+    ):
+        return _LSTM.apply(
+            input, batch_sizes, h0, c0, has_biases, num_layers, bidirectional, *params
+        )
+    output, h_n, c_n, _ = _lstm(
+        input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional, False
+    )
+    return output, h_n, c_n
+
+
+def _beyond_kernels() -> bool:
+    """Whether a `torch.func` transform or forward-mode differentiation must see plain ops."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _is_batched(grad: Tensor | None) -> bool:
+    """Whether `autograd.grad(is_grads_batched=True)` runs backward; no transform is active then."""
+    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+class _LSTM(torch.autograd.Function):
+    """Kernel forward, kernel backward; the backward of the backward goes through the reference."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        has_biases: bool,
+        num_layers: int,
+        bidirectional: bool,
+        *params: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.options = has_biases, num_layers, bidirectional
+        output, h_n, c_n, saved = _lstm(input, batch_sizes, h0, c0, params, *ctx.options, True)
+        ctx.save_for_backward(input, batch_sizes, h0, c0, output, saved, *params)
+        return output, h_n, c_n
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        grads = grad_output, grad_h_n, grad_c_n
+        input, batch_sizes, h0, c0, output, saved, *params = ctx.saved_tensors
+        needs_input, _, needs_h0, needs_c0, _, _, _, *needs_params = ctx.needs_input_grad
+        forward_args = (input, batch_sizes, h0, c0, params, *ctx.options)
+        needs = {
+            "need_input": needs_input,
+            "need_hx": needs_h0 or needs_c0,
+            "need_params": any(needs_params),
+        }
+        if torch.is_grad_enabled() or _beyond_kernels() or any(map(_is_batched, grads)):
+            results = reference.lstm_backward(*grads, *forward_args, **needs)
+        else:
+            results = _lstm_backward(*grads, *forward_args, output, saved, **needs)
+        grad_input, grad_h0, grad_c0, grad_params = results
+        return (
+            grad_input if needs_input else None,
+            None,
+            grad_h0 if needs_h0 else None,
+            grad_c0 if needs_c0 else None,
+            None,
+            None,
+            None,
+            *(grad if needed else None for grad, needed in zip_longest(grad_params, needs_params)),
+        )
+
+
+@torch.library.register_fake("lstm_fast::lstm")
+def _lstm_fake(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    directions = 2 if bidirectional else 1
+    weights = reference.split_params(params, has_biases, num_layers, bidirectional)[0]
+    H, P = weights.ih.shape[0] // 4, weights.hh.shape[1]
+    rows = input.shape[:-1]
+    B: int | torch.SymInt
+    if len(rows) == 2:
+        B = rows[1]
+    else:
+        B = torch.library.get_ctx().new_dynamic_size() if h0 is None else h0.shape[1]
+    return (
+        input.new_empty((*rows, directions * P)),
+        input.new_empty((num_layers * directions, B, P)),
+        input.new_empty((num_layers * directions, B, H)),
+        input.new_empty(
+            _saved_per_row(input.dtype, weights, num_layers, directions) * math.prod(rows)
+            if save
+            else 0,
+            dtype=torch.float64 if input.dtype is torch.float64 else torch.float32,
+        ),
+    )
+
+
+def _saved_per_row(
+    dtype: torch.dtype, weights: reference.Weights, num_layers: int, directions: int
+) -> int:
+    """Numbers that the kernels keep for backward, for each of the N rows: i, f, g, o and c; m with
+    a projection; h where it is not the output itself (below the last layer, or in halves)."""
+    H, P = weights.ih.shape[0] // 4, weights.hh.shape[1]
+    inner = num_layers if dtype in (torch.float16, torch.bfloat16) else num_layers - 1
+    states = 5 * H if weights.hr is None else 6 * H
+    return directions * (num_layers * states + inner * P)
+
+
+@torch.library.register_fake("lstm_fast::lstm_backward")
+def _lstm_backward_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    output: Tensor,
+    saved: Tensor,
+    need_input: bool,
+    need_hx: bool,
+    need_params: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    _, h_n, c_n, _ = _lstm_fake(
+        input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional, False
+    )
+    return (
+        input.new_empty(input.shape if need_input else 0),
+        input.new_empty(h_n.shape if need_hx else 0),
+        input.new_empty(c_n.shape if need_hx else 0),
+        [input.new_empty(p.shape) for p in params] if need_params else [],
+    )

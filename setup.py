@@ -1,0 +1,275 @@
+"""Build of the compiled part: one build.ninja, so that a rebuild compiles only what changed.
+
+    lstm_fast/_ops.abi3.so      csrc/cpu + csrc/ops       torch ops through the LibTorch stable ABI
+    lstm_fast/_kernels.*.so     csrc/cpu + csrc/python    NumPy access to the kernels; no torch
+
+Metadata and tool settings are in pyproject.toml. Environment variables:
+
+    CXX, CXXFLAGS, LDFLAGS   compiler, and flags added after ours
+    MAX_JOBS                 number of compilations at a time
+    LSTM_FAST_DEBUG=1        -g -O1 with assertions instead of -O3 without
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, PlatformError
+
+ROOT = Path(__file__).parent.resolve()
+# Relative to ROOT, where ninja runs: no path of this machine ends up in a binary.
+CSRC = Path("csrc")
+BUILD = Path("build") / f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+
+MIN_TORCH = (2, 10)
+TORCH_TARGET = ".".join(map(str, MIN_TORCH))
+INSTALL = "pip install --no-build-isolation ."
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
+if X86:
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    ISA_FLAGS["avx512"] = [
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
+        "-mprefer-vector-width=512",
+    ]
+
+DEBUG = os.environ.get("LSTM_FAST_DEBUG", "0") not in ("", "0")
+# -ffp-contract=off: the order and rounding of every addition is written in the source, so that a
+# row's result cannot depend on which loop (main or tail) the compiler fused; fma is explicit.
+CXX_FLAGS = [
+    *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"),
+    *(("-g", "-O1") if DEBUG else ("-g0", "-O3", "-DNDEBUG")),
+    *(["-DLSTM_FAST_X86"] if X86 else []),
+]
+# Without exceptions the objects of the instruction sets share no symbol, not even the unwinder's.
+KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti"]
+
+
+@dataclass(frozen=True)
+class Library:
+    """A shared library: its sources beyond csrc/cpu, and the flags that only they need."""
+
+    folder: Path
+    flags: Sequence[str]
+    libraries: Sequence[str] = ()
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler as a command line, checked to know C++17."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    command = next((c for name in names if (c := shlex.split(name)) and shutil.which(c[0])), None)
+    if command is None:
+        raise PlatformError(
+            f"no C++ compiler: {' or '.join(names)} not found. Install one (Debian, Ubuntu: "
+            f"apt install g++; conda: conda install gxx), or name one: CXX=/path/to/g++ {INSTALL}"
+        )
+    probe = "#include <optional>\n#if __cplusplus < 201703L\n#error\n#endif\n"
+    result = subprocess.run(
+        [*command, "-std=c++17", "-fsyntax-only", "-x", "c++", "-"],
+        input=probe,
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode != 0:
+        raise PlatformError(
+            f"{shlex.join(command)} cannot compile C++17:\n{result.stderr}"
+            f"Name a newer compiler (g++ 9, clang 9 or later): CXX=/path/to/g++ {INSTALL}"
+        )
+    return command
+
+
+def find_ninja() -> str:
+    """The ninja of the Python package, which need not be on PATH, or the system's."""
+    folders = os.environ.get("PATH", "")
+    if importlib.util.find_spec("ninja"):
+        import ninja
+
+        folders = os.pathsep.join([ninja.BIN_DIR, folders])
+    path = shutil.which("ninja", path=folders)
+    if path is None:
+        raise PlatformError(f"ninja not found: pip install ninja, then {INSTALL}")
+    return path
+
+
+def find_torch() -> Path:
+    """The folder of the installed torch, found without the seconds that importing it takes."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise PlatformError(
+            "torch not found. lstm-fast is compiled against the torch that it will run with, "
+            "so install torch first and build in the same environment:\n"
+            f"    pip install 'torch>={TORCH_TARGET}' setuptools wheel ninja pybind11\n"
+            f"    {INSTALL}"
+        )
+    version = importlib.metadata.version("torch")
+    if tuple(int(part) for part in version.split(".")[:2]) < MIN_TORCH:
+        raise PlatformError(
+            f"torch {version} is too old, {TORCH_TARGET} or newer is needed: "
+            f"pip install --upgrade 'torch>={TORCH_TARGET}', then {INSTALL}"
+        )
+    return Path(spec.origin).parent
+
+
+def system_includes(folders: Iterable[str | Path]) -> list[str]:
+    """Include flags that spare us other people's warnings."""
+    return [word for folder in folders for word in ("-isystem", str(folder))]
+
+
+def ops_library() -> Library:
+    torch = find_torch()
+    flags = [
+        f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000",
+        "-DTORCH_STABLE_ONLY",
+        *system_includes([torch / "include"]),
+        # torch's messages name their source file; keep this machine's folders out of them.
+        f"-ffile-prefix-map={torch.parent}/=",
+    ]
+    # No RPATH: Python code imports torch, and with it libtorch_cpu.so, before this library.
+    return Library(CSRC / "ops", flags, [f"-L{torch / 'lib'}", "-ltorch_cpu"])
+
+
+def kernels_library(version: str) -> Library:
+    if not importlib.util.find_spec("pybind11"):
+        raise PlatformError(f"pybind11 not found: pip install pybind11, then {INSTALL}")
+    import pybind11
+
+    python = sysconfig.get_path("include")
+    if not (Path(python) / "Python.h").exists():
+        raise PlatformError(
+            f"Python.h not found in {python}: install the headers of this Python "
+            "(Debian, Ubuntu: apt install python3-dev)"
+        )
+    flags = [
+        f'-DLSTM_FAST_VERSION="{version}"',
+        f'-DLSTM_FAST_TORCH_TARGET="{TORCH_TARGET}"',
+        *system_includes([pybind11.get_include(), python]),
+    ]
+    return Library(CSRC / "python", flags)
+
+
+class NinjaFile:
+    """Text of a build.ninja: compile and link edges."""
+
+    def __init__(self, compiler: Sequence[str]) -> None:
+        environment = {name: os.environ.get(name, "") for name in ("CXXFLAGS", "LDFLAGS")}
+        # -MD, not -MMD: a change of torch's or Python's headers rebuilds too.
+        self.lines = [
+            f"builddir = {BUILD}",
+            f"cxx = {self._command(compiler)}",
+            f"cxxflags = {self._command(CXX_FLAGS)}",
+            f"user_cxxflags = {self._escape(environment['CXXFLAGS'])}",
+            f"user_ldflags = {self._escape(environment['LDFLAGS'])}",
+            "rule compile",
+            "  command = $cxx $cxxflags $flags $user_cxxflags -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = compile $out",
+            "rule link",
+            "  command = $cxx -shared $user_cxxflags $in -o $out $libraries $user_ldflags",
+            "  description = link $out",
+        ]
+
+    def compile(self, source: Path, flags: Sequence[str] = (), suffix: str = "") -> Path:
+        """Add one object and return its path; `suffix` tells objects of the same source apart."""
+        out = BUILD / source.relative_to(CSRC).with_suffix(f"{suffix}.o")
+        self._edge("compile", out, [source], flags=flags)
+        return out
+
+    def link(self, out: Path, objects: Sequence[Path], libraries: Sequence[str]) -> None:
+        self._edge("link", out, objects, libraries=libraries)
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(self.lines) + "\n")
+
+    def _edge(
+        self, rule: str, out: Path, inputs: Sequence[Path], **variables: Sequence[str]
+    ) -> None:
+        self.lines.append(f"build {out}: {rule} {' '.join(map(str, inputs))}")
+        self.lines += [f"  {name} = {self._command(value)}" for name, value in variables.items()]
+
+    @classmethod
+    def _command(cls, words: Sequence[str]) -> str:
+        return cls._escape(shlex.join(words))
+
+    @staticmethod
+    def _escape(text: str) -> str:
+        return text.replace("$", "$$")
+
+
+def sources(folder: Path) -> list[Path]:
+    """The C++ files of a folder below ROOT, relative to ROOT, in a fixed order."""
+    return sorted(path.relative_to(ROOT) for path in (ROOT / folder).glob("*.cpp"))
+
+
+def add_cpu_objects(ninja: NinjaFile) -> list[Path]:
+    """csrc/cpu: kernels.cpp once per instruction set, everything else once, for any CPU."""
+    objects = []
+    for source in sources(CSRC / "cpu"):
+        if source.name == "kernels.cpp":
+            for isa, isa_flags in ISA_FLAGS.items():
+                flags = [f"-DLSTM_FAST_ISA={isa}", *KERNEL_FLAGS, *isa_flags]
+                objects.append(ninja.compile(source, flags, f".{isa}"))
+        else:
+            objects.append(ninja.compile(source))
+    return objects
+
+
+class NinjaBuild(build_ext):
+    """Replaces the compilation of setuptools; where the results are put stays its business."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # _ops holds no Python symbol, so one file serves every Python, free-threaded ones too.
+        if fullname.split(".")[-1] == "_ops":
+            return str(Path(*fullname.split(".")).with_suffix(".abi3.so"))
+        return super().get_ext_filename(fullname)
+
+    def build_extensions(self) -> None:
+        libraries = {
+            "lstm_fast._ops": ops_library(),
+            "lstm_fast._kernels": kernels_library(self.distribution.get_version()),
+        }
+        ninja = NinjaFile(find_compiler())
+        cpu_objects = add_cpu_objects(ninja)
+        built = {}
+        for name, library in libraries.items():
+            objects = [ninja.compile(s, library.flags) for s in sources(library.folder)]
+            built[name] = BUILD / Path(self.get_ext_filename(name)).name
+            ninja.link(built[name], objects + cpu_objects, library.libraries)
+        ninja.write(ROOT / BUILD / "build.ninja")
+        self._run_ninja()
+        for name, path in built.items():
+            target = Path(self.get_ext_fullpath(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Unlinks an existing file first: overwriting one that a process has mapped kills it.
+            self.copy_file(str(ROOT / path), str(target))
+
+    def _run_ninja(self) -> None:
+        command = [find_ninja(), "-f", str(BUILD / "build.ninja")]
+        if jobs := os.environ.get("MAX_JOBS"):
+            command += ["-j", jobs]
+        if self.verbose > 1:
+            command.append("-v")
+        if subprocess.run(command, cwd=ROOT).returncode != 0:
+            raise CompileError("the compilation failed; the compiler's messages are above")
+
+
+setup(
+    # The sources are found when the build runs; setuptools only needs the names here.
+    ext_modules=[Extension(f"lstm_fast.{name}", sources=[]) for name in ("_ops", "_kernels")],
+    cmdclass={"build_ext": NinjaBuild},
+)

@@ -1,0 +1,241 @@
+"""The forecaster: what comes out, that it can be repeated, that it sees nothing it must not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import lstm_fast
+from lstm_fast.forecast import (
+    ACTIVATIONS,
+    Forecaster,
+    SeasonalLSTM,
+    accuracy,
+    load_beer_wine_sales,
+    seasonal_naive,
+)
+from lstm_fast.forecast.demo import H, run_demo
+from tests.forecast.series import monthly
+
+COLUMNS = ["unique_id", "ds", "y_hat", "lo-80", "hi-80", "lo-95", "hi-95"]
+
+
+def test_frame_of_a_forecast(small, series):
+    forecast = small().fit(series).predict()
+    assert list(forecast.columns) == COLUMNS
+    assert forecast["unique_id"].eq("a").all()
+    expected = pd.date_range("2006-01-01", periods=6, freq="MS")
+    assert forecast["ds"].tolist() == expected.tolist()
+    ordered = forecast[["lo-95", "lo-80", "y_hat", "hi-80", "hi-95"]].to_numpy()
+    assert (np.diff(ordered, axis=1) > 0).all()
+    assert (ordered > 0).all()
+
+
+def test_levels(small, series):
+    model = small(levels=(50,)).fit(series)
+    assert list(model.predict().columns) == [*COLUMNS[:3], "lo-50", "hi-50"]
+    assert list(model.predict(levels=(99.5,)).columns) == [*COLUMNS[:3], "lo-99.5", "hi-99.5"]
+    assert list(model.predict(levels=()).columns) == COLUMNS[:3]
+    without = small(levels=()).fit(series)
+    pd.testing.assert_frame_equal(without.predict(), model.predict(levels=()))
+    with pytest.raises(RuntimeError, match="fitted with levels"):
+        without.predict(levels=(80,))
+
+
+def test_many_series_of_different_lengths(small):
+    df = pd.concat([monthly(72, "a"), monthly(60, "bb", "2001-05-01")])
+    df.loc[df["unique_id"] == "bb", "y"] *= 1000
+    forecast = small().fit(df).predict()
+    assert forecast["unique_id"].tolist() == ["a"] * 6 + ["bb"] * 6
+    assert forecast["ds"].iloc[6] == pd.Timestamp("2006-05-01")
+    big = forecast[forecast["unique_id"] == "bb"]["y_hat"]
+    assert big.between(5e4, 5e5).all()
+
+
+@pytest.mark.parametrize("freq", ["h", "15min", "W-MON", "QE", "B"])
+def test_other_frequencies(small, series, freq):
+    ds = pd.date_range("2000-01-07 00:00", periods=len(series), freq=freq)
+    forecast = small(season_length=4, levels=()).fit(series.assign(ds=ds)).predict()
+    expected = pd.date_range(ds[-1], periods=7, freq=freq)[1:]
+    assert forecast["ds"].tolist() == expected.tolist()
+
+
+def test_time_zones_are_kept(small, series):
+    ds = pd.date_range("2000-01-01", periods=len(series), freq="MS", tz="Europe/Paris")
+    forecast = small(levels=()).fit(series.assign(ds=ds)).predict()
+    assert forecast["ds"].iloc[0] == pd.Timestamp("2006-01-01", tz="Europe/Paris")
+
+
+def test_horizon_beyond_a_season_and_no_season(small, series):
+    assert len(small(h=15, season_length=4, calibration_size=15).fit(series).predict()) == 15
+    assert len(small(season_length=1).fit(series).predict()) == 6
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_knobs_reach_the_network(small, series, activation):
+    model = small(activation=activation, num_layers=2, dropout=0.3, levels=()).fit(series)
+    network = model._networks[0]
+    assert isinstance(network.encoder, lstm_fast.LSTM)
+    assert (network.encoder.hidden_size, network.encoder.num_layers) == (5, 2)
+    assert network.encoder.dropout == 0.3
+    assert isinstance(network.head[2], ACTIVATIONS[activation])
+    assert network.head[1].out_features == 4
+    assert len(model._networks) == 2
+
+
+def test_both_layers_give_the_same_forecast(small, series):
+    ours = small().fit(series).predict()
+    torchs = small(lstm_class=torch.nn.LSTM).fit(series).predict()
+    pd.testing.assert_frame_equal(ours, torchs, rtol=1e-4)
+
+
+def test_a_seed_gives_the_same_forecast_and_leaves_the_random_state_alone(small, series):
+    first = small(seed=3).fit(series).predict()
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    again = small(seed=3).fit(series).predict()
+    assert torch.equal(torch.get_rng_state(), before)
+    pd.testing.assert_frame_equal(first, again, check_exact=True)
+    other = small(seed=4).fit(series).predict()
+    assert not np.array_equal(first["y_hat"], other["y_hat"])
+
+
+def test_training_learns(small, series):
+    model = small(max_steps=1, n_models=1, levels=(), dropout=0.0).fit(series)
+    longer = small(max_steps=60, n_models=1, levels=(), dropout=0.0).fit(series)
+
+    def loss(forecaster: Forecaster) -> float:
+        windows = forecaster._fitted.windows(24, forecaster._scale, slice(None))
+        batch = windows.__getitems__(range(len(windows)))
+        network = forecaster._networks[0]
+        forecast = network(batch.values, batch.season, batch.trading)
+        return torch.nn.functional.mse_loss(forecast, batch.target).item()
+
+    assert loss(longer) < 0.5 * loss(model)
+
+
+def test_the_months_that_are_forecast_are_never_seen(series):
+    wild = series.copy()
+    wild.loc[len(wild) - H :, "y"] = np.random.default_rng(0).uniform(1, 1e6, H)
+    options = {"input_size": 24, "hidden_size": 4, "max_steps": 3, "calibration_size": 12}
+    layers = {"lstm_fast.LSTM": lstm_fast.LSTM}
+    results, perturbed = run_demo(series, layers, options), run_demo(wild, layers, options)
+    for name in ("seasonal naive", "lstm_fast.LSTM"):
+        pd.testing.assert_frame_equal(
+            results[name].forecast, perturbed[name].forecast, check_exact=True
+        )
+        assert results[name].accuracy["RMSE"] != perturbed[name].accuracy["RMSE"]
+
+
+def test_held_out_rows_shape_the_intervals_but_not_their_networks(small, series, monkeypatch):
+    """Networks that calibrate are the same whatever the rows are that they are tested on."""
+    states: list[list[torch.Tensor]] = []
+    train = Forecaster._train
+
+    def spy(self, windows):
+        networks = train(self, windows)
+        states.append([p.detach() for network in networks for p in network.parameters()])
+        return networks
+
+    monkeypatch.setattr(Forecaster, "_train", spy)
+    wild = series.copy()
+    wild.loc[len(wild) - 12 :, "y"] *= 3
+    widths = []
+    for df in (series, wild):
+        forecast = small().fit(df).predict()
+        widths.append(np.log(forecast["hi-80"] / forecast["lo-80"]).mean())
+    calibrating, final, wild_calibrating, wild_final = states
+    assert all(map(torch.equal, calibrating, wild_calibrating))
+    assert not all(map(torch.equal, final, wild_final))
+    assert widths[1] > 2 * widths[0]
+
+
+def test_predict_from_later_rows_is_what_the_network_makes_of_them(small, series):
+    model = small().fit(series[:60])
+    pd.testing.assert_frame_equal(model.predict(series[:60]), model.predict())
+    later = model.predict(series)
+    assert later["ds"].iloc[0] == pd.Timestamp("2006-01-01")
+    # Only the last `input_size` rows count.
+    pd.testing.assert_frame_equal(later, model.predict(series[-24:]))
+    with pytest.raises(ValueError, match="series 'bb' was not fitted"):
+        model.predict(monthly(72, "bb"))
+    with pytest.raises(ValueError, match=r"too short: .* need 24 rows. Got 23"):
+        model.predict(series[-23:])
+
+
+def test_values_at_or_below_0_need_log_false(small, series):
+    shifted = series.assign(y=series["y"] - 110)
+    with pytest.raises(ValueError, match=r"series 'a' must be above 0 .* ds 2000-01-01"):
+        small().fit(shifted)
+    forecast = small(log=False).fit(shifted).predict()
+    centre = (forecast["lo-80"] + forecast["hi-80"]) / 2
+    assert np.allclose(centre, forecast["y_hat"])
+
+
+def test_a_constant_series_stays_constant(small, series):
+    # The value of a season ago is exact; only the untrained correction, of size 1, is added.
+    forecast = small(max_steps=200, levels=()).fit(series.assign(y=50.0)).predict()
+    assert np.allclose(forecast["y_hat"], 50, rtol=0.05)
+
+
+def test_too_short(small, series):
+    with pytest.raises(ValueError, match=r"series 'a' is too short: .* need 42 rows. Got 41"):
+        small().fit(series[:41])
+    small().fit(series[:42])
+
+
+def test_predict_before_fit(small):
+    with pytest.raises(RuntimeError, match="call fit before predict"):
+        small().predict()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"h": 0}, "h must be greater than 0. Got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be greater than 0. Got nan"),
+        ({"max_steps": -1}, "max_steps must be greater than 0"),
+        ({"input_size": 11}, "input_size must be at least season_length, 12. Got 11"),
+        ({"activation": "sine"}, "activation must be one of relu, .* Got 'sine'"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\). Got 1.0"),
+        ({"levels": (80, 100)}, "levels must lie between 0 and 100. Got 100"),
+        ({"calibration_size": 5}, "calibration_size must be at least h. Got 5"),
+    ],
+)
+def test_bad_options(small, options, message):
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+def test_trading_day_effect_is_added_linearly():
+    network = SeasonalLSTM(
+        h=12,
+        input_size=24,
+        season_length=12,
+        trading_size=7,
+        hidden_size=4,
+        num_layers=1,
+        dense_size=4,
+        activation="tanh",
+        dropout=0.0,
+        lstm_class=torch.nn.LSTM,
+    )
+    for parameter in network.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    weight = torch.randn(7)
+    network.trading_weight.data.copy_(weight)
+    values, season, trading = torch.randn(3, 24), torch.randn(3, 36, 2), torch.randn(3, 36, 7)
+    effect = trading @ weight
+    expected = values[:, 12:] - effect[:, 12:24] + effect[:, 24:]
+    torch.testing.assert_close(network(values, season, trading), expected)
+
+
+def test_beats_seasonal_naive_by_a_third_on_the_last_year():
+    """One network; the default averages three."""
+    df = load_beer_wine_sales(2019)
+    train, test = df[:-12], df[-12:]
+    forecast = Forecaster(n_models=1, levels=()).fit(train).predict()
+    naive = accuracy(test, seasonal_naive(train, 12, 12), train, 12)["RMSE"]
+    assert accuracy(test, forecast, train, 12)["RMSE"] < naive * 2 / 3

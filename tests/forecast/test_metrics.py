@@ -1,0 +1,79 @@
+"""Metrics against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from lstm_fast.forecast import accuracy, mae, mase, rmse, seasonal_naive, smape
+from tests.forecast.series import monthly
+
+Y, Y_HAT = [100.0, 200.0, 400.0], [110.0, 180.0, 400.0]
+
+
+def test_mae():
+    assert mae(Y, Y_HAT) == pytest.approx(10)
+
+
+def test_rmse():
+    assert rmse(Y, Y_HAT) == pytest.approx(math.sqrt(500 / 3))
+
+
+def test_smape():
+    assert smape(Y, Y_HAT) == pytest.approx(200 / 3 * (10 / 210 + 20 / 380))
+
+
+def test_smape_takes_nothing_over_nothing_for_0_and_is_at_most_200():
+    assert smape([0.0, 0.0], [0.0, 5.0]) == pytest.approx(100)
+    assert smape([3.0], [-3.0]) == pytest.approx(200)
+
+
+def test_mase():
+    # Seasonal differences of the training part: 4, 2, 3; their mean is 3.
+    assert mase(Y, Y_HAT, [1.0, 2.0, 5.0, 4.0, 8.0], season_length=2) == pytest.approx(10 / 3)
+
+
+@pytest.mark.parametrize(
+    ("y_train", "message"),
+    [([1.0, 2.0], r"longer than 2. Got 2"), ([1.0, 2.0, 1.0, 2.0], "repeats itself")],
+)
+def test_mase_names_a_training_part_that_gives_no_scale(y_train, message):
+    with pytest.raises(ValueError, match=message):
+        mase(Y, Y_HAT, y_train, season_length=2)
+
+
+@pytest.mark.parametrize("metric", [mae, rmse, smape])
+@pytest.mark.parametrize(("y", "y_hat"), [([1.0, 2.0], [1.0]), ([], [])])
+def test_shapes_must_agree(metric, y, y_hat):
+    with pytest.raises(ValueError, match="one non-empty shape"):
+        metric(y, y_hat)
+
+
+def test_accuracy_matches_rows_by_timestamp():
+    df = monthly(36)
+    train, test = df[:24], df[24:]
+    forecast = test.rename(columns={"y": "y_hat"}).assign(y_hat=lambda f: f["y_hat"] + 2)
+    scores = accuracy(test, forecast.iloc[::-1], train, 12)
+    assert scores["MAE"] == pytest.approx(2)
+    assert scores["RMSE"] == pytest.approx(2)
+    with pytest.raises(ValueError, match="covers 11 of the 12"):
+        accuracy(test, forecast[1:], train, 12)
+
+
+def test_seasonal_naive_repeats_the_last_season_of_each_series():
+    df = pd.concat([monthly(30, "a"), monthly(40, "bb")])
+    forecast = seasonal_naive(df, h=15, season_length=12)
+    assert list(forecast.columns) == ["unique_id", "ds", "y_hat"]
+    for name, rows in (("a", 30), ("bb", 40)):
+        last = df[df["unique_id"] == name]["y"].to_numpy()[-12:]
+        one = forecast[forecast["unique_id"] == name]
+        assert one["y_hat"].tolist() == [*last, *last[:3]]
+        expected = pd.date_range("2000-01-01", periods=rows + 15, freq="MS")[rows:]
+        assert one["ds"].tolist() == expected.tolist()
+
+
+def test_seasonal_naive_needs_a_season():
+    with pytest.raises(ValueError, match=r"needs 12 rows. Got 11"):
+        seasonal_naive(monthly(11), h=1, season_length=12)

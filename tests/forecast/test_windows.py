@@ -1,0 +1,95 @@
+"""Calendar features, and windows that never reach past what they may see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lstm_fast.forecast.calendar import season_phase, trading_days
+from lstm_fast.forecast.frame import check_frame
+from lstm_fast.forecast.windows import Panel
+from tests.forecast.series import monthly
+
+
+def panel_of(df: pd.DataFrame, h: int = 3) -> Panel:
+    frame, freq = check_frame(df)
+    return Panel.from_frame(frame, freq, h, 12, frame["ds"].min())
+
+
+@pytest.mark.parametrize(("freq", "unit"), [("MS", "M"), ("ME", "M"), ("QS", "Q")])
+def test_trading_days_count_the_days_of_the_period(freq, unit):
+    ds = pd.date_range("1999-12-01", periods=40, freq=freq)
+    counted = []
+    for period in ds.to_period(unit):
+        days = pd.date_range(period.start_time, period.end_time.normalize())
+        counted.append(np.bincount(days.day_of_week, minlength=7))
+    features = trading_days(ds, freq)
+    average = 365.25 / {"M": 12, "Q": 4}[unit] / 7
+    assert np.allclose(features, np.array(counted) - average, atol=1e-12)
+
+
+def test_days_and_hours_have_no_trading_days():
+    assert trading_days(pd.date_range("2000-01-01", periods=5, freq="h"), "h").shape == (5, 0)
+
+
+def test_season_phase_goes_once_round():
+    phase = season_phase(np.arange(-12, 12), 12)
+    assert np.allclose(phase[:12], phase[12:])
+    assert np.allclose(phase[12], [0, 1])
+    assert np.allclose(phase[15], [1, 0])
+
+
+def test_a_batch_is_the_window_less_its_mean_over_the_scale(series):
+    panel = panel_of(series)
+    windows = panel.windows(24, np.array([2.0]), slice(None))
+    y = series["y"].to_numpy()
+    assert len(windows) == len(y) - 24 - 3 + 1
+    batch = windows.__getitems__([0, 7])
+    for row, start in enumerate([0, 7]):
+        mean = y[start : start + 24].mean()
+        expected = (y[start : start + 27] - mean) / 2
+        assert np.allclose(batch.values[row], expected[:24], atol=1e-5)
+        assert np.allclose(batch.target[row], expected[24:], atol=1e-5)
+        assert np.allclose(batch.mean[row], mean)
+    assert batch.season.shape == (2, 27, 2)
+    assert batch.trading.shape == (2, 27, 7)
+    assert torch.equal(windows[7].values, batch.values[1])
+
+
+def test_training_and_calibration_windows_share_no_target():
+    df = pd.concat([monthly(60, "a"), monthly(50, "bb", "2001-03-01")])
+    panel = panel_of(df)
+    scale = np.ones(2)
+    panel.values[:] = torch.arange(len(panel.values))  # now a value says which row it is
+    ends = panel.offset + panel.length
+    train = panel.windows(24, scale, slice(-12))
+    held_out = panel.windows(24, scale, slice(-12, None))
+    rows = {
+        name: torch.cat([batch.target + batch.mean for batch in [w.__getitems__(range(len(w)))]])
+        for name, w in (("train", train), ("held_out", held_out))
+    }
+    allowed = {
+        "train": [*range(24, ends[0] - 12), *range(panel.offset[1] + 24, ends[1] - 12)],
+        "held_out": [*range(ends[0] - 12, ends[0]), *range(ends[1] - 12, ends[1])],
+    }
+    for name, targets in rows.items():
+        assert sorted(set(targets.round().int().flatten().tolist())) == allowed[name]
+
+
+def test_scale_ignores_held_out_rows(series):
+    wild = series.copy()
+    wild.loc[len(wild) - 12 :, "y"] = 1e6
+    assert panel_of(wild).scale(24, held_out=12) == panel_of(series).scale(24, held_out=12)
+    assert panel_of(wild).scale(24) > 100 * panel_of(series).scale(24)
+
+
+def test_a_constant_series_has_scale_1(series):
+    assert panel_of(series.assign(y=5.0)).scale(24) == 1
+
+
+def test_the_last_window_has_nothing_to_aim_at(series):
+    batch = panel_of(series).last_windows(24, np.ones(1)).__getitems__([0])
+    assert batch.target.isnan().all()
+    assert not batch.values.isnan().any()

@@ -1,0 +1,539 @@
+"""`lstm_fast.LSTM` beside `torch.nn.LSTM`: values, gradients, errors, all that a Module does."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from lstm_fast import LSTM, ops
+from tests.sample_inputs import (
+    CONFIGS,
+    DTYPES,
+    Config,
+    assert_all_close,
+    assert_close,
+    assert_same_error,
+    configs,
+    forward_and_gradients,
+    in_float64,
+)
+
+
+def twins(**options: Any) -> tuple[Any, Any]:
+    """Ours and torch's with the same weights."""
+    options = {"input_size": 4, "hidden_size": 5, "num_layers": 2} | options
+    ours, theirs = LSTM(**options), torch.nn.LSTM(**options)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One element for each call that reached the ops."""
+    calls: list[None] = []
+    run = ops.lstm
+
+    def counting(*args: Any) -> Any:
+        calls.append(None)
+        return run(*args)
+
+    monkeypatch.setattr(ops, "lstm", counting)
+    return calls
+
+
+@settings(max_examples=150)
+@given(configs())
+def test_values_and_gradients(config: Config):
+    torch.manual_seed(0)
+    module, input, hx = config.module(LSTM), config.input(), config.hx()
+    got = forward_and_gradients(module, config, input, hx)
+    assert_close(got, in_float64(forward_and_gradients, module, config, input, hx), config)
+    assert all(result.dtype == config.dtype for result in got.values())
+    with torch.no_grad():
+        output, (h_n, c_n) = module(config.pack(input), hx)
+    if isinstance(output, PackedSequence):
+        output = output.data
+    torch.testing.assert_close(
+        (output, h_n, c_n), tuple(got[name] for name in ("output", "h_n", "c_n")), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_every_kind_is_fused(config: Config, fused: list[None]):
+    config.module(LSTM)(config.pack(config.input()), config.hx())
+    assert len(fused) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_strides_of_the_output(batch_first: bool, dtype: torch.dtype):
+    ours, theirs = twins(batch_first=batch_first, bidirectional=True, dtype=dtype)
+    for shape in ((3, 2, 4), (3, 4), (1, 1, 4), (0, 3, 4) if batch_first else (3, 0, 4)):
+        x = torch.randn(shape).to(dtype)
+        got, expected = ours(x)[0], theirs(x)[0]
+        assert (got.shape, got.stride()) == (expected.shape, expected.stride())
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_unbatched(batch_first: bool, fused: list[None]):
+    ours, theirs = twins(batch_first=batch_first, proj_size=3)
+    x, hx = torch.randn(6, 4), (torch.randn(2, 3), torch.randn(2, 5))
+    for state in (None, hx):
+        assert_all_close(ours(x, state), theirs(x, state), CONFIGS["deep"])
+    assert len(fused) == 2
+
+
+def test_forms_of_hx(fused: list[None]):
+    ours, theirs = twins()
+    x, row = torch.randn(6, 3, 4), torch.randn(2, 1, 5, requires_grad=True)
+    state = row.expand(2, 3, 5)
+    strided = torch.randn(3, 5, 2).permute(2, 0, 1)
+    for hx in ((state, strided), [state, strided], (state, state), [strided, strided]):
+        got, expected = ours(input=x, hx=hx), theirs(x, hx)
+        assert_all_close(got, expected, CONFIGS["deep"])
+        if hx[0] is state:
+            grads = [torch.autograd.grad(out.sum(), row) for out, _ in (got, expected)]
+            assert_all_close(grads[0], grads[1], CONFIGS["deep"])
+    assert len(fused) == 4
+
+
+@pytest.mark.parametrize("enforce_sorted", [False, True])
+def test_packed_sequence(enforce_sorted: bool, fused: list[None]):
+    ours, theirs = twins(bidirectional=True, batch_first=True)
+    lengths = [7, 4, 4, 1] if enforce_sorted else [4, 1, 7, 4]
+    packed = pack_padded_sequence(torch.randn(4, 7, 4), lengths, True, enforce_sorted)
+    hx = (torch.randn(4, 4, 5), torch.randn(4, 4, 5))
+    for state in (None, hx, list(hx)):
+        (got, got_state), (expected, expected_state) = ours(packed, state), theirs(packed, state)
+        assert isinstance(got, PackedSequence)
+        assert_all_close(pad_packed_sequence(got), pad_packed_sequence(expected), CONFIGS["deep"])
+        assert_all_close(got_state, expected_state, CONFIGS["deep"])
+        for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+            assert getattr(got, name) is getattr(packed, name)
+    assert len(fused) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("p", [0.4, 1.0])
+def test_dropout_draws_the_numbers_of_torch(
+    p: float, packed: bool, batch_first: bool, dtype: torch.dtype, fused: list[None]
+):
+    config = Config(
+        num_layers=3,
+        bidirectional=True,
+        batch_first=batch_first,
+        dtype=dtype,
+        lengths=(2, 5, 4) if packed else None,
+    )
+    ours, theirs = twins(**config.options, dropout=p, dtype=dtype)
+    input, hx = config.input(), config.hx()
+    results = []
+    for module in (ours, theirs):
+        torch.manual_seed(1)
+        results.append(forward_and_gradients(module, config, input, hx))
+        results[-1]["next random numbers"] = torch.rand(5)
+    assert_close(results[0], results[1], config)
+    assert len(fused) == 3
+    ours.eval()
+    theirs.eval()
+    got, expected = (forward_and_gradients(m, config, input, hx) for m in (ours, theirs))
+    assert_close(got, expected, config)
+    assert len(fused) == 4
+
+
+X = torch.linspace(-1, 1, 24).reshape(3, 2, 4)
+H = torch.linspace(-1, 1, 20).reshape(2, 2, 5)
+PACKED = pack_padded_sequence(X, [3, 2])
+BAD_CALLS: dict[str, tuple[Any, ...]] = {
+    "wrong input_size": (X[..., :3],),
+    "wrong dtype": (X.double(),),
+    "integers": (X.long(),),
+    "complex": (X.to(torch.complex64),),
+    "no steps": (X[:0],),
+    "one dimension": (X[0, 0],),
+    "four dimensions": (X[None],),
+    "none": (None,),
+    "not a tensor": (X.numpy(),),
+    "sparse": (X.to_sparse(),),
+    "nested": (torch.nested.nested_tensor([X[:2, 0], X[:, 0]]),),
+    "input on another device": (X.to("meta"),),
+    "hx of another batch": (X, (H[:, :1], H[:, :1])),
+    "hx of another size": (X, (H[..., :3], H)),
+    "cx of another size": (X, (H, H[..., :3])),
+    "hx of two dimensions": (X, (H[0], H[0])),
+    "hx of three dimensions, unbatched": (X[0], (H, H)),
+    "hx of another size, unbatched": (X[0], (H[:, 0, :3], H[:, 0])),
+    "hx of another dtype": (X, (H.double(), H)),
+    "cx of another dtype": (X, (H, H.double())),
+    "hx on another device": (X, (H.to("meta"), H)),
+    "three states": (X, (H, H, H)),
+    "one state": (X, (H,)),
+    "one tensor as state": (X, H),
+    "stacked states": (X, torch.stack([H, H])),
+    "dictionary as state": (X, {0: H, 1: H}),
+    "no states in the pair": (X, (None, None)),
+    "packed, wrong dtype": (PACKED.to(torch.float64),),
+    "packed, wrong input_size": (PackedSequence(PACKED.data[:, :3], PACKED.batch_sizes),),
+    "packed, three dimensions": (PackedSequence(X, PACKED.batch_sizes),),
+    "packed, empty": (PackedSequence(PACKED.data[:0], PACKED.batch_sizes[:0]),),
+    "packed, hx of a smaller batch": (PACKED, (H[:, :1], H[:, :1])),
+    "packed, hx of a larger batch": (PACKED, (torch.ones(2, 3, 5), H)),
+    "packed, hx of another size": (PACKED, (H[..., :3], H)),
+    "packed, cx of another size": (PACKED, (H, H[..., :3])),
+    "packed, hx of two dimensions": (PACKED, (H[0], H[0])),
+    "packed, hx of another dtype": (PACKED, (H.double(), H.double())),
+}
+
+
+@pytest.mark.parametrize("args", BAD_CALLS.values(), ids=BAD_CALLS)
+def test_errors_are_those_of_torch(args: tuple[Any, ...]):
+    assert_same_error(*twins(), *args)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("weight_ih_l0", (20, 3)),
+        ("weight_hh_l0", (20, 4)),
+        ("weight_hh_l1", (16, 5)),
+        ("bias_hh_l1", (19,)),
+    ],
+)
+def test_a_parameter_of_the_wrong_shape_raises(name: str, shape: tuple[int, ...]):
+    """nn.LSTM reads beyond such a parameter, or takes it for another model."""
+    ours, _ = twins()
+    setattr(ours, name, torch.nn.Parameter(torch.ones(shape)))
+    with pytest.raises(RuntimeError, match=name[:9]):
+        ours(X)
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda m: m._flat_weights.pop(),
+        lambda m: setattr(m, "weight_hh_l1", None),
+        lambda m: setattr(m, "weight_ih_l0", torch.nn.Parameter(torch.ones(20, 4, device="meta"))),
+    ],
+    ids=["too few", "none", "device"],
+)
+def test_bad_weights_raise_as_in_torch(break_it: Callable[[Any], Any]):
+    ours, theirs = twins()
+    break_it(ours)
+    break_it(theirs)
+    assert_same_error(ours, theirs, X)
+
+
+def test_a_deleted_parameter_is_remembered_as_in_torch():
+    ours, theirs = twins()
+    del ours.weight_hh_l1, theirs.weight_hh_l1
+    assert_all_close(ours(X), theirs(X), CONFIGS["deep"])
+
+
+def test_construction_draws_the_numbers_of_torch():
+    options = {"input_size": 3, "hidden_size": 7, "num_layers": 2, "proj_size": 2}
+    states = []
+    for cls in (LSTM, torch.nn.LSTM):
+        torch.manual_seed(3)
+        module = cls(**options, bidirectional=True)
+        states.append({**module.state_dict(), "next": torch.rand(3)})
+        module.reset_parameters()
+        states[-1] |= {f"{name} again": p for name, p in module.named_parameters()}
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="proj_size has to be smaller than hidden_size"):
+        LSTM(3, 4, proj_size=4)
+
+
+def test_is_an_lstm_of_torch():
+    ours, theirs = twins(proj_size=3, batch_first=True, dropout=0.1, bidirectional=True)
+    assert isinstance(ours, torch.nn.LSTM)
+    assert repr(ours) == repr(theirs)
+    assert [len(weights) for weights in ours.all_weights] == [5] * 4
+    assert ours._flat_weights[1] is ours.weight_hh_l0
+    assert ours.load_state_dict(theirs.state_dict(), strict=True)
+    ours.flatten_parameters()
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"]
+)
+def test_copies(duplicate: Callable[[Any], Any], fused: list[None]):
+    ours, _ = twins(bidirectional=True)
+    ours(X)
+    twin = duplicate(ours)
+    assert type(twin) is LSTM
+    torch.testing.assert_close(twin(X), ours(X), rtol=0, atol=0)
+    with torch.no_grad():
+        twin.weight_ih_l0.zero_()
+    assert not torch.equal(twin(X)[0], ours(X)[0])
+    assert len(fused) == 5
+
+
+def test_a_loaded_module_swaps_its_class(fused: list[None]):
+    _, theirs = twins()
+    expected = theirs(X)
+    theirs.__class__ = LSTM
+    assert_all_close(theirs(X), expected, CONFIGS["deep"])
+
+    class Client(torch.nn.LSTM):
+        def forward(self, input, hx=None):
+            return super().forward(input, hx)
+
+    client = Client(4, 5)
+    expected = client(X)
+    client.__class__ = type("Client", (Client, LSTM), {})
+    assert_all_close(client(X), expected, CONFIGS["deep"])
+    assert len(fused) == 2
+
+
+def scale_data(module: Any) -> None:
+    module.weight_hh_l0.data.mul_(3)
+
+
+def replace_parameter(module: Any) -> None:
+    module.bias_ih_l1 = torch.nn.Parameter(torch.ones(20))
+
+
+def replace_data(module: Any) -> None:
+    module.weight_ih_l1.data = torch.ones(20, 5)
+
+
+def drop_weights(module: Any) -> None:
+    raw = module.weight_hh_l0
+    del module.weight_hh_l0
+    module.weight_hh_l0 = raw.detach() * 0.5
+
+
+def weight_norm(module: Any) -> None:
+    parametrizations.weight_norm(module, "weight_hh_l0")
+    with torch.no_grad():
+        module.parametrizations.weight_hh_l0.original0.mul_(2)
+
+
+def prune_weights(module: Any) -> None:
+    mask = torch.arange(20 * 5).reshape(20, 5) % 3 > 0
+    prune.custom_from_mask(module, "weight_hh_l0", mask)
+
+
+def load(module: Any) -> None:
+    module.load_state_dict({name: p * 2 for name, p in module.state_dict().items()}, assign=True)
+
+
+CHANGES = [
+    scale_data,
+    replace_parameter,
+    replace_data,
+    drop_weights,
+    weight_norm,
+    prune_weights,
+    load,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_changed_weights_are_seen(
+    change: Callable[[Any], None], mode: Callable[[], Any], fused: list[None]
+):
+    ours, theirs = twins()
+    with mode():
+        before = ours(X)[0]
+    change(ours)
+    change(theirs)
+    with mode():
+        got, expected = ours(X), theirs(X)
+    assert_all_close(got, expected, CONFIGS["deep"])
+    assert not torch.allclose(got[0], before)
+    assert len(fused) == 2
+
+
+def test_weights_changed_in_every_call():
+    """As weight drop does: a tensor of the graph, set as attribute before each forward."""
+    ours, theirs = twins()
+    for module in (ours, theirs):
+        raw = torch.nn.Parameter(module.weight_hh_l0.detach().clone())
+        del module.weight_hh_l0
+        module.raw = raw
+    for scale in (0.5, 2.0):
+        losses = []
+        for module in (ours, theirs):
+            module.weight_hh_l0 = module.raw * scale
+            losses.append(module(X)[0].sum())
+        grads = [
+            torch.autograd.grad(loss, m.raw) for loss, m in zip(losses, (ours, theirs), strict=True)
+        ]
+        assert_all_close(grads[0], grads[1], CONFIGS["deep"])
+
+
+def test_functional_call(fused: list[None]):
+    ours, theirs = twins()
+    params = {name: p.detach() * 2 for name, p in ours.named_parameters()}
+    got = torch.func.functional_call(ours, params, (X,))
+    assert_all_close(got, torch.func.functional_call(theirs, params, (X,)), CONFIGS["deep"])
+    assert_all_close(ours(X), theirs(X), CONFIGS["deep"])
+    assert len(fused) == 2
+
+
+def test_per_sample_gradients():
+    """nn.LSTM has no rule for vmap over its fused CPU path."""
+    ours, theirs = twins(dtype=torch.float64)
+    params = dict(ours.named_parameters())
+
+    def loss(params: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return torch.func.functional_call(ours, params, (sample,))[0].square().sum()
+
+    samples = torch.randn(3, 6, 4, dtype=torch.float64)
+    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(params, samples)
+    for index, sample in enumerate(samples):
+        expected = torch.autograd.grad(theirs(sample)[0].square().sum(), theirs.parameters())
+        got = tuple(grad[index] for grad in per_sample.values())
+        assert_all_close(got, expected, replace(CONFIGS["deep"], dtype=torch.float64))
+
+
+def test_jacobian_and_directional_derivative():
+    ours, theirs = twins(dtype=torch.float64)
+    sample = torch.randn(3, 2, 4, dtype=torch.float64)
+    got = torch.func.jacrev(lambda x: ours(x)[0])(sample)
+    expected = torch.autograd.functional.jacobian(lambda x: theirs(x)[0], sample)
+    config = replace(CONFIGS["deep"], dtype=torch.float64)
+    assert_all_close(got, expected, config)
+    along = torch.func.jvp(lambda x: ours(x)[0], (sample,), (sample,))[1]
+    assert_all_close(along, torch.tensordot(expected, sample, 3), config)
+
+
+@pytest.mark.parametrize("name", ["deep", "bidirectional", "packed"])
+def test_double_backward(name: str):
+    """The gradient of a gradient penalty, as in a critic."""
+    config = replace(CONFIGS[name], dtype=torch.float64)
+    ours, theirs = twins(**config.options, dtype=torch.float64)
+    input = config.input().requires_grad_()
+    results = []
+    for module in (ours, theirs):
+        output = module(config.pack(input))[0]
+        data = output.data if isinstance(output, PackedSequence) else output
+        (grad,) = torch.autograd.grad(data.square().sum(), input, create_graph=True)
+        leaves = (input, *module.parameters())
+        results.append(torch.autograd.grad((grad.norm() - 1) ** 2, leaves))
+    assert_all_close(results[0], results[1], config)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["deep", "deep_projected", "packed"])
+def test_autocast(name: str, dtype: torch.dtype, fused: list[None]):
+    """Results, and the gradients in float32, are those of the module converted to the dtype."""
+    config = CONFIGS[name]
+    module, input, hx = config.module(LSTM), config.input(), config.hx()
+    with torch.autocast("cpu", dtype):
+        got = forward_and_gradients(module, replace(config, dtype=dtype), input, hx)
+    assert len(fused) == 1
+    low = replace(config, dtype=dtype)
+    converted = copy.deepcopy(module).to(dtype)
+    low_hx = None if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
+    expected = forward_and_gradients(converted, low, input.to(dtype), low_hx)
+    assert {got[name].dtype for name in ("output", "h_n", "c_n")} == {dtype}
+    assert {g.dtype for name, g in got.items() if name.startswith("grad")} == {torch.float32}
+    for name, result in got.items():
+        torch.testing.assert_close(result.to(dtype), expected[name], rtol=0, atol=0)
+
+
+def test_autocast_leaves_float64_alone(fused: list[None]):
+    ours, theirs = twins(dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, expected = ours(X.double()), theirs(X.double())
+    assert got[0].dtype == torch.float64
+    assert_all_close(got, expected, replace(CONFIGS["deep"], dtype=torch.float64))
+    assert len(fused) == 1
+
+
+def test_what_is_not_fused_falls_through(fused: list[None]):
+    ours, theirs = twins(device="meta")
+    got, expected = ours(X.to("meta")), theirs(X.to("meta"))
+    assert (got[0].device, got[0].shape) == (expected[0].device, expected[0].shape)
+
+    class Labelled(torch.Tensor):
+        pass
+
+    ours, theirs = twins()
+    got = ours(X.as_subclass(Labelled))
+    assert type(got[0]) is type(theirs(X.as_subclass(Labelled))[0])
+    traced = torch.jit.trace(ours, (X,), check_trace=False)
+    assert "lstm_fast::" not in str(traced.inlined_graph)
+    assert_all_close(traced(X), theirs(X), CONFIGS["deep"])
+    assert not fused
+
+
+def test_scripting():
+    class Model(torch.nn.Module):
+        def __init__(self, lstm: torch.nn.LSTM) -> None:
+            super().__init__()
+            self.lstm = lstm
+
+        def forward(self, x: Tensor) -> Tensor:
+            output, (h_n, c_n) = self.lstm(x)
+            return output + h_n[-1] + c_n[-1]
+
+    ours, theirs = twins()
+    scripted = torch.jit.script(Model(ours))
+    assert_all_close(scripted(X), Model(theirs)(X), CONFIGS["deep"])
+
+
+def test_overridden_checks_are_called():
+    seen = []
+
+    class Strict(LSTM):
+        def check_forward_args(self, input, hidden, batch_sizes):
+            seen.append([t.shape for t in hidden])
+            super().check_forward_args(input, hidden, batch_sizes)
+
+    Strict(4, 5)(X)
+    Strict(4, 5, batch_first=True)(X)
+    assert seen == [[(1, 2, 5)] * 2, [(1, 3, 5)] * 2]
+    with pytest.raises(RuntimeError, match="input_size"):
+        Strict(4, 5)(X[..., :3])
+
+
+@pytest.mark.parametrize("save", [False, True], ids=["no_grad", "grad"])
+def test_export(save: bool):
+    """With dynamic steps and batch."""
+    ours, _ = twins(batch_first=True)
+    dynamic = torch.export.Dim.DYNAMIC
+    with torch.set_grad_enabled(save):
+        program = torch.export.export(
+            ours, (torch.randn(3, 7, 4),), dynamic_shapes=((dynamic, dynamic, None),)
+        )
+    with torch.no_grad():
+        for shape in ((2, 5, 4), (6, 3, 4)):
+            sample = torch.randn(shape)
+            assert_all_close(program.module()(sample), ours(sample), CONFIGS["deep"])
+
+
+def test_compile():
+    """Dynamo does not look into an nn.LSTM; it breaks the graph there, ours included."""
+    ours, theirs = twins()
+    model = torch.nn.Sequential(ours)
+    compiled = torch.compile(model, backend="aot_eager")
+    assert_all_close(compiled(X), theirs(X), CONFIGS["deep"])
+    compiled(X)[0].sum().backward()
+    expected = torch.autograd.grad(theirs(X)[0].sum(), theirs.parameters())
+    assert_all_close(tuple(p.grad for p in ours.parameters()), expected, CONFIGS["deep"])
+
+
+def test_frozen_weights():
+    ours, theirs = twins()
+    for module in (ours, theirs):
+        module.requires_grad_(False)
+        module.bias_hh_l1.requires_grad_()
+        module(X)[0].sum().backward()
+    assert_all_close(ours.bias_hh_l1.grad, theirs.bias_hh_l1.grad, CONFIGS["deep"])
+    assert [name for name, p in ours.named_parameters() if p.grad is not None] == ["bias_hh_l1"]

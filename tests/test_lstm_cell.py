@@ -1,0 +1,215 @@
+"""`lstm_fast.LSTMCell` beside `torch.nn.LSTMCell`."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.utils import parametrizations
+
+from lstm_fast import LSTM, LSTMCell, ops
+from tests.sample_inputs import (
+    DTYPES,
+    ODD_SIZES,
+    Config,
+    assert_all_close,
+    assert_close,
+    assert_same_error,
+)
+
+CELL = Config(T=1)
+
+
+def twins(**options: Any) -> tuple[LSTMCell, torch.nn.LSTMCell]:
+    """Ours and torch's with the same weights."""
+    options = {"input_size": 4, "hidden_size": 5} | options
+    ours, theirs = LSTMCell(**options), torch.nn.LSTMCell(**options)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One element for each call that reached the ops."""
+    calls: list[None] = []
+    run = ops.lstm
+
+    def counting(*args: Any) -> Any:
+        calls.append(None)
+        return run(*args)
+
+    monkeypatch.setattr(ops, "lstm", counting)
+    return calls
+
+
+def forward_and_gradients(
+    cell: torch.nn.LSTMCell, input: Tensor, hx: tuple[Tensor, Tensor] | None
+) -> dict[str, Tensor]:
+    input = input.detach().requires_grad_()
+    if hx is not None:
+        hx = hx[0].detach().requires_grad_(), hx[1].detach().requires_grad_()
+    h, c = cell(input, hx)
+    grads = torch.autograd.grad((2 * h + c).sum(), [input, *(hx or ()), *cell.parameters()])
+    return {"h": h, "c": c} | {f"grad {index}": grad for index, grad in enumerate(grads)}
+
+
+@given(
+    st.sampled_from(ODD_SIZES),
+    st.sampled_from(ODD_SIZES),
+    st.sampled_from((None, 1, 2, 17)),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(DTYPES),
+)
+def test_values_and_gradients(
+    input_size: int,
+    hidden_size: int,
+    batch: int | None,
+    bias: bool,
+    with_hx: bool,
+    dtype: torch.dtype,
+):
+    torch.manual_seed(0)
+    rows = () if batch is None else (batch,)
+    cell = LSTMCell(input_size, hidden_size, bias, dtype=dtype)
+    exact = torch.nn.LSTMCell(input_size, hidden_size, bias, dtype=torch.float64)
+    exact.load_state_dict(cell.state_dict())
+    input = torch.randn(*rows, input_size).to(dtype)
+    state = torch.randn(2, *rows, hidden_size).to(dtype)
+    hx = (state[0], state[1]) if with_hx else None
+    got = forward_and_gradients(cell, input, hx)
+    exact_hx = None if hx is None else (hx[0].double(), hx[1].double())
+    expected = forward_and_gradients(exact, input.double(), exact_hx)
+    config = replace(CELL, input_size=input_size, hidden_size=hidden_size, dtype=dtype)
+    assert_close(got, expected, replace(config, B=batch or 1))
+    assert all(result.dtype == dtype for result in got.values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_is_a_step_of_the_lstm(dtype: torch.dtype, fused: list[None]):
+    lstm, cell = LSTM(4, 5, dtype=dtype), LSTMCell(4, 5, dtype=dtype)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    cell.load_state_dict({name: getattr(lstm, f"{name}_l0") for name in names})
+    x, h, c = (torch.randn(3, size).to(dtype) for size in (4, 5, 5))
+    _, expected = lstm(x[None], (h[None], c[None]))
+    torch.testing.assert_close(cell(x, (h, c)), (expected[0][0], expected[1][0]), rtol=0, atol=0)
+    assert len(fused) == 2
+
+
+def test_forms_of_arguments(fused: list[None]):
+    ours, theirs = twins()
+    x, row = torch.randn(4, 3).T, torch.randn(1, 5)
+    state = row.expand(3, 5)
+    for args in ((x,), (x, [state, state]), (x[0],), (x[0], (row[0], row[0])), (x[:0],)):
+        assert_all_close(ours(*args), theirs(*args), CELL)
+    assert_all_close(ours(input=x, hx=(state, state)), theirs(x, (state, state)), CELL)
+    assert len(fused) == 6
+
+
+X = torch.linspace(-1, 1, 12).reshape(3, 4)
+H = torch.linspace(-1, 1, 15).reshape(3, 5)
+BAD_CALLS: dict[str, tuple[Any, ...]] = {
+    "wrong input_size": (X[:, :3],),
+    "three dimensions": (X[None],),
+    "wrong dtype": (X.double(),),
+    "integers": (X.long(),),
+    "none": (None,),
+    "not a tensor": (X.numpy(),),
+    "another device": (X.to("meta"),),
+    "hx of another size": (X, (H[:, :3], H)),
+    "cx of another size": (X, (H, H[:, :3])),
+    "hx of another batch": (X, (H[:1], H)),
+    "cx of another batch": (X, (H, H[:1])),
+    "hx of one dimension": (X, (H[0], H[0])),
+    "hx of three dimensions": (X, (H[None], H[None])),
+    "hx batched, input not": (X[0], (H, H)),
+    "hx of another dtype": (X, (H.double(), H)),
+    "three states": (X, (H, H, H)),
+    "one state": (X, (H,)),
+    "stacked states": (X, torch.stack([H, H])),
+    "no states in the pair": (X, (None, None)),
+}
+
+
+@pytest.mark.parametrize("args", BAD_CALLS.values(), ids=BAD_CALLS)
+def test_errors_are_those_of_torch(args: tuple[Any, ...]):
+    assert_same_error(*twins(), *args)
+
+
+def test_a_cell_state_of_another_dtype_is_promoted_as_in_torch():
+    ours, theirs = twins()
+    got, expected = ours(X, (H, H.double())), theirs(X, (H, H.double()))
+    assert got[1].dtype == expected[1].dtype
+    assert_all_close(got, expected, CELL)
+
+
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
+def test_a_parameter_of_the_wrong_shape_raises(name: str):
+    ours, theirs = twins()
+    for cell in (ours, theirs):
+        shape = [size + 1 for size in getattr(cell, name).shape]
+        setattr(cell, name, torch.nn.Parameter(torch.ones(shape)))
+        with pytest.raises(RuntimeError):
+            cell(X)
+
+
+def test_construction_and_copies():
+    torch.manual_seed(3)
+    ours = LSTMCell(4, 5)
+    torch.manual_seed(3)
+    theirs = torch.nn.LSTMCell(4, 5)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    assert isinstance(ours, torch.nn.LSTMCell)
+    assert repr(ours) == repr(theirs)
+    for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(twin) is LSTMCell
+        torch.testing.assert_close(twin(X), ours(X), rtol=0, atol=0)
+
+
+def test_changed_weights_are_seen(fused: list[None]):
+    ours, theirs = twins()
+    ours(X)
+    for cell in (ours, theirs):
+        cell.weight_hh.data.mul_(3)
+        cell.bias_ih = torch.nn.Parameter(torch.ones(20))
+        parametrizations.weight_norm(cell, "weight_ih")
+    assert_all_close(ours(X, (H, H)), theirs(X, (H, H)), CELL)
+    params = {name: p.detach() * 2 for name, p in ours.named_parameters()}
+    got, expected = (torch.func.functional_call(c, params, (X,)) for c in (ours, theirs))
+    assert_all_close(got, expected, CELL)
+    assert len(fused) == 3
+
+
+def test_gradcheck_through_steps():
+    cell = LSTMCell(3, 2, dtype=torch.float64)
+    x = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
+    h, c = (torch.randn(2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def run(x: Tensor, h: Tensor, c: Tensor, *params: Tensor) -> Any:
+        named = dict(zip(dict(cell.named_parameters()), params, strict=True))
+        for step in x:
+            h, c = torch.func.functional_call(cell, named, (step, (h, c)))
+        return h, c
+
+    inputs = (x, h, c, *cell.parameters())
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
+def test_what_is_not_fused_falls_through(fused: list[None]):
+    ours, theirs = twins()
+    with torch.autocast("cpu", torch.bfloat16):
+        got, expected = ours(X, (H, H)), theirs(X, (H, H))
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    traced = torch.jit.trace(ours, (X,), check_trace=False)
+    assert "lstm_fast::" not in str(traced.inlined_graph)
+    scripted = torch.jit.script(twins()[0])
+    assert scripted(X)[0].shape == (3, 5)
+    assert not fused

@@ -1,0 +1,415 @@
+"""The ops: contract with PyTorch, values and gradients against the reference, and what holds for
+every call: rows are independent, states of the process are left alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+from lstm_fast import ops, reference
+from tests.sample_inputs import CONFIGS, DTYPES, Config, assert_all_close, assert_close
+
+all_configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+EXACT = {name: replace(config, dtype=torch.float64) for name, config in CONFIGS.items()}
+
+
+def op_arguments(config: Config) -> tuple[Any, ...]:
+    """The arguments of `ops.lstm`; a packed sequence comes with states."""
+    return replace(config, with_hx=config.with_hx or config.lengths is not None).op_arguments()
+
+
+def tensors_of(args: tuple[Any, ...]) -> list[Tensor]:
+    """The floating tensors among the arguments of the op."""
+    leaves = torch.utils._pytree.tree_leaves(args)
+    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def requiring_grad(args: tuple[Any, ...]) -> list[Tensor]:
+    return [t.requires_grad_() for t in tensors_of(args)]
+
+
+def named(results: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    return {str(index): result for index, result in enumerate(results)}
+
+
+def to_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def convert(t: Tensor) -> Tensor:
+        return t.detach().double() if t.is_floating_point() else t
+
+    return torch.utils._pytree.tree_map_only(Tensor, convert, args)
+
+
+def backward_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    *results, saved = torch.ops.lstm_fast.lstm(*args, True)
+    return (*[torch.randn_like(result) for result in results], *args, results[0], saved)
+
+
+@all_dtypes
+@all_configs
+def test_values_and_gradients(config: Config, dtype: torch.dtype):
+    config = replace(config, dtype=dtype)
+    args = op_arguments(config)
+    exact = to_float64(args)
+    leaves, exact_leaves = requiring_grad(args), requiring_grad(exact)
+    got, expected = ops.lstm(*args), reference.lstm(*exact)
+    assert_close(named(got), named(expected), config)
+    coefficients = [torch.randn_like(result) for result in got]
+    grads = torch.autograd.grad(got, leaves, coefficients)
+    exact_grads = torch.autograd.grad(expected, exact_leaves, [c.double() for c in coefficients])
+    assert_close(named(grads), named(exact_grads), config)
+    with torch.no_grad():
+        torch.testing.assert_close(ops.lstm(*args), tuple(got), rtol=0, atol=0)
+
+
+# No autograd is registered for the ops: it lies around them, in a Function. So autograd
+# registration is checked on arguments that require grad, and all else on ones that do not.
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("plain", torch.float32),
+        ("no_hx", torch.float64),
+        ("deep_projected", torch.float16),
+        ("packed", torch.float32),
+        ("packed_deep", torch.bfloat16),
+    ],
+)
+def test_opcheck(name: str, dtype: torch.dtype):
+    args = op_arguments(replace(CONFIGS[name], dtype=dtype))
+    forward, backward = torch.ops.lstm_fast.lstm.default, torch.ops.lstm_fast.lstm_backward.default
+    for save in (False, True):
+        torch.library.opcheck(forward, (*args, save))
+    back = backward_arguments(args)
+    torch.library.opcheck(backward, (*back, True, True, True))
+    torch.library.opcheck(backward, (None, *back[1:], False, False, True))
+    torch.library.opcheck(backward, (*back[:1], None, None, *back[3:], True, True, False))
+    requiring_grad(args)
+    registration = "test_autograd_registration"
+    torch.library.opcheck(forward, (*args, True), test_utils=registration)
+    torch.library.opcheck(backward, (*back, True, True, True), test_utils=registration)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(EXACT["deep_projected"], T=2, B=2, hidden_size=4),
+        replace(EXACT["packed_deep"], B=2, lengths=(1, 2), hidden_size=3),
+        replace(EXACT["no_hx"], bias=False),
+    ],
+)
+def test_gradcheck_and_gradgradcheck(config: Config):
+    args = op_arguments(config)
+    spec = torch.utils._pytree.tree_flatten(args)[1]
+
+    def run(*leaves: Any) -> tuple[Tensor, ...]:
+        return ops.lstm(*torch.utils._pytree.tree_unflatten(leaves, spec))
+
+    requiring_grad(args)
+    leaves = torch.utils._pytree.tree_leaves(args)
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
+
+
+def test_third_derivative():
+    args = op_arguments(replace(EXACT["deep"], num_layers=2, T=2))
+    leaves = requiring_grad(args)
+
+    def derivative(run: Any, order: int) -> tuple[Tensor, ...]:
+        value = run(*args)[0].sin().sum()
+        for _ in range(order):
+            grads = torch.autograd.grad(value, leaves, create_graph=True)
+            value = sum(grad.square().sum() for grad in grads)
+        return torch.autograd.grad(value, leaves)
+
+    for order in (1, 2):
+        torch.testing.assert_close(derivative(ops.lstm, order), derivative(reference.lstm, order))
+
+
+class Spy:
+    """Calls an op and keeps the arguments of the calls."""
+
+    def __init__(self, op: Any) -> None:
+        self.op = op
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append((*args, *kwargs.values()))
+        return self.op(*args, **kwargs)
+
+
+@pytest.fixture
+def forward_spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    spy = Spy(ops._lstm)
+    monkeypatch.setattr(ops, "_lstm", spy)
+    return spy
+
+
+@pytest.fixture
+def backward_spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    spy = Spy(ops._lstm_backward)
+    monkeypatch.setattr(ops, "_lstm_backward", spy)
+    return spy
+
+
+def test_nothing_is_saved_without_need(forward_spy: Spy):
+    args = op_arguments(CONFIGS["plain"])
+    ops.lstm(*args)
+    requiring_grad(args)
+    with torch.no_grad():
+        ops.lstm(*args)
+    with torch.inference_mode():
+        ops.lstm(*args)
+    assert [call[-1] for call in forward_spy.calls] == [False] * 3
+    ops.lstm(*args)
+    assert forward_spy.calls[-1][-1] is True
+
+
+@pytest.mark.parametrize(
+    ("leaf", "needs"),
+    [
+        ("input", (True, False, False)),
+        ("h0", (False, True, False)),
+        ("c0", (False, True, False)),
+        ("bias", (False, False, True)),
+    ],
+)
+def test_gradients_only_of_what_requires_grad(
+    leaf: str, needs: tuple[bool, bool, bool], backward_spy: Spy
+):
+    args = op_arguments(CONFIGS["deep"])
+    tensor = {"input": args[0], "h0": args[2], "c0": args[3], "bias": args[4][2]}[leaf]
+    tensor.requires_grad_()
+    expected = torch.autograd.grad(reference.lstm(*args)[0].sum(), tensor)
+    ops.lstm(*args)[0].sum().backward()
+    assert backward_spy.calls[0][-3:] == needs
+    torch.testing.assert_close((tensor.grad,), expected)
+    assert all(t.grad is None for t in tensors_of(args) if t is not tensor)
+
+
+@pytest.mark.parametrize("used", [0, 1, 2])
+def test_outputs_without_gradient_are_passed_as_none(used: int, backward_spy: Spy):
+    args = op_arguments(CONFIGS["packed_deep"])
+    leaves = requiring_grad(args)
+    got = torch.autograd.grad(ops.lstm(*args)[used].sum(), leaves)
+    assert [grad is None for grad in backward_spy.calls[0][:3]] == [i != used for i in range(3)]
+    expected = torch.autograd.grad(reference.lstm(*args)[used].sum(), leaves)
+    assert_close(named(got), named(expected), CONFIGS["packed_deep"])
+
+
+def test_backward_twice():
+    args = op_arguments(CONFIGS["deep"])
+    leaves = requiring_grad(args)
+    loss = ops.lstm(*args)[0].sum()
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves), first, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, leaves)
+
+
+@pytest.mark.parametrize("which", ["input", "h0", "weight", "output"])
+def test_changing_a_saved_tensor_raises(which: str):
+    args = op_arguments(CONFIGS["plain"])
+    leaves = requiring_grad(args)
+    output, h_n, _ = ops.lstm(*args)
+    changed = {"input": args[0], "h0": args[2], "weight": args[4][1], "output": output}[which]
+    with torch.no_grad():
+        changed.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(h_n.sum(), leaves)
+
+
+def test_saved_tensor_hooks_and_checkpoint():
+    args = op_arguments(CONFIGS["deep"])
+    leaves = requiring_grad(args)
+    expected = torch.autograd.grad(ops.lstm(*args)[0].sum(), leaves)
+    packed: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        packed.append(t)
+        return t.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = ops.lstm(*args)[0]
+    torch.testing.assert_close(torch.autograd.grad(output.sum(), leaves), expected)
+    assert {t.data_ptr() for t in leaves} <= {t.data_ptr() for t in packed}
+    output = checkpoint(lambda: ops.lstm(*args)[0], use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(output.sum(), leaves), expected)
+
+
+def test_transforms():
+    config = replace(EXACT["deep_projected"], T=2, B=2)
+    input, _, h0, c0, params, *options = op_arguments(config)
+
+    def loss(input: Tensor, params: list[Tensor]) -> Tensor:
+        return ops.lstm(input, None, h0, c0, params, *options)[0].square().sum()
+
+    def plain_grad(input: Tensor) -> list[Tensor]:
+        leaves = [p.clone().requires_grad_() for p in params]
+        return list(torch.autograd.grad(loss(input, leaves), leaves))
+
+    inputs = torch.stack([input, input.flip(0)])
+    per_sample = torch.func.vmap(torch.func.grad(loss, argnums=1), (0, None))(inputs, params)
+    looped = [torch.stack(grads) for grads in zip(*map(plain_grad, inputs), strict=True)]
+    assert_all_close(per_sample, looped, config)
+
+    jacobian = torch.func.jacrev(loss)(input, params)
+    ones = torch.ones_like(input)
+    directional = torch.func.jvp(lambda x: loss(x, params), (input,), (ones,))[1]
+    assert_all_close(jacobian.sum(), directional, config)
+    with forward_ad.dual_level():
+        dual = loss(forward_ad.make_dual(input, ones), params)
+        assert_all_close(forward_ad.unpack_dual(dual).tangent, directional, config)
+    hessian = torch.autograd.functional.hessian(lambda x: loss(x, params), input, vectorize=True)
+    assert_all_close(hessian, torch.func.hessian(loss)(input, params), config)
+
+
+def test_fake_and_meta_tensors():
+    args = op_arguments(CONFIGS["deep_projected"])
+    expected = ops.lstm(*args)
+    meta = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to("meta"), args)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, args)
+        leaves = requiring_grad(fake)
+        faked = ops.lstm(*fake)
+        grads = torch.autograd.grad(faked[0].sum(), leaves)
+    assert [grad.shape for grad in grads] == [leaf.shape for leaf in leaves]
+    for results in (faked, ops.lstm(*meta)):
+        for result, real in zip(results, expected, strict=True):
+            assert (result.shape, result.stride(), result.dtype) == (
+                real.shape,
+                real.stride(),
+                real.dtype,
+            )
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "message"),
+    [
+        (0, torch.zeros(5, 3, 2), r"weight_ih_l0"),
+        (0, torch.zeros(5, 3), r"input must have 3 dimensions"),
+        (0, torch.zeros(0, 3, 4), r"Expected sequence length to be larger than 0"),
+        (0, torch.zeros(5, 3, 4, dtype=torch.float64), r"dtype"),
+        (1, torch.tensor([3, 2]), r"input must have 2 dimensions"),
+        (2, torch.zeros(1, 2, 5), r"hidden\[0\]"),
+        (3, torch.zeros(1, 3, 4), r"hidden\[1\]"),
+        (3, torch.zeros(1, 3, 5, dtype=torch.float64), r"c0"),
+        (4, [torch.zeros(20, 4)] * 3, r"params"),
+        (4, [torch.zeros(20, 4), *[torch.zeros(20)] * 3], r"weight_hh_l0"),
+        (4, [torch.zeros(20, 4), torch.zeros(20, 5), *[torch.zeros(19)] * 2], r"bias_ih_l0"),
+        (6, 2, r"params"),
+    ],
+)
+def test_errors_name_the_argument(index: int, value: Any, message: str):
+    args = list(op_arguments(CONFIGS["plain"]))
+    args[index] = value
+    with pytest.raises(RuntimeError, match=message):
+        ops.lstm(*args)
+
+
+@pytest.mark.parametrize("sizes", [[3, 4, 1], [3, 4], [3, 3], [3, 3, 2, 0]])
+def test_bad_batch_sizes(sizes: list[int]):
+    args = list(op_arguments(CONFIGS["packed"]))
+    args[1] = torch.tensor(sizes, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="batch_sizes"):
+        ops.lstm(*args)
+
+
+def all_results(args: tuple[Any, ...], coefficients: Tensor) -> list[Tensor]:
+    """Outputs, and gradients of a function of the output."""
+    leaves = requiring_grad(args)
+    results = ops.lstm(*args)
+    return [*results, *torch.autograd.grad((results[0] * coefficients).sum(), leaves)]
+
+
+@pytest.mark.parametrize("name", ["wide", "packed_deep", "deep_projected", "single"])
+def test_bits_do_not_depend_on_threads(name: str):
+    args = op_arguments(CONFIGS[name])
+    coefficients = torch.randn_like(ops.lstm(*args)[0])
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(all_results(args, coefficients))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@all_dtypes
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(3, 10), slice(16, 17), slice(0, 16)])
+def test_bits_do_not_depend_on_other_rows(rows: slice, dtype: torch.dtype):
+    """Of outputs, states and their gradients; those of the weights are sums over all rows."""
+    config = replace(CONFIGS["wide"], num_layers=2, bidirectional=True, dtype=dtype)
+    input, _, h0, c0, *rest = op_arguments(config)
+    coefficients = torch.randn_like(ops.lstm(input, None, h0, c0, *rest)[0])
+
+    def per_row(rows: slice) -> list[Tensor]:
+        part = (input[:, rows].detach(), None, h0[:, rows].detach(), c0[:, rows].detach(), *rest)
+        return all_results(part, coefficients[:, rows])[:6]
+
+    whole = [result[:, rows] for result in per_row(slice(None))]
+    torch.testing.assert_close(per_row(rows), whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_inf_propagate(value: float):
+    config = CONFIGS["wide"]
+    args = op_arguments(config)
+    args[0][2, 1, 0] = value
+    args[3][0, 4, 7] = value
+    got, expected = ops.lstm(*args), reference.lstm(*args)
+    for a, b in zip(got, expected, strict=True):
+        assert_all_close(a, b, config)
+
+
+def test_nan_in_a_gradient_propagates():
+    args = op_arguments(CONFIGS["wide"])
+    leaves = requiring_grad(args)
+    coefficients = torch.ones_like(ops.lstm(*args)[0])
+    coefficients[3, 2, 1] = float("nan")
+    grads = torch.autograd.grad(ops.lstm(*args)[0], leaves, coefficients)
+    expected = torch.autograd.grad(reference.lstm(*args)[0], leaves, coefficients)
+    for a, b in zip(grads, expected, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+
+
+def test_subnormal_numbers_are_as_before_the_call():
+    small = torch.full((64,), torch.finfo(torch.float32).smallest_normal)
+    torch.set_num_threads(2)
+    args = op_arguments(CONFIGS["wide"])
+    all_results(args, torch.ones(7, 17, 50))
+    assert bool((small * 0.5 > 0).all())
+    assert bool((torch.ones(1 << 20) * small[0] * 0.5 > 0).all()), "a thread of torch's pool"
+
+
+@all_configs
+def test_strides_of_arguments(config: Config):
+    """Expanded, transposed and sliced arguments give what contiguous ones do."""
+    args = op_arguments(config)
+    plain = all_results(args, torch.ones(()))
+
+    def scatter(t: Tensor) -> Tensor:
+        return torch.stack([t, t], dim=-1).detach()[..., 0] if t.is_floating_point() else t
+
+    strided = torch.utils._pytree.tree_map_only(Tensor, scatter, args)
+    assert not any(t.is_contiguous() for t in tensors_of(strided) if t.numel() > 1)
+    torch.testing.assert_close(all_results(strided, torch.ones(())), plain, rtol=0, atol=0)
+
+
+def test_expanded_and_aliased_states():
+    input, _, h0, _, *rest = op_arguments(CONFIGS["deep"])
+    row = h0[:, :1].clone().requires_grad_()
+    state = row.expand(3, 3, 5)
+    (aliased,) = torch.autograd.grad(ops.lstm(input, None, state, state, *rest)[0].sum(), row)
+    expected = reference.lstm(input, None, state, state, *rest)[0].sum()
+    torch.testing.assert_close((aliased,), torch.autograd.grad(expected, row))
+
+
+def test_zero_batch():
+    args = op_arguments(replace(CONFIGS["deep_projected"], B=0))
+    output, h_n, c_n, *grads = all_results(args, torch.ones(()))
+    assert (output.shape, h_n.shape, c_n.shape) == ((5, 0, 6), (4, 0, 3), (4, 0, 5))
+    assert all(not grad.any() for grad in grads)
