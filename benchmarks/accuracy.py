@@ -60,11 +60,11 @@ def compare(configurations: int) -> dict[str, list[float]]:
     errors: dict[str, list[float]] = {}
     for _ in range(configurations):
         options, shape = random_options(rng)
-        stock = nn.LSTM(**options)  # type: ignore[arg-type]
+        stock = nn.LSTM(**options)
         fast = lstm_fast.LSTM(**options)
         fast.load_state_dict(stock.state_dict())
         x = torch.randn(shape)
-        exact = nn.LSTM(**options, dtype=torch.float64)  # type: ignore[arg-type]
+        exact = nn.LSTM(**options, dtype=torch.float64)
         exact.load_state_dict({k: v.double() for k, v in stock.state_dict().items()})
         exact_results = results(exact, x.double())
         for name, module in (("lstm_fast.LSTM", fast), ("torch.nn.LSTM", stock)):

@@ -9,7 +9,7 @@ template <typename... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::string message;
   ((message += parts), ...);
-  throw std::invalid_argument(message);
+  throw std::runtime_error(message);
 }
 
 void expect(const std::string& name, const Dims& expected, const Dims& got) {

@@ -32,7 +32,7 @@ struct StackArguments {
   bool bidirectional = false;
 };
 
-// Throws std::invalid_argument naming the argument at fault. `offsets` receives what the shape
+// Throws std::runtime_error, as nn.LSTM does, naming the argument at fault. `offsets` receives what the shape
 // points to for packed input.
 StackShape infer_shape(const StackArguments& arguments, std::vector<int64_t>& offsets);
 

@@ -1,0 +1,43 @@
+"""The kernels on NumPy arrays, compiled from csrc/python."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from numpy import floating, int64
+from numpy.typing import NDArray
+
+_Array = NDArray[floating[Any]]
+
+def build_info() -> dict[str, Any]: ...
+def available_isas() -> list[str]: ...
+def activations(x: _Array, isa: str | None = None) -> tuple[_Array, _Array]: ...
+def lstm(
+    x: _Array,
+    params: Sequence[_Array],
+    batch_sizes: NDArray[int64] | None = None,
+    h0: _Array | None = None,
+    c0: _Array | None = None,
+    has_biases: bool = True,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    save: bool = False,
+    isa: str | None = None,
+    slices: int = 1,
+) -> tuple[_Array, _Array, _Array, _Array]: ...
+def lstm_backward(
+    grad_y: _Array | None,
+    grad_h_n: _Array | None,
+    grad_c_n: _Array | None,
+    x: _Array,
+    params: Sequence[_Array],
+    batch_sizes: NDArray[int64] | None,
+    h0: _Array | None,
+    c0: _Array | None,
+    y: _Array,
+    saved: _Array,
+    has_biases: bool = True,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    isa: str | None = None,
+    slices: int = 1,
+) -> tuple[_Array, _Array, _Array, list[_Array]]: ...
