@@ -190,6 +190,9 @@ class Problem:
 
 PROBLEMS = [
     Problem(T=1, B=1, I=1, H=1),
+    Problem(T=1, B=9, I=19, H=37, L=2, D=2),
+    Problem(T=1, B=2, I=3, H=33, P=5, L=2),
+    Problem(T=1, B=40, I=70, H=100, states=False, biases=False),
     Problem(T=5, B=1, I=3, H=17, states=False),
     Problem(T=7, B=13, I=8, H=32, L=2),
     Problem(T=4, B=3, I=31, H=33, D=2, biases=False),
@@ -229,6 +232,9 @@ def test_matches_numpy(problem, dtype, isa):
 
 # Large enough for work to be spread over threads (kFlopsPerThread in stack.cpp).
 SPREAD = [
+    Problem(T=1, B=3, I=300, H=200),
+    Problem(T=1, B=50, I=150, H=60, D=2),
+    Problem(T=1, B=9, I=400, H=200, P=20),
     Problem(T=20, B=29, I=8, H=40, L=2),
     Problem(T=20, B=13, I=40, H=48, D=2, P=17),
     Problem(T=30, B=9, I=50, H=64, L=2, D=2, lengths=[30, 29, 29, 20, 20, 12, 11, 5, 1]),
@@ -245,9 +251,10 @@ def test_slices_do_not_change_a_bit(problem, isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_rows_do_not_depend_on_their_batch(isa):
+@pytest.mark.parametrize("T", [1, 11])
+def test_rows_do_not_depend_on_their_batch(T, isa):
     rng = np.random.default_rng(0)
-    T, B, I, H = 11, 37, 5, 43  # noqa: E741
+    B, I, H = 37, 5, 43  # noqa: E741
     params = [
         rng.standard_normal(s).astype(np.float32)
         for s in [(4 * H, I), (4 * H, H), (4 * H,), (4 * H,)]

@@ -32,8 +32,8 @@ struct StackArguments {
   bool bidirectional = false;
 };
 
-// Throws std::runtime_error, as nn.LSTM does, naming the argument at fault. `offsets` receives what the shape
-// points to for packed input.
+// Throws std::runtime_error, as nn.LSTM does, naming the argument at fault. `offsets` receives what
+// the shape points to for packed input.
 StackShape infer_shape(const StackArguments& arguments, std::vector<int64_t>& offsets);
 
 // Parameters of a layer in one direction, in nn.LSTM's order: weight_ih, weight_hh, (bias_ih,

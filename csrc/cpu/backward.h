@@ -8,7 +8,8 @@
 //   dh_{t-1} = dy_{t-1} + W_hh^T dz_t
 //
 // The product with W_hh^T of a tile of units is at once followed by their gates at the step before.
-// Packed weights: panels of W_hh [G, P], then of W_hr [P, H] if projected.
+// Packed weights: panels of W_hh [G, P], then of W_hr [P, H] if projected; few rows use torch's
+// own.
 #pragma once
 
 #include "flush_denormals.h"
@@ -22,6 +23,18 @@ namespace {
 template <typename T>
 int64_t backward_weights_size(const LayerShape& s) {
   return packed_size<T>(4 * s.H, s.P) + (s.projected ? packed_size<T>(s.P, s.H) : 0);
+}
+
+template <typename T>
+Matrix<T> weight_hh(const LayerBackward<T>& p) {
+  const LayerShape& s = p.shape;
+  return {p.plain ? p.plain->weight_hh : p.weights, 4 * s.H, s.P, !p.plain};
+}
+template <typename T>
+Matrix<T> weight_hr(const LayerBackward<T>& p) {
+  const LayerShape& s = p.shape;
+  return {p.plain ? p.plain->weight_hr : p.weights + packed_size<T>(4 * s.H, s.P), s.P, s.H,
+          !p.plain};
 }
 
 template <typename T>
@@ -68,7 +81,7 @@ INLINE void gate_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run,
 template <typename T, typename F>
 INLINE void output_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, const F& f) {
   const int64_t G = 4 * p.shape.H, P = p.shape.P;
-  for_each_panel(p.weights, G, P, [&](int64_t column, const T* panel, auto vectors) {
+  for_each_panel(weight_hh(p), [&](int64_t column, const Columns<T>& panel, auto vectors) {
     constexpr int W = decltype(vectors)::value;
     for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
       constexpr int R = decltype(rows)::value;
@@ -92,7 +105,7 @@ INLINE void tile_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run,
 
 template <typename T>
 INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run) {
-  const int64_t H = p.shape.H, P = p.shape.P;
+  const int64_t P = p.shape.P;
   if (!p.shape.projected) {
     output_gradients(
         p, run, [&](int64_t b, int64_t u, const auto& dh) { tile_gradients<T>(p, run, b, u, dh); });
@@ -101,16 +114,15 @@ INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run) {
   output_gradients(p, run, [&](int64_t b, int64_t column, const auto& dh) {
     store_tile(dh, run.dh + b * P, P, column, P);
   });
-  for_each_panel(p.weights + packed_size<T>(4 * H, P), P, H,
-                 [&](int64_t u, const T* panel, auto vectors) {
-                   constexpr int W = decltype(vectors)::value;
-                   for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
-                     constexpr int R = decltype(rows)::value;
-                     Vec<T> d_hidden[R][W] = {};
-                     accumulate<R, W, T>(d_hidden, {run.dh + b * P, P}, panel, P);
-                     tile_gradients<T>(p, run, b, u, d_hidden);
-                   });
-                 });
+  for_each_panel(weight_hr(p), [&](int64_t u, const Columns<T>& panel, auto vectors) {
+    constexpr int W = decltype(vectors)::value;
+    for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
+      constexpr int R = decltype(rows)::value;
+      Vec<T> d_hidden[R][W] = {};
+      accumulate<R, W, T>(d_hidden, {run.dh + b * P, P}, panel, P);
+      tile_gradients<T>(p, run, b, u, d_hidden);
+    });
+  });
 }
 
 template <typename T>
@@ -143,8 +155,7 @@ void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1) {
       backward_run(p, run);
     }
     if (p.grad_h0) {
-      multiply_rows<T>(max(b0, carried), end, {run.dz, G}, p.weights, G, s.P, p.grad_h0, s.P,
-                       false);
+      multiply_rows<T>(max(b0, carried), end, {run.dz, G}, weight_hh(p), p.grad_h0, s.P, false);
     }
   }
 }
@@ -164,7 +175,8 @@ void input_grad_rows(const InputGrad<T>& p, int64_t n0, int64_t n1) {
   const FlushDenormals scope;
   const int64_t G = 4 * p.shape.H, I = p.shape.I;
   for (int d = 0; d < p.directions; ++d) {
-    multiply_rows<T>(n0, n1, {p.grad_gates[d], G}, p.weights[d], G, I, p.grad_x, I, d > 0);
+    const Matrix<T> weight_ih = {p.weights[d], G, I, p.packed};
+    multiply_rows<T>(n0, n1, {p.grad_gates[d], G}, weight_ih, p.grad_x, I, d > 0);
   }
 }
 

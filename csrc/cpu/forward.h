@@ -151,7 +151,7 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1) {
   const FlushDenormals scope;
   const LayerShape& s = p.shape;
   const Steps& steps = s.steps;
-  const T* weight_hr = p.weights + all_groups_size<T>(s);
+  const Matrix<T> weight_hr = {p.weights + all_groups_size<T>(s), s.H, s.P, true};
   const Rows<T> h0 = p.h0 ? Rows<T>{p.h0, s.P} : Rows<T>{p.zeros, 0};
   copy_rows(b0, b1, p.c0, s.H, p.c_n, s.H);
   for (int64_t i = 0; i < steps.T; ++i) {
@@ -179,7 +179,7 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1) {
       forward_run(p, run);
     }
     if (s.projected) {
-      multiply_rows<T>(b0, end, {run.hidden, s.H}, weight_hr, s.H, s.P, y, p.y_stride, false);
+      multiply_rows<T>(b0, end, {run.hidden, s.H}, weight_hr, y, p.y_stride, false);
     }
     const int64_t ending = max(b0, steps.carried(t, !s.reverse));
     copy_rows(ending, end, y, p.y_stride, p.h_n, s.P);

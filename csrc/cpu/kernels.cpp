@@ -3,6 +3,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "forward_step.h"
 #include "weight_grad.h"
 
 namespace lstm_fast {
@@ -10,10 +11,20 @@ namespace {
 
 template <typename T>
 constexpr LayerKernels<T> layer_kernels() {
-  return {activations<T>,     forward_weights_size<T>,    pack_forward<T>,
-          forward_rows<T>,    backward_weights_size<T>,   pack_backward<T>,
-          backward_rows<T>,   input_grad_weights_size<T>, pack_input_grad<T>,
-          input_grad_rows<T>, weight_grad_panels<T>,      weight_grad_scratch<T>,
+  return {activations<T>,
+          forward_weights_size<T>,
+          pack_forward<T>,
+          forward_rows<T>,
+          kLanes<T>,
+          forward_step<T>,
+          backward_weights_size<T>,
+          pack_backward<T>,
+          backward_rows<T>,
+          input_grad_weights_size<T>,
+          pack_input_grad<T>,
+          input_grad_rows<T>,
+          weight_grad_panels<T>,
+          weight_grad_scratch<T>,
           weight_grad<T>};
 }
 

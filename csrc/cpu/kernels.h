@@ -37,7 +37,7 @@ struct LayerWeights {
 template <typename T>
 struct LayerForward {
   LayerShape shape;
-  const T* weights;  // as written by pack_forward
+  const T* weights;  // as written by pack_forward; not used by forward_step
   const T* x;        // [N, I]
   const T* h0;       // [B, P], or null for zeros
   const T* c0;       // [B, H], or null for zeros
@@ -55,11 +55,12 @@ struct LayerForward {
 template <typename T>
 struct LayerBackward {
   LayerShape shape;
-  const T* weights;  // as written by pack_backward
-  const T* c0;       // [B, H], or null for zeros
-  const T* gates;    // as saved by forward
-  const T* cells;    // as saved by forward
-  const T* grad_y;   // [N, P], rows grad_y_stride apart; null for zeros
+  const T* weights;              // as written by pack_backward, if plain is null
+  const LayerWeights<T>* plain;  // torch's own, or null
+  const T* c0;                   // [B, H], or null for zeros
+  const T* gates;                // as saved by forward
+  const T* cells;                // as saved by forward
+  const T* grad_y;               // [N, P], rows grad_y_stride apart; null for zeros
   int64_t grad_y_stride;
   const T* grad_h_n;  // [B, P], or null for zeros
   const T* grad_c_n;  // [B, H], or null for zeros
@@ -75,7 +76,8 @@ template <typename T>
 struct InputGrad {
   LayerShape shape;  // reverse is not used
   int directions;
-  const T* weights[2];     // as written by pack_input_grad
+  bool packed;
+  const T* weights[2];     // as written by pack_input_grad if packed, else weight_ih [G, I]
   const T* grad_gates[2];  // [N, G]
   T* grad_x;               // [N, I]
 };
@@ -107,6 +109,13 @@ struct LayerKernels {
   int64_t (*forward_weights_size)(const LayerShape&);
   void (*pack_forward)(const LayerShape&, const LayerWeights<T>&, T* packed);
   void (*forward_rows)(const LayerForward<T>&, int64_t b0, int64_t b1);
+
+  // The single step of a batch with T == 1, for rows [b0, b1) and units [u0, u1), straight from
+  // torch's weights. u0 must be a multiple of unit_group, the units that are computed together;
+  // projected layers take all units at once. Sums in another order than forward_rows does.
+  int64_t unit_group;
+  void (*forward_step)(const LayerForward<T>&, const LayerWeights<T>&, int64_t b0, int64_t b1,
+                       int64_t u0, int64_t u1);
 
   int64_t (*backward_weights_size)(const LayerShape&);
   void (*pack_backward)(const LayerShape&, const LayerWeights<T>&, T* packed);

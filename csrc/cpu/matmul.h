@@ -1,4 +1,4 @@
-// y[begin:end, C] (+)= a[begin:end, K] x a packed [K, C] matrix (pack.h)
+// y[begin:end, C] (+)= a[begin:end, K] x b[K, C], with b packed (pack.h) or as it is.
 #pragma once
 
 #include "pack.h"
@@ -6,28 +6,46 @@
 namespace lstm_fast {
 namespace {
 
-// Calls f(column, panel, Size<vectors>) for the panels of a packed [K, C] matrix.
+// A matrix [K, C] to multiply with. Packed or plain makes no difference to a bit of the result.
+template <typename T>
+struct Matrix {
+  const T* data;
+  int64_t K, C;
+  bool packed;
+};
+
+// Calls f(column, Columns, Size<vectors>) for panels of columns that cover the matrix.
 template <typename T, typename F>
-INLINE void for_each_panel(const T* packed, int64_t K, int64_t C, const F& f) {
-  for (int64_t column = 0; column < C; column += kPanel<T>) {
-    with_size<kTileVectors>(panel_vectors<T>(C, column),
-                            [&](auto vectors) { f(column, packed + K * column, vectors); });
+INLINE void for_each_panel(const Matrix<T>& m, const F& f) {
+  for (int64_t column = 0; column < m.C; column += kPanel<T>) {
+    const int64_t vectors = panel_vectors<T>(m.C, column), width = vectors * kLanes<T>;
+    const Columns<T> columns = m.packed ? Columns<T>{m.data + m.K * column, width, width}
+                                        : Columns<T>{m.data + column, m.C, m.C - column};
+    with_size<kTileVectors>(vectors, [&](auto size) { f(column, columns, size); });
   }
 }
 
+// Rows of a plain matrix are far apart: so many at a time are read through all columns.
+constexpr int64_t kPlainRowsAtOnce = 32;
+
 template <typename T>
-void multiply_rows(int64_t begin, int64_t end, Rows<T> a, const T* packed, int64_t K, int64_t C,
-                   T* y, int64_t y_row, bool add) {
-  for_each_panel(packed, K, C, [&](int64_t column, const T* panel, auto vectors) {
-    constexpr int W = decltype(vectors)::value;
-    for_each_tile(begin, end, [&](int64_t row, auto rows) {
-      constexpr int R = decltype(rows)::value;
-      Vec<T> acc[R][W] = {};
-      if (add) load_tile<R, W, T>(acc, y + row * y_row, y_row, column, C);
-      accumulate<R, W, T>(acc, {a.data + row * a.row, a.row}, panel, K);
-      store_tile<R, W, T>(acc, y + row * y_row, y_row, column, C);
+void multiply_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& b, T* y, int64_t y_row,
+                   bool add) {
+  const int64_t step = b.packed ? b.K : kPlainRowsAtOnce;
+  for (int64_t k = 0; k < b.K; k += step) {
+    const int64_t K = min(step, b.K - k);
+    const Matrix<T> some = b.packed ? b : Matrix<T>{b.data + k * b.C, K, b.C, false};
+    for_each_panel(some, [&](int64_t column, const Columns<T>& columns, auto vectors) {
+      constexpr int W = decltype(vectors)::value;
+      for_each_tile(begin, end, [&](int64_t row, auto rows) {
+        constexpr int R = decltype(rows)::value;
+        Vec<T> acc[R][W] = {};
+        if (add || k) load_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
+        accumulate<R, W, T>(acc, {a.data + row * a.row + k * a.step, a.row, a.step}, columns, K);
+        store_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
+      });
     });
-  });
+  }
 }
 
 }  // namespace

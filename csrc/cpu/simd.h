@@ -154,6 +154,25 @@ INLINE Vec<T> rotate(Vec<T> v) {
   return rotate<Shift>(v, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
+// The sums over the lanes of four vectors, in the order of the arguments; always added in the same
+// order.
+template <typename T>
+INLINE void sum_lanes(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, T (&sums)[4]) {
+  constexpr int lanes = kLanes<T>;
+  using Lanes = std::make_integer_sequence<int, lanes>;
+  const Vec<T> ac = interleave<0>(a, c, Lanes{}) + interleave<1>(a, c, Lanes{});
+  const Vec<T> bd = interleave<0>(b, d, Lanes{}) + interleave<1>(b, d, Lanes{});
+  if constexpr (lanes == 2) {
+    sums[0] = ac[0], sums[1] = bd[0], sums[2] = ac[1], sums[3] = bd[1];
+  } else {
+    // Lanes are a, b, c, d over and over.
+    Vec<T> abcd = interleave<0>(ac, bd, Lanes{}) + interleave<1>(ac, bd, Lanes{});
+    if constexpr (lanes >= 16) abcd += rotate<T, 8 % lanes>(abcd);
+    if constexpr (lanes >= 8) abcd += rotate<T, 4 % lanes>(abcd);
+    for (int i = 0; i < 4; ++i) sums[i] = abcd[i];
+  }
+}
+
 // Transposes a square of kLanes x kLanes elements held in registers: log2(kLanes) perfect shuffles.
 template <typename T>
 INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {

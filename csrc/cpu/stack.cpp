@@ -10,6 +10,9 @@ namespace {
 // thread take about that long (measured with 2 threads at 100 GFLOP/s each).
 constexpr int64_t kFlopsPerThread = int64_t{1} << 19;
 
+// Up to so many rows in all, weights are used too few times in backward to win back their packing.
+constexpr int64_t kPlainRows = 16;
+
 int64_t threads_for(int64_t flops, const Threads& threads) {
   return std::max<int64_t>(1, std::min(threads.count, flops / kFlopsPerThread));
 }
@@ -62,7 +65,7 @@ int64_t layer_flops(const StackShape& s, int64_t layer) {
 template <typename T>
 struct ForwardPlan {
   std::vector<LayerForward<T>> layers;  // [L][D]
-  std::vector<T*> packed;               // [L][D] weights of the layers
+  std::vector<T*> packed;               // [L][D] weights of the layers; none if T == 1
   T* zeros;                             // [P]
   int64_t workspace_size;
 };
@@ -86,8 +89,10 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p) {
       const int64_t i = l * s.D + d;
       LayerForward<T> layer{};
       layer.shape = s.layer(l, d);
-      plan.packed.push_back(arena.take(kernels.of(T()).forward_weights_size(layer.shape)));
-      layer.weights = plan.packed.back();
+      if (s.steps.T > 1) {
+        plan.packed.push_back(arena.take(kernels.of(T()).forward_weights_size(layer.shape)));
+        layer.weights = plan.packed.back();
+      }
       layer.x = x;
       layer.h0 = offset(p.h0, i * B * s.P);
       layer.c0 = offset(p.c0, i * B * s.H);
@@ -140,6 +145,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
     plan.grad_gates[d] = arena.take(N * 4 * s.H);
     if (s.projected) plan.grad_hidden[d] = arena.take(N * s.P);
     if (!p.grad_c0) plan.grad_c0[d] = arena.take(B * s.H);
+    if (N <= kPlainRows) continue;
     plan.recurrent_weights[d] = arena.take(k.backward_weights_size(widest));
     if (s.L > 1 || p.grad_x) plan.input_weights[d] = arena.take(k.input_grad_weights_size(widest));
   }
@@ -149,6 +155,30 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
   }
   plan.workspace_size = arena.used();
   return plan;
+}
+
+// Layer after layer, with rows or units, whichever are more, spread over the threads.
+template <typename T>
+void forward_single_step(const LayerKernels<T>& k, const StackForward<T>& p,
+                         const ForwardPlan<T>& plan, const Threads& team) {
+  const StackShape& s = p.shape;
+  const int64_t groups = s.projected ? 1 : (s.H + k.unit_group - 1) / k.unit_group;
+  const bool by_rows = s.steps.B > groups;
+  const int64_t slices = std::max<int64_t>(1, std::min(team.count, by_rows ? s.steps.B : groups));
+  for (int64_t l = 0; l < s.L; ++l) {
+    run(team, s.D * slices, [&](int64_t task) {
+      const int64_t i = l * s.D + task / slices, slice = task % slices;
+      const LayerForward<T>& layer = plan.layers[i];
+      if (by_rows) {
+        const int64_t b0 = part(s.steps.B, slices, slice), b1 = part(s.steps.B, slices, slice + 1);
+        k.forward_step(layer, p.weights[i], b0, b1, 0, s.H);
+      } else {
+        const int64_t u0 = part(groups, slices, slice) * k.unit_group;
+        const int64_t u1 = std::min(s.H, part(groups, slices, slice + 1) * k.unit_group);
+        k.forward_step(layer, p.weights[i], 0, s.steps.B, u0, s.projected ? s.H : u1);
+      }
+    });
+  }
 }
 
 }  // namespace
@@ -168,6 +198,8 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
   for (int64_t l = 0; l < s.L; ++l) flops += s.D * layer_flops(s, l);
   const int64_t used = threads_for(flops, threads);
   const Threads team{used, threads.run};
+
+  if (s.steps.T == 1) return forward_single_step(k, p, plan, team);
 
   run(team, s.L * s.D,
       [&](int64_t i) { k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]); });
@@ -201,18 +233,19 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   const SavedLayout saved{s, p.keep_output};
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
 
-  // Whether any gradient flows through weight_hh or weight_hr.
-  const bool looks_back = s.steps.T > 1 || p.grad_h0 || s.projected;
+  const bool plain = N <= kPlainRows;
   for (int64_t l = s.L - 1; l >= 0; --l) {
     const Threads team{threads_for(s.D * layer_flops(s, l), threads), threads.run};
     const T* grad_y = l == s.L - 1 ? p.grad_y : plan.grad_between[l % 2];
     T* grad_x = l ? plan.grad_between[(l - 1) % 2] : p.grad_x;
 
-    run(team, s.D, [&](int64_t d) {
-      const LayerWeights<T>& weights = p.weights[l * s.D + d];
-      if (looks_back) k.pack_backward(s.layer(l, d), weights, plan.recurrent_weights[d]);
-      if (grad_x) k.pack_input_grad(s.layer(l, d), weights.weight_ih, plan.input_weights[d]);
-    });
+    if (!plain) {
+      run(team, s.D, [&](int64_t d) {
+        const LayerWeights<T>& weights = p.weights[l * s.D + d];
+        k.pack_backward(s.layer(l, d), weights, plan.recurrent_weights[d]);
+        if (grad_x) k.pack_input_grad(s.layer(l, d), weights.weight_ih, plan.input_weights[d]);
+      });
+    }
 
     const int64_t slices = std::max<int64_t>(1, std::min(B, team.count / s.D));
     run(team, s.D * slices, [&](int64_t task) {
@@ -220,6 +253,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       LayerBackward<T> layer{};
       layer.shape = s.layer(l, d);
       layer.weights = plan.recurrent_weights[d];
+      layer.plain = plain ? &p.weights[i] : nullptr;
       layer.c0 = offset(p.c0, i * B * s.H);
       layer.gates = p.saved + saved.gates(l, d);
       layer.cells = p.saved + saved.cells(l, d);
@@ -238,8 +272,9 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       InputGrad<T> input{};
       input.shape = s.layer(l, 0);
       input.directions = static_cast<int>(s.D);
+      input.packed = !plain;
       for (int64_t d = 0; d < s.D; ++d) {
-        input.weights[d] = plan.input_weights[d];
+        input.weights[d] = plain ? p.weights[l * s.D + d].weight_ih : plan.input_weights[d];
         input.grad_gates[d] = plan.grad_gates[d];
       }
       input.grad_x = grad_x;

@@ -32,13 +32,22 @@ struct Rows {
   int64_t step = 1;
 };
 
-// b: [K][W * kLanes]
+// W vectors of columns of a matrix: row k begins at data + k * step. With `last` below W * kLanes,
+// only so many columns of the last row may be read; reading on in the others is harmless.
+template <typename T>
+struct Columns {
+  const T* data;
+  int64_t step;
+  int64_t last;
+};
+
 template <int R, int W, typename T>
-INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K) {
+INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K,
+                       int64_t step = W * kLanes<T>) {
   constexpr int lanes = kLanes<T>;
   const T* a_row[R];
   for (int r = 0; r < R; ++r) a_row[r] = a.data + r * a.row;
-  for (int64_t k = 0; k < K; ++k, b += W * lanes) {
+  for (int64_t k = 0; k < K; ++k, b += step) {
     // The operand with fewer vectors stays in registers.
     if constexpr (R < W) {
       Vec<T> x[R];
@@ -54,6 +63,21 @@ INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K) {
         const Vec<T> x = broadcast(a_row[r][k * a.step]);
         for (int w = 0; w < W; ++w) acc[r][w] = fma(x, y[w], acc[r][w]);
       }
+    }
+  }
+}
+
+template <int R, int W, typename T>
+INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, Columns<T> b, int64_t K) {
+  constexpr int lanes = kLanes<T>;
+  const bool whole = b.last >= W * lanes;
+  accumulate<R, W, T>(acc, a, b.data, whole ? K : K - 1, b.step);
+  if (whole) return;
+  const T* row = b.data + (K - 1) * b.step;
+  for (int w = 0; w < W; ++w) {
+    const Vec<T> y = load(row + w * lanes, b.last - w * lanes);
+    for (int r = 0; r < R; ++r) {
+      acc[r][w] = fma(broadcast(a.data[r * a.row + (K - 1) * a.step]), y, acc[r][w]);
     }
   }
 }

@@ -104,6 +104,36 @@ INLINE void gate_weight_grad(const WeightGrad<T>& p, int64_t column, T* scratch)
   if (p.bias_hh) copy_row(bias, p.bias_hh + column, columns);
 }
 
+// The same for a few rows of a single step: x and h_0 are matrices as they lie, and the sums are so
+// short that gathering and transposing would cost more than they.
+constexpr int64_t kFewRows = 16;
+
+template <typename T>
+INLINE void few_rows_weight_grad(const WeightGrad<T>& p, int64_t column) {
+  const LayerShape& s = p.shape;
+  const int64_t G = 4 * s.H, B = s.steps.B, end = min(G, column + kPanel<T>);
+  const Rows<T> dz = {p.grad_gates, 1, G};
+  // A tile of rows at a time through all columns: what is written then lies in long runs.
+  for (int64_t row = column; row < end; row += kTileRows) {
+    const int64_t stop = min(end, row + kTileRows);
+    if (p.weight_ih) {
+      multiply_rows<T>(row, stop, dz, {p.x, B, s.I, false}, p.weight_ih, s.I, false);
+    }
+    if (p.weight_hh && p.h0) {
+      multiply_rows<T>(row, stop, dz, {p.h0, B, s.P, false}, p.weight_hh, s.P, false);
+    }
+  }
+  if (p.weight_hh && !p.h0) {
+    copy_row<T>(nullptr, p.weight_hh + column * s.P, (end - column) * s.P);
+  }
+  for (int64_t c = column; c < end; c += kLanes<T>) {
+    Vec<T> sum = {};
+    for (int64_t b = 0; b < B; ++b) sum += load(p.grad_gates + b * G + c, end - c);
+    if (p.bias_ih) store(p.bias_ih + c, sum, end - c);
+    if (p.bias_hh) store(p.bias_hh + c, sum, end - c);
+  }
+}
+
 template <typename T>
 INLINE void projection_weight_grad(const WeightGrad<T>& p, int64_t column, T* scratch) {
   const LayerShape& s = p.shape;
@@ -123,9 +153,14 @@ template <typename T>
 void weight_grad(const WeightGrad<T>& p, int64_t panel0, int64_t panel1, T* scratch) {
   const FlushDenormals scope;
   const int64_t gate_panels = ceil_div(4 * p.shape.H, kPanel<T>);
+  const Steps& steps = p.shape.steps;
+  const bool few_rows = steps.T == 1 && steps.B > 0 && steps.B <= kFewRows;
   for (int64_t panel = panel0; panel < panel1; ++panel) {
     if (panel < gate_panels) {
-      if (p.weight_ih || p.weight_hh || p.bias_ih) gate_weight_grad(p, panel * kPanel<T>, scratch);
+      if (few_rows)
+        few_rows_weight_grad(p, panel * kPanel<T>);
+      else
+        gate_weight_grad(p, panel * kPanel<T>, scratch);
     } else if (p.weight_hr) {
       projection_weight_grad(p, (panel - gate_panels) * kPanel<T>, scratch);
     }

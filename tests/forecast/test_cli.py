@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from lstm_fast.cli import app
@@ -50,6 +51,12 @@ def test_bad_arguments_end_with_a_message_and_a_status(tmp_path, arguments, mess
     result = invoke("demo", *arguments)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_threads_are_set_and_told(tmp_path):
+    result = invoke("demo", "--steps", 1, "--threads", 2, "--out", tmp_path)
+    assert "torch threads: 2" in result.output
+    assert torch.get_num_threads() == 2
 
 
 def test_out_must_be_a_folder(tmp_path):

@@ -1,0 +1,103 @@
+// Forward of one layer for a batch of a single step, as streaming models call it. The weights are
+// used once, so that packing them would cost more than the arithmetic: each gate is a dot product
+// of a row of torch's weights, a vector of terms at a time.
+#pragma once
+
+#include "flush_denormals.h"
+#include "forward.h"
+#include "kernels.h"
+
+namespace lstm_fast {
+namespace {
+
+// acc[r][j] += a[row r][0:K] * w[row j][0:K], lane by lane. Rows of w are w_row apart.
+template <int R, int J, typename T>
+INLINE void accumulate_lanes(Vec<T> (&acc)[R][J], Rows<T> a, const T* w, int64_t w_row, int64_t K) {
+  for (int64_t k = 0; k < K; k += kLanes<T>) {
+    Vec<T> weights[J];
+    for (int j = 0; j < J; ++j) weights[j] = load(w + j * w_row + k, K - k);
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> x = load(a.data + r * a.row + k, K - k);
+      for (int j = 0; j < J; ++j) acc[r][j] = fma(x, weights[j], acc[r][j]);
+    }
+  }
+}
+
+// The units [u, u + count) for R rows from b.
+template <int R, typename T>
+INLINE void step_tile(const LayerForward<T>& p, const LayerWeights<T>& w, const ForwardRun<T>& run,
+                      int64_t b, int64_t u, int64_t count) {
+  constexpr int lanes = kLanes<T>;
+  const LayerShape& s = p.shape;
+  const Rows<T> h = {run.h.data + b * run.h.row, run.h.row};
+  const Rows<T> x = {run.x.data + b * run.x.row, run.x.row};
+  T gates[R][4][lanes] = {};
+  for (int64_t j = 0; j < count; ++j) {
+    Vec<T> acc[R][4] = {};
+    accumulate_lanes<R, 4, T>(acc, h, w.weight_hh + (u + j) * s.P, s.H * s.P, s.P);
+    accumulate_lanes<R, 4, T>(acc, x, w.weight_ih + (u + j) * s.I, s.H * s.I, s.I);
+    for (int r = 0; r < R; ++r) {
+      T sums[4];
+      sum_lanes<T>(acc[r][0], acc[r][1], acc[r][2], acc[r][3], sums);
+      for (int gate = 0; gate < 4; ++gate) gates[r][gate][j] = sums[gate];
+    }
+  }
+  Vec<T> bias[4] = {};
+  if (w.bias_ih) {
+    for (int gate = 0; gate < 4; ++gate) {
+      const int64_t row = gate * s.H + u;
+      bias[gate] = load(w.bias_ih + row, count) + load(w.bias_hh + row, count);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    Vec<T> z[4];
+    for (int gate = 0; gate < 4; ++gate) z[gate] = load(gates[r][gate]) + bias[gate];
+    update_cells<T>(p, run, b + r, u, z);
+  }
+}
+
+// y[b, p] = hidden[b] . weight_hr[p]
+template <typename T>
+INLINE void project(const LayerForward<T>& p, const T* weight_hr, const ForwardRun<T>& run) {
+  const LayerShape& s = p.shape;
+  for (int64_t b = run.begin; b < run.end; ++b) {
+    for (int64_t j = 0; j < s.P; ++j) {
+      Vec<T> acc[1][1] = {};
+      accumulate_lanes<1, 1, T>(acc, {run.hidden + b * s.H, s.H}, weight_hr + j * s.H, s.H, s.H);
+      T sums[4];
+      sum_lanes<T>(acc[0][0], acc[0][0], acc[0][0], acc[0][0], sums);
+      p.y[b * p.y_stride + j] = sums[0];
+    }
+  }
+}
+
+template <typename T>
+void forward_step(const LayerForward<T>& p, const LayerWeights<T>& w, int64_t b0, int64_t b1,
+                  int64_t u0, int64_t u1) {
+  const FlushDenormals scope;
+  const LayerShape& s = p.shape;
+  ForwardRun<T> run;
+  run.begin = b0, run.end = b1;
+  run.x = {p.x, s.I};
+  run.h = p.h0 ? Rows<T>{p.h0, s.P} : Rows<T>{p.zeros, 0};
+  run.hidden = s.projected ? p.hidden : p.y;
+  run.hidden_stride = s.projected ? s.H : p.y_stride;
+  run.gates = p.gates;
+  run.cells = p.cells;
+  for (int64_t b = b0; b < b1; ++b) {
+    copy_row(p.c0 ? p.c0 + b * s.H + u0 : nullptr, p.c_n + b * s.H + u0, u1 - u0);
+  }
+  for (int64_t u = u0; u < u1; u += kLanes<T>) {
+    for_each_tile(b0, b1, [&](int64_t b, auto rows) {
+      step_tile<decltype(rows)::value>(p, w, run, b, u, min(kLanes<T>, u1 - u));
+    });
+  }
+  if (s.projected) project(p, w.weight_hr, run);
+  const int64_t first = s.projected ? 0 : u0, columns = s.projected ? s.P : u1 - u0;
+  for (int64_t b = b0; b < b1; ++b) {
+    copy_row(p.y + b * p.y_stride + first, p.h_n + b * s.P + first, columns);
+  }
+}
+
+}  // namespace
+}  // namespace lstm_fast
