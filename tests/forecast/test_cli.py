@@ -54,9 +54,10 @@ def test_bad_arguments_end_with_a_message_and_a_status(tmp_path, arguments, mess
 
 
 def test_threads_are_set_and_told(tmp_path):
-    result = invoke("demo", "--steps", 1, "--threads", 2, "--out", tmp_path)
-    assert "torch threads: 2" in result.output
-    assert torch.get_num_threads() == 2
+    torch.set_num_threads(2)
+    result = invoke("demo", "--steps", 1, "--threads", 1, "--out", tmp_path)
+    assert "torch threads: 1" in result.output
+    assert torch.get_num_threads() == 1
 
 
 def test_out_must_be_a_folder(tmp_path):
