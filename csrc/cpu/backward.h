@@ -57,23 +57,36 @@ struct BackwardRun {
   T* dh;              // [B, P], used if projected
 };
 
-template <typename T>
+// The gates' gradients of a tile of R rows from b and W vectors of units from u.
+template <typename T, int R, int W>
 INLINE void gate_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, int64_t b,
-                           int64_t u, Vec<T> d_hidden) {
-  const int64_t H = p.shape.H, units = H - u;
-  const T* gates = run.gates + b * 4 * H + u;
-  const Vec<T> i = load(gates, units), f = load(gates + H, units);
-  const Vec<T> g = load(gates + 2 * H, units), o = load(gates + 3 * H, units);
-  const Vec<T> tanh_c = tanh<T>(load(run.cells + b * H + u, units));
-  const Vec<T> c_before = run.c_before ? load(run.c_before + b * H + u, units) : Vec<T>{};
-  T* dc_row = p.grad_c0 + b * H + u;
-  const Vec<T> dc = fma(d_hidden * o, T(1) - tanh_c * tanh_c, load(dc_row, units));
-  T* dz = run.dz + b * 4 * H + u;
-  store(dz, dc * g * (i * (T(1) - i)), units);
-  store(dz + H, dc * c_before * (f * (T(1) - f)), units);
-  store(dz + 2 * H, dc * i * (T(1) - g * g), units);
-  store(dz + 3 * H, d_hidden * tanh_c * (o * (T(1) - o)), units);
-  store(dc_row, dc * f, units);
+                           int64_t u, const Vec<T> (&d_hidden)[R][W]) {
+  const int64_t H = p.shape.H;
+  for (int r = 0; r < R; ++r) {
+    const T* gates = run.gates + (b + r) * 4 * H;
+    const T* c_before = run.c_before ? run.c_before + (b + r) * H : nullptr;
+    T* dz = run.dz + (b + r) * 4 * H;
+    T* dc_row = p.grad_c0 + (b + r) * H;
+    Vec<T> c[W], tanh_c[W];
+    for (int w = 0; w < W; ++w) {
+      const int64_t v = u + w * kLanes<T>;
+      c[w] = load(run.cells + (b + r) * H + v, H - v);
+    }
+    tanh<T, W>(c, tanh_c);
+    for (int w = 0; w < W; ++w) {
+      const int64_t v = u + w * kLanes<T>, units = H - v;
+      const Vec<T> i = load(gates + v, units), f = load(gates + H + v, units);
+      const Vec<T> g = load(gates + 2 * H + v, units), o = load(gates + 3 * H + v, units);
+      const Vec<T> before = c_before ? load(c_before + v, units) : Vec<T>{};
+      const Vec<T> dh = d_hidden[r][w];
+      const Vec<T> dc = fma(dh * o, T(1) - tanh_c[w] * tanh_c[w], load(dc_row + v, units));
+      store(dz + v, dc * g * (i * (T(1) - i)), units);
+      store(dz + H + v, dc * before * (f * (T(1) - f)), units);
+      store(dz + 2 * H + v, dc * i * (T(1) - g * g), units);
+      store(dz + 3 * H + v, dh * tanh_c[w] * (o * (T(1) - o)), units);
+      store(dc_row + v, dc * f, units);
+    }
+  }
 }
 
 // Calls f(row, column, accumulators) with dh of the run's rows: dy, and what comes back through
@@ -94,21 +107,12 @@ INLINE void output_gradients(const LayerBackward<T>& p, const BackwardRun<T>& ru
   });
 }
 
-template <typename T, int R, int W>
-INLINE void tile_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, int64_t b,
-                           int64_t column, const Vec<T> (&d_hidden)[R][W]) {
-  for (int r = 0; r < R; ++r) {
-    for (int w = 0; w < W; ++w)
-      gate_gradients<T>(p, run, b + r, column + w * kLanes<T>, d_hidden[r][w]);
-  }
-}
-
 template <typename T>
 INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run) {
   const int64_t P = p.shape.P;
   if (!p.shape.projected) {
     output_gradients(
-        p, run, [&](int64_t b, int64_t u, const auto& dh) { tile_gradients<T>(p, run, b, u, dh); });
+        p, run, [&](int64_t b, int64_t u, const auto& dh) { gate_gradients<T>(p, run, b, u, dh); });
     return;
   }
   output_gradients(p, run, [&](int64_t b, int64_t column, const auto& dh) {
@@ -120,7 +124,7 @@ INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run) {
       constexpr int R = decltype(rows)::value;
       Vec<T> d_hidden[R][W] = {};
       accumulate<R, W, T>(d_hidden, {run.dh + b * P, P}, panel, P);
-      tile_gradients<T>(p, run, b, u, d_hidden);
+      gate_gradients<T>(p, run, b, u, d_hidden);
     });
   });
 }

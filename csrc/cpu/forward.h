@@ -72,22 +72,39 @@ struct ForwardRun {
   T* cells;
 };
 
-template <typename T>
+// Gates and cells of R rows from b, units from u, of which z holds the sums before activation. A
+// sigmoid and the tanh that it is multiplied with share a division:
+//   i g = m / ((1 + exp(-z_i)) (m + 2)) with m = expm1(2 z_g), and likewise o tanh(c)
+template <int R, typename T>
 INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int64_t b, int64_t u,
-                         const Vec<T> (&z)[4]) {
+                         const Vec<T> (&z)[R][4]) {
   const int64_t H = p.shape.H, units = H - u;
-  T* c_row = p.c_n + b * H + u;
-  const Vec<T> i = sigmoid<T>(z[0]), f = sigmoid<T>(z[1]), g = tanh<T>(z[2]), o = sigmoid<T>(z[3]);
-  const Vec<T> c = fma(f, load(c_row, units), i * g);
-  store(c_row, c, units);
-  store(run.hidden + b * run.hidden_stride + u, o * tanh<T>(c), units);
-  if (run.gates) {
-    T* gates = run.gates + b * 4 * H + u;
-    store(gates, i, units);
-    store(gates + H, f, units);
-    store(gates + 2 * H, g, units);
-    store(gates + 3 * H, o, units);
-    store(run.cells + b * H + u, c, units);
+  const T two = 2;
+  Vec<T> c[R], o_inverse[R], c_exponent[R];
+  for (int r = 0; r < R; ++r) {
+    const ExpParts<T, 4> e =
+        exp_parts<T, 4>({sigmoid_exponent<T>(z[r][0]), sigmoid_exponent<T>(z[r][1]),
+                         tanh_exponent<T>(z[r][2]), sigmoid_exponent<T>(z[r][3])});
+    const Vec<T> i_inverse = one_plus_exp(e, 0), m = expm1(e, 2);
+    const Vec<T> ig_inverse = T(1) / (i_inverse * (m + two)), f = T(1) / one_plus_exp(e, 1);
+    o_inverse[r] = one_plus_exp(e, 3);
+    T* c_row = p.c_n + (b + r) * H + u;
+    c[r] = fma(f, load(c_row, units), m * ig_inverse);
+    c_exponent[r] = tanh_exponent<T>(c[r]);
+    store(c_row, c[r], units);
+    if (run.gates) {
+      T* gates = run.gates + (b + r) * 4 * H + u;
+      store(gates, (m + two) * ig_inverse, units);
+      store(gates + H, f, units);
+      store(gates + 2 * H, m * (i_inverse * ig_inverse), units);
+      store(run.cells + (b + r) * H + u, c[r], units);
+    }
+  }
+  const ExpParts<T, R> e = exp_parts<T, R>(c_exponent);
+  for (int r = 0; r < R; ++r) {
+    const Vec<T> m = expm1(e, r), h_inverse = T(1) / (o_inverse[r] * (m + two));
+    store(run.hidden + (b + r) * run.hidden_stride + u, m * h_inverse, units);
+    if (run.gates) store(run.gates + ((b + r) * 4 + 3) * H + u, (m + two) * h_inverse, units);
   }
 }
 
@@ -121,11 +138,9 @@ INLINE void forward_group(const LayerForward<T>& p, const ForwardRun<T>& run, co
       const Vec<T> bias = load(group + w * kLanes<T>);
       for (int r = 0; r < R; ++r) packed[r][w] += bias;
     }
-    for (int r = 0; r < R; ++r) {
-      Vec<T> z[4];
-      separate_gates<T, W>(packed[r], z);
-      update_cells<T>(p, run, b + r, u, z);
-    }
+    Vec<T> z[R][4];
+    for (int r = 0; r < R; ++r) separate_gates<T, W>(packed[r], z[r]);
+    update_cells<R, T>(p, run, b, u, z);
   });
 }
 

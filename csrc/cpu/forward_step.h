@@ -49,11 +49,11 @@ INLINE void step_tile(const LayerForward<T>& p, const LayerWeights<T>& w, const 
       bias[gate] = load(w.bias_ih + row, count) + load(w.bias_hh + row, count);
     }
   }
+  Vec<T> z[R][4];
   for (int r = 0; r < R; ++r) {
-    Vec<T> z[4];
-    for (int gate = 0; gate < 4; ++gate) z[gate] = load(gates[r][gate]) + bias[gate];
-    update_cells<T>(p, run, b + r, u, z);
+    for (int gate = 0; gate < 4; ++gate) z[r][gate] = load(gates[r][gate]) + bias[gate];
   }
+  update_cells<R, T>(p, run, b, u, z);
 }
 
 // y[b, p] = hidden[b] . weight_hr[p]

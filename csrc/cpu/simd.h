@@ -100,6 +100,36 @@ INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return a * b +
 INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return a * b + c; }
 #endif
 
+// x within [low, high]; not-a-number stays so.
+#if defined(__AVX512F__)
+// GCC's unmasked forms name an undefined operand and warn of it.
+constexpr int kAllLanes = -1;
+
+INLINE Vec<float> clamp(Vec<float> x, float low, float high) {
+  const Vec<float> l = broadcast(low), h = broadcast(high);
+  const Vec<float> above = _mm512_mask_max_ps(l, kAllLanes, l, x);
+  return _mm512_mask_min_ps(h, kAllLanes, h, above);
+}
+INLINE Vec<double> clamp(Vec<double> x, double low, double high) {
+  const Vec<double> l = broadcast(low), h = broadcast(high);
+  const Vec<double> above = _mm512_mask_max_pd(l, kAllLanes, l, x);
+  return _mm512_mask_min_pd(h, kAllLanes, h, above);
+}
+#elif defined(__AVX2__)
+INLINE Vec<float> clamp(Vec<float> x, float low, float high) {
+  return _mm256_min_ps(broadcast(high), _mm256_max_ps(broadcast(low), x));
+}
+INLINE Vec<double> clamp(Vec<double> x, double low, double high) {
+  return _mm256_min_pd(broadcast(high), _mm256_max_pd(broadcast(low), x));
+}
+#else
+template <typename V, typename T>
+INLINE V clamp(V x, T low, T high) {
+  x = x < low ? low - V{} : x;
+  return x > high ? high - V{} : x;
+}
+#endif
+
 // The first n lanes, n >= 1; the others read as zero and are not written. No memory past lane n is
 // touched.
 #if defined(__AVX512F__)
