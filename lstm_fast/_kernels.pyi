@@ -23,6 +23,7 @@ def lstm(
     save: bool = False,
     isa: str | None = None,
     slices: int = 1,
+    parts: int = 0,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 def lstm_backward(
     grad_y: _Array | None,
@@ -40,4 +41,5 @@ def lstm_backward(
     bidirectional: bool = False,
     isa: str | None = None,
     slices: int = 1,
+    parts: int = 0,
 ) -> tuple[_Array, _Array, _Array, list[_Array]]: ...

@@ -16,13 +16,31 @@
 #include "kernels.h"
 #include "math.h"
 #include "matmul.h"
+#include "split_matmul.h"
 
 namespace lstm_fast {
 namespace {
 
+// W_hh [G, P] and W_ih [G, I] for the matrix unit.
+template <typename T>
+INLINE SplitMatrix<T> split_matrix(const LayerShape& s, const T* data, int64_t C) {
+  return {data, 4 * s.H, C, s.parts};
+}
+
+// Elements of W_hh as packed.
+template <typename T>
+INLINE int64_t packed_hh_size(const LayerShape& s) {
+  return s.parts ? split_matrix<T>(s, nullptr, s.P).size() : packed_size<T>(4 * s.H, s.P);
+}
+
 template <typename T>
 int64_t backward_weights_size(const LayerShape& s) {
-  return packed_size<T>(4 * s.H, s.P) + (s.projected ? packed_size<T>(s.P, s.H) : 0);
+  return packed_hh_size<T>(s) + (s.projected ? packed_size<T>(s.P, s.H) : 0);
+}
+
+template <typename T>
+int64_t backward_scratch(const LayerShape& s, int64_t rows) {
+  return s.parts ? split_size(max(rows, kSplitRowsAtOnce), 4 * s.H, s.parts) : 0;
 }
 
 template <typename T>
@@ -33,14 +51,17 @@ Matrix<T> weight_hh(const LayerBackward<T>& p) {
 template <typename T>
 Matrix<T> weight_hr(const LayerBackward<T>& p) {
   const LayerShape& s = p.shape;
-  return {p.plain ? p.plain->weight_hr : p.weights + packed_size<T>(4 * s.H, s.P), s.P, s.H,
-          !p.plain};
+  return {p.plain ? p.plain->weight_hr : p.weights + packed_hh_size<T>(s), s.P, s.H, !p.plain};
 }
 
 template <typename T>
 void pack_backward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
-  pack_columns(w.weight_hh, 4 * s.H, s.P, out);
-  if (s.projected) pack_columns(w.weight_hr, s.P, s.H, out + packed_size<T>(4 * s.H, s.P));
+  if (s.parts) {
+    pack_split(w.weight_hh, split_matrix<T>(s, nullptr, s.P), out);
+  } else {
+    pack_columns(w.weight_hh, 4 * s.H, s.P, out);
+  }
+  if (s.projected) pack_columns(w.weight_hr, s.P, s.H, out + packed_hh_size<T>(s));
 }
 
 // The rows [begin, end) of the batch at one step. Pointers are to batch row 0; null means zeros.
@@ -92,30 +113,41 @@ INLINE void gate_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run,
 // Calls f(row, column, accumulators) with dh of the run's rows: dy, and what comes back through
 // time.
 template <typename T, typename F>
-INLINE void output_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, const F& f) {
-  const int64_t G = 4 * p.shape.H, P = p.shape.P;
+INLINE void output_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, T* scratch,
+                             const F& f) {
+  const LayerShape& s = p.shape;
+  const int64_t G = 4 * s.H, P = s.P;
+  const auto finish = [&](int64_t b, int64_t column, auto& dh) {
+    if (run.dh_end) add_tile(dh, run.dh_end + b * P, P, column, P);
+    if (run.dy) add_tile(dh, run.dy + b * p.grad_y_stride, p.grad_y_stride, column, P);
+    f(b, column, dh);
+  };
+  if (s.parts && run.dz_next) {
+    for_each_split_tile(run.begin, run.end, run.dz_next, G, split_matrix(s, p.weights, P), scratch,
+                        finish);
+    return;
+  }
   for_each_panel(weight_hh(p), [&](int64_t column, const Columns<T>& panel, auto vectors) {
     constexpr int W = decltype(vectors)::value;
     for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
       constexpr int R = decltype(rows)::value;
       Vec<T> dh[R][W] = {};
       if (run.dz_next) accumulate<R, W, T>(dh, {run.dz_next + b * G, G}, panel, G);
-      if (run.dh_end) add_tile<R, W, T>(dh, run.dh_end + b * P, P, column, P);
-      if (run.dy) add_tile<R, W, T>(dh, run.dy + b * p.grad_y_stride, p.grad_y_stride, column, P);
-      f(b, column, dh);
+      finish(b, column, dh);
     });
   });
 }
 
 template <typename T>
-INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run) {
+INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run, T* scratch) {
   const int64_t P = p.shape.P;
   if (!p.shape.projected) {
-    output_gradients(
-        p, run, [&](int64_t b, int64_t u, const auto& dh) { gate_gradients<T>(p, run, b, u, dh); });
+    output_gradients(p, run, scratch, [&](int64_t b, int64_t u, const auto& dh) {
+      gate_gradients<T>(p, run, b, u, dh);
+    });
     return;
   }
-  output_gradients(p, run, [&](int64_t b, int64_t column, const auto& dh) {
+  output_gradients(p, run, scratch, [&](int64_t b, int64_t column, const auto& dh) {
     store_tile(dh, run.dh + b * P, P, column, P);
   });
   for_each_panel(weight_hr(p), [&](int64_t u, const Columns<T>& panel, auto vectors) {
@@ -130,8 +162,9 @@ INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run) {
 }
 
 template <typename T>
-void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1) {
+void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1, T* scratch) {
   const FlushDenormals scope;
+  const UnitScope unit(p.shape.parts > 0);
   const LayerShape& s = p.shape;
   const Steps& steps = s.steps;
   const int64_t G = 4 * s.H;
@@ -156,31 +189,45 @@ void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1) {
       run.dh_end = has_next ? nullptr : p.grad_h_n;
       run.c_before =
           has_previous ? p.cells + steps.offset(Steps::previous(t, s.reverse)) * s.H : p.c0;
-      backward_run(p, run);
+      backward_run(p, run, scratch);
     }
     if (p.grad_h0) {
-      multiply_rows<T>(max(b0, carried), end, {run.dz, G}, weight_hh(p), p.grad_h0, s.P, false);
+      const int64_t begin = max(b0, carried);
+      if (s.parts) {
+        multiply_rows_split(begin, end, run.dz, G, split_matrix(s, p.weights, s.P), p.grad_h0, s.P,
+                            false, scratch);
+      } else {
+        multiply_rows<T>(begin, end, {run.dz, G}, weight_hh(p), p.grad_h0, s.P, false);
+      }
     }
   }
 }
 
 template <typename T>
 int64_t input_grad_weights_size(const LayerShape& s) {
-  return packed_size<T>(4 * s.H, s.I);
+  return s.parts ? split_matrix<T>(s, nullptr, s.I).size() : packed_size<T>(4 * s.H, s.I);
 }
 
 template <typename T>
 void pack_input_grad(const LayerShape& s, const T* weight_ih, T* out) {
+  if (s.parts) return pack_split(weight_ih, split_matrix<T>(s, nullptr, s.I), out);
   pack_columns(weight_ih, 4 * s.H, s.I, out);
 }
 
 template <typename T>
-void input_grad_rows(const InputGrad<T>& p, int64_t n0, int64_t n1) {
+void input_grad_rows(const InputGrad<T>& p, int64_t n0, int64_t n1, T* scratch) {
   const FlushDenormals scope;
-  const int64_t G = 4 * p.shape.H, I = p.shape.I;
+  const UnitScope unit(p.shape.parts > 0);
+  const LayerShape& s = p.shape;
+  const int64_t G = 4 * s.H;
   for (int d = 0; d < p.directions; ++d) {
-    const Matrix<T> weight_ih = {p.weights[d], G, I, p.packed};
-    multiply_rows<T>(n0, n1, {p.grad_gates[d], G}, weight_ih, p.grad_x, I, d > 0);
+    if (s.parts) {
+      multiply_rows_split(n0, n1, p.grad_gates[d], G, split_matrix(s, p.weights[d], s.I), p.grad_x,
+                          s.I, d > 0, scratch);
+    } else {
+      const Matrix<T> weight_ih = {p.weights[d], G, s.I, p.packed};
+      multiply_rows<T>(n0, n1, {p.grad_gates[d], G}, weight_ih, p.grad_x, s.I, d > 0);
+    }
   }
 }
 

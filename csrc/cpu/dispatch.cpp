@@ -5,18 +5,44 @@
 
 #include "kernels.h"
 
+#if defined(LSTM_FAST_X86)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace lstm_fast {
 
 extern const Kernels kernels_baseline;
 #if defined(LSTM_FAST_X86)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_amx;
 #endif
 
 namespace {
 
+#if defined(LSTM_FAST_X86)
+// AMX needs the CPU, and the system's consent to a larger register state of this process.
+bool amx_usable() {
+#if defined(__linux__)
+  constexpr unsigned kTileBf16 = 1u << 22 | 1u << 24;  // of leaf 7, edx
+  constexpr unsigned kAvx512Bf16 = 1u << 5;            // of leaf 7.1, eax
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kTileBf16) != kTileBf16) return false;
+  if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !(eax & kAvx512Bf16)) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 struct Available {
-  const Kernels* list[3];
+  const Kernels* list[4];
   int count = 0;
 
   Available() {
@@ -28,6 +54,7 @@ struct Available {
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (avx2) list[count++] = &kernels_avx2;
     if (avx2 && avx512) list[count++] = &kernels_avx512;
+    if (avx2 && avx512 && amx_usable()) list[count++] = &kernels_amx;
 #endif
   }
 };

@@ -7,26 +7,36 @@
 // and cells never leave the registers. A group has kLanes units, a vector for each gate; the last
 // one may have fewer, and then two or all four of its gates share a vector. Weights are packed for
 // it: per group the biases [4][units] and then, for k over h and over x, [P + I][4][units]; after
-// all groups come the panels of weight_hr.
+// all groups come the panels of weight_hr. With a matrix unit, k covers the tails of h and x alone,
+// and the blocks of h and of x (split.h) follow.
 #pragma once
 
 #include "flush_denormals.h"
 #include "kernels.h"
 #include "math.h"
 #include "matmul.h"
+#include "split.h"
 
 namespace lstm_fast {
 namespace {
 
-// Vectors for the four gates of the group that begins at unit u, and its size as packed.
+// Vectors for the four gates of the group that begins at unit u, and its size as packed. The matrix unit
+// takes four.
 template <typename T>
 INLINE int64_t group_vectors(const LayerShape& s, int64_t u) {
   const int64_t units = s.H - u;
+  if (s.parts) return 4;
   return units * 4 <= kLanes<T> ? 1 : units * 2 <= kLanes<T> ? 2 : 4;
 }
+// Terms of K that are multiplied one by one, and blocks of the matrix unit for the others.
+INLINE int64_t tail(const LayerShape& s, int64_t K) { return s.parts ? split_tail(K) : K; }
+INLINE int64_t blocks(const LayerShape& s, int64_t K) { return s.parts ? split_blocks(K) : 0; }
+
 template <typename T>
 INLINE int64_t group_size(const LayerShape& s, int64_t u) {
-  return (1 + s.P + s.I) * group_vectors<T>(s, u) * kLanes<T>;
+  const int64_t W = group_vectors<T>(s, u);
+  return (1 + tail(s, s.P) + tail(s, s.I)) * W * kLanes<T> +
+         (blocks(s, s.P) + blocks(s, s.I)) * s.parts * W * kTileFloats;
 }
 
 template <typename T>
@@ -40,11 +50,24 @@ int64_t forward_weights_size(const LayerShape& s) {
   return all_groups_size<T>(s) + (s.projected ? packed_size<T>(s.H, s.P) : 0);
 }
 
+// The blocks of w [G, K] for the group of units that begins at u, a vector for each gate.
+template <typename T>
+INLINE void pack_blocks(const LayerShape& s, const T* w, int64_t K, int64_t u, T* out) {
+  uint16_t* tile = reinterpret_cast<uint16_t*>(out);
+  for (int64_t k = 0; k < split_blocks(K); ++k, tile += s.parts * 4 * kTileParts) {
+    for (int64_t gate = 0; gate < 4; ++gate) {
+      const T* rows = w + (gate * s.H + u) * K + k * kBlockTerms;
+      pack_block_transposed(rows, K, min(kUnitRows, s.H - u), K - k * kBlockTerms, s.parts,
+                            tile + gate * kTileParts, 4 * kTileParts);
+    }
+  }
+}
+
 template <typename T>
 void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
   for (int64_t u = 0; u < s.H; out += group_size<T>(s, u), u += kLanes<T>) {
-    const int64_t width = group_vectors<T>(s, u) * kLanes<T>, lanes = width / 4;
-    const int64_t units = min(lanes, s.H - u);
+    const int64_t W = group_vectors<T>(s, u), width = W * kLanes<T>, lanes = width / 4;
+    const int64_t units = min(lanes, s.H - u), tail_h = tail(s, s.P), tail_x = tail(s, s.I);
     for (int gate = 0; gate < 4; ++gate) {
       const int64_t row = gate * s.H + u;
       T* column = out + gate * lanes;
@@ -52,9 +75,15 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
           w.bias_ih ? load(w.bias_ih + row, units) + load(w.bias_hh + row, units) : Vec<T>{};
       store(column, bias, lanes);
       column += width;
-      transpose_columns(w.weight_hh + row * s.P, s.P, units, s.P, column, width, lanes);
-      transpose_columns(w.weight_ih + row * s.I, s.I, units, s.I, column + s.P * width, width,
+      transpose_columns(w.weight_hh + (row + 1) * s.P - tail_h, s.P, units, tail_h, column, width,
                         lanes);
+      transpose_columns(w.weight_ih + (row + 1) * s.I - tail_x, s.I, units, tail_x,
+                        column + tail_h * width, width, lanes);
+    }
+    if constexpr (kHasMatrixUnit<T>) {
+      T* of_h = out + (1 + tail_h + tail_x) * width;
+      pack_blocks(s, w.weight_hh, s.P, u, of_h);
+      pack_blocks(s, w.weight_ih, s.I, u, of_h + blocks(s, s.P) * s.parts * 4 * kTileFloats);
     }
   }
   if (s.projected) pack_transposed_columns(w.weight_hr, s.H, s.P, out);
@@ -119,51 +148,115 @@ INLINE void separate_gates(const Vec<T> (&packed)[W], Vec<T> (&z)[4]) {
   z[3] = W == 4 ? packed[3 % W] : rotate<T, 3 * shift % kLanes<T>>(packed[W - 1]);
 }
 
-// The group of units that begins at unit u, with W vectors of gates.
-template <int W, typename T>
-INLINE void forward_group(const LayerForward<T>& p, const ForwardRun<T>& run, const T* group,
-                          int64_t u) {
+// The rows [begin, end) of the group of units that begins at unit u, with W vectors of gates. `sums`
+// [rows, W vectors] are those of the matrix unit, or null pointers. Calls between()
+// in each tile of rows, before the gates.
+template <int W, typename T, typename Sums, typename F>
+INLINE void forward_group(const LayerForward<T>& p, const ForwardRun<T>& run, int64_t begin,
+                          int64_t end, const T* group, int64_t u, Sums sums,
+                          const F& between) {
   constexpr int width = W * kLanes<T>;
-  const LayerShape& s = p.shape;
+  const int64_t P = p.shape.P, I = p.shape.I, tail_h = tail(p.shape, P), tail_x = tail(p.shape, I);
   const T* weights_h = group + width;
-  const T* weights_x = weights_h + s.P * width;
-  for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
+  const T* weights_x = weights_h + tail_h * width;
+  for_each_tile(begin, end, [&](int64_t b, auto rows) {
     constexpr int R = decltype(rows)::value;
     // Terms of h are usually smaller than those of x and than the biases: added first, they are
     // rounded least.
     Vec<T> packed[R][W] = {};
-    accumulate<R, W, T>(packed, {run.h.data + b * run.h.row, run.h.row}, weights_h, s.P);
-    accumulate<R, W, T>(packed, {run.x.data + b * run.x.row, run.x.row}, weights_x, s.I);
+    if constexpr (!std::is_null_pointer_v<Sums>) {
+      load_tile<R, W, T>(packed, sums + (b - begin) * width, width, 0, width);
+    }
+    accumulate<R, W, T>(packed, {run.h.data + b * run.h.row + P - tail_h, run.h.row}, weights_h,
+                        tail_h);
+    accumulate<R, W, T>(packed, {run.x.data + b * run.x.row + I - tail_x, run.x.row}, weights_x,
+                        tail_x);
     for (int w = 0; w < W; ++w) {
       const Vec<T> bias = load(group + w * kLanes<T>);
       for (int r = 0; r < R; ++r) packed[r][w] += bias;
     }
     Vec<T> z[R][4];
     for (int r = 0; r < R; ++r) separate_gates<T, W>(packed[r], z[r]);
+    between();
     update_cells<R, T>(p, run, b, u, z);
   });
 }
 
+// Not inlined: GCC 12 then builds `run` in pieces that loads cannot be forwarded from, and steps of few
+// rows take 1.4 times as long.
 template <typename T>
-INLINE void forward_run(const LayerForward<T>& p, const ForwardRun<T>& run) {
+__attribute__((noinline)) void forward_run(const LayerForward<T>& p, const ForwardRun<T>& run) {
   const T* group = p.weights;
   for (int64_t u = 0; u < p.shape.H; group += group_size<T>(p.shape, u), u += kLanes<T>) {
+    const auto group_of = [&](auto vectors) {
+      forward_group<decltype(vectors)::value>(p, run, run.begin, run.end, group, u, nullptr, [] {});
+    };
     switch (group_vectors<T>(p.shape, u)) {
       case 1:
-        forward_group<1>(p, run, group, u);
+        group_of(Size<1>{});
         break;
       case 2:
-        forward_group<2>(p, run, group, u);
+        group_of(Size<2>{});
         break;
       default:
-        forward_group<4>(p, run, group, u);
+        group_of(Size<4>{});
     }
   }
 }
 
+// The same with the matrix unit, which multiplies for the next 32 rows or group of units while the
+// vector units finish the one before.
 template <typename T>
-void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1) {
+INLINE void forward_run_split(const LayerForward<T>& p, const ForwardRun<T>& run, T* scratch) {
+  const LayerShape& s = p.shape;
+  const int64_t rows = run.end - run.begin, row_blocks = ceil_div(rows, kPairRows);
+  const int64_t blocks_h = split_blocks(s.P), blocks_x = split_blocks(s.I);
+  const SplitRows h = split_rows(run.h.data + run.begin * run.h.row, run.h.row, rows, s.P, s.parts,
+                                 scratch);
+  const SplitRows x = split_rows(run.x.data + run.begin * run.x.row, run.x.row, rows, s.I, s.parts,
+                                 scratch + split_size(rows, s.P, s.parts));
+  const int64_t size = group_size<T>(s, 0);
+  const int64_t of_blocks = (1 + split_tail(s.P) + split_tail(s.I)) * 4 * kLanes<T>;
+  alignas(64) T sums[2][kPairRows * 4 * kLanes<T>];
+  const auto product = [&](int64_t item) {
+    const int64_t row = item % row_blocks * kPairRows;
+    return Product<T>(h.from(row), blocks_h, x.from(row), blocks_x,
+                      p.weights + item / row_blocks * size + of_blocks, s.parts,
+                      min(kPairRows, rows - row), sums[item % 2]);
+  };
+  const int64_t items = ceil_div(s.H, kLanes<T>) * row_blocks;
+  Product<T> first = product(0);
+  while (first.steps_left()) first.advance();
+  for (int64_t item = 0; item < items; ++item) {
+    const int64_t begin = run.begin + item % row_blocks * kPairRows;
+    const int64_t end = min(begin + kPairRows, run.end);
+    Product<T> next = product(min(item + 1, items - 1));
+    const int64_t steps = item + 1 < items ? ceil_div(next.steps_left(), ceil_div(end - begin, kTileRows)) : 0;
+    forward_group<4>(p, run, begin, end, p.weights + item / row_blocks * size,
+                     item / row_blocks * kLanes<T>, sums[item % 2], [&] {
+                       for (int64_t i = 0; i < steps && next.steps_left(); ++i) next.advance();
+                     });
+  }
+}
+
+template <typename T>
+int64_t forward_scratch(const LayerShape& s, int64_t rows) {
+  return s.parts ? split_size(rows, s.P, s.parts) + split_size(rows, s.I, s.parts) : 0;
+}
+
+// The runs of a step: with a matrix unit or without.
+template <typename T>
+INLINE void forward_run(const LayerForward<T>& p, const ForwardRun<T>& run, T* scratch) {
+  if constexpr (kHasMatrixUnit<T>) {
+    if (p.shape.parts) return forward_run_split(p, run, scratch);
+  }
+  forward_run(p, run);
+}
+
+template <typename T>
+void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, T* scratch) {
   const FlushDenormals scope;
+  const UnitScope unit(p.shape.parts > 0);
   const LayerShape& s = p.shape;
   const Steps& steps = s.steps;
   const Matrix<T> weight_hr = {p.weights + all_groups_size<T>(s), s.H, s.P, true};
@@ -186,12 +279,12 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1) {
     if (b0 < carried) {
       run.begin = b0, run.end = carried;
       run.h = {p.y + steps.offset(Steps::previous(t, s.reverse)) * p.y_stride, p.y_stride};
-      forward_run(p, run);
+      forward_run(p, run, scratch);
     }
     if (carried < end) {
       run.begin = carried, run.end = end;
       run.h = h0;
-      forward_run(p, run);
+      forward_run(p, run, scratch);
     }
     if (s.projected) {
       multiply_rows<T>(b0, end, {run.hidden, s.H}, weight_hr, y, p.y_stride, false);

@@ -21,6 +21,7 @@ struct LayerShape {
   int64_t I, H, P;
   bool projected;  // weight_hr is present; otherwise P == H
   bool reverse;
+  int parts;  // bfloat16 parts that products are made of on the matrix unit, 1 to 3; 0 without it
 };
 
 // Torch's weights of a layer in one direction. Biases may be null together; weight_hr is null
@@ -102,13 +103,20 @@ struct WeightGrad {
 
 template <typename T>
 struct LayerKernels {
+  // Whether there is a matrix unit for products of this type: LayerShape::parts may be above 0.
+  bool has_matrix_unit;
+  // Whether products of these numbers can be made there: all are below 2^56 in magnitude.
+  bool (*is_ordinary)(const T*, int64_t n);
+
   // sigmoid[i] and tanh[i] of x[i], i < n: the functions that the gates use, for tests of their
   // accuracy.
   void (*activations)(const T* x, int64_t n, T* sigmoid, T* tanh);
 
   int64_t (*forward_weights_size)(const LayerShape&);
   void (*pack_forward)(const LayerShape&, const LayerWeights<T>&, T* packed);
-  void (*forward_rows)(const LayerForward<T>&, int64_t b0, int64_t b1);
+  // `scratch` of forward_scratch(shape, b1 - b0) elements.
+  int64_t (*forward_scratch)(const LayerShape&, int64_t rows);
+  void (*forward_rows)(const LayerForward<T>&, int64_t b0, int64_t b1, T* scratch);
 
   // The single step of a batch with T == 1, for rows [b0, b1) and units [u0, u1), straight from
   // torch's weights. u0 must be a multiple of unit_group, the units that are computed together;
@@ -119,11 +127,14 @@ struct LayerKernels {
 
   int64_t (*backward_weights_size)(const LayerShape&);
   void (*pack_backward)(const LayerShape&, const LayerWeights<T>&, T* packed);
-  void (*backward_rows)(const LayerBackward<T>&, int64_t b0, int64_t b1);
+  // `scratch` of backward_scratch(shape, b1 - b0) elements; input_grad_rows' of
+  // backward_scratch(shape, 1).
+  int64_t (*backward_scratch)(const LayerShape&, int64_t rows);
+  void (*backward_rows)(const LayerBackward<T>&, int64_t b0, int64_t b1, T* scratch);
 
   int64_t (*input_grad_weights_size)(const LayerShape&);
   void (*pack_input_grad)(const LayerShape&, const T* weight_ih, T* packed);
-  void (*input_grad_rows)(const InputGrad<T>&, int64_t b0, int64_t b1);
+  void (*input_grad_rows)(const InputGrad<T>&, int64_t b0, int64_t b1, T* scratch);
 
   // Column panels of the product that gives all weight gradients; a range of them can be computed
   // by a thread of its own, in `scratch` of weight_grad_scratch(shape) elements.

@@ -62,21 +62,58 @@ int64_t layer_flops(const StackShape& s, int64_t layer) {
   return 2 * s.steps.total() * 4 * s.H * (s.input_size(layer) + s.P);
 }
 
+int64_t stack_flops(const StackShape& s) {
+  int64_t flops = 0;
+  for (int64_t l = 0; l < s.L; ++l) flops += s.D * layer_flops(s, l);
+  return flops;
+}
+
+LayerShape widest_layer(const StackShape& s) {
+  LayerShape widest = s.layer(0, 0);
+  if (s.L > 1) widest.I = std::max(s.I, s.D * s.P);
+  return widest;
+}
+
+// Slices that the rows of the batch are cut into, for each direction.
+int64_t row_slices(const StackShape& s, int64_t threads) {
+  return std::max<int64_t>(1, std::min(s.steps.B, threads / s.D));
+}
+
+// Whether batches are large enough for the matrix unit: it takes 16 rows in the time in which the vector
+// units take 6. It knows blocks of 32 terms, of which a layer must fill some. Measured on Sapphire
+// Rapids, as are all constants here.
+constexpr int64_t kUnitRowsPerSlice = 8, kMinUnitHidden = 16;
+
+bool unit_pays(const StackShape& s, int64_t slices) {
+  return s.parts && s.steps.T > 1 && s.steps.B >= kUnitRowsPerSlice * slices && s.H >= kMinUnitHidden;
+}
+
+// Terms of a gate from which the forward pass gains. Weights in parts that leave the second cache (2 MiB)
+// pay when they serve 32 rows each time.
+constexpr int64_t kMinUnitTerms = 64, kSplitBytes = 6, kCachedSplitBytes = 3 << 19;
+
 template <typename T>
 struct ForwardPlan {
+  int64_t threads;
+  int64_t slices;                       // of the rows
   std::vector<LayerForward<T>> layers;  // [L][D]
   std::vector<T*> packed;               // [L][D] weights of the layers; none if T == 1
+  std::vector<T*> scratch;              // [D][slices] of forward_rows
   T* zeros;                             // [P]
   int64_t workspace_size;
 };
 
 template <typename T>
-ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p) {
+ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
+                            const Threads& threads) {
   const StackShape& s = p.shape;
+  const LayerKernels<T>& k = kernels.of(T());
   const SavedLayout saved{s, false};
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
   Arena<T> arena(p.workspace);
   ForwardPlan<T> plan;
+  plan.threads = threads_for(stack_flops(s), threads);
+  plan.slices = row_slices(s, plan.threads);
   plan.zeros = arena.take(s.P);
   T* between[2] = {};  // outputs of inner layers, taken in turn
   if (!p.saved) {
@@ -90,7 +127,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p) {
       LayerForward<T> layer{};
       layer.shape = s.layer(l, d);
       if (s.steps.T > 1) {
-        plan.packed.push_back(arena.take(kernels.of(T()).forward_weights_size(layer.shape)));
+        plan.packed.push_back(arena.take(k.forward_weights_size(layer.shape)));
         layer.weights = plan.packed.back();
       }
       layer.x = x;
@@ -112,6 +149,8 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p) {
     }
     x = y;
   }
+  const int64_t scratch = k.forward_scratch(widest_layer(s), (B + plan.slices - 1) / plan.slices);
+  for (int64_t i = 0; i < s.D * plan.slices; ++i) plan.scratch.push_back(arena.take(scratch));
   plan.workspace_size = arena.used();
   return plan;
 }
@@ -124,8 +163,9 @@ struct BackwardPlan {
   T* grad_c0[2];  // used when the caller does not want it
   T* recurrent_weights[2];
   T* input_weights[2];
-  T* scratch;            // of weight_grad, one piece a thread
+  T* scratch;            // one piece a thread
   int64_t scratch_size;  // of a piece
+  int64_t threads, slices;
   int64_t workspace_size;
 };
 
@@ -139,8 +179,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
   BackwardPlan<T> plan{};
   for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i)
     plan.grad_between[i] = arena.take(N * s.D * s.P);
-  LayerShape widest = s.layer(0, 0);
-  if (s.L > 1) widest.I = std::max(s.I, s.D * s.P);
+  const LayerShape widest = widest_layer(s);
   for (int64_t d = 0; d < s.D; ++d) {
     plan.grad_gates[d] = arena.take(N * 4 * s.H);
     if (s.projected) plan.grad_hidden[d] = arena.take(N * s.P);
@@ -149,10 +188,12 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
     plan.recurrent_weights[d] = arena.take(k.backward_weights_size(widest));
     if (s.L > 1 || p.grad_x) plan.input_weights[d] = arena.take(k.input_grad_weights_size(widest));
   }
-  if (p.grad_weights) {
-    plan.scratch_size = k.weight_grad_scratch(widest);
-    plan.scratch = arena.take(threads.count * plan.scratch_size);
-  }
+  plan.threads = threads_for(stack_flops(s) / s.L, threads);
+  plan.slices = row_slices(s, plan.threads);
+  plan.scratch_size = k.backward_scratch(widest, (B + plan.slices - 1) / plan.slices);
+  if (p.grad_weights) plan.scratch_size = std::max(plan.scratch_size, k.weight_grad_scratch(widest));
+  plan.scratch_size = (plan.scratch_size + 15) / 16 * 16;  // whole cache lines
+  plan.scratch = arena.take(std::max(plan.threads, s.D) * plan.scratch_size);
   plan.workspace_size = arena.used();
   return plan;
 }
@@ -184,20 +225,44 @@ void forward_single_step(const LayerKernels<T>& k, const StackForward<T>& p,
 }  // namespace
 
 template <typename T>
-int64_t forward_workspace_size(const Kernels& kernels, const StackForward<T>& p) {
-  return plan_forward(kernels, p).workspace_size;
+int plan_parts(const Kernels& kernels, const StackForward<T>& p, const Threads& threads) {
+  const StackShape& s = p.shape;
+  const LayerKernels<T>& k = kernels.of(T());
+  const int64_t slices = row_slices(s, threads_for(stack_flops(s), threads));
+  if (!k.has_matrix_unit || !unit_pays(s, slices)) return 0;
+  const LayerShape widest = widest_layer(s);
+  const bool fits = 4 * s.H * (s.P + widest.I) * kSplitBytes <= kCachedSplitBytes;
+  if (s.P + s.I < kMinUnitTerms || (!fits && s.steps.B < 32 * slices)) return 0;
+  const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
+  bool all = ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
+  for (int64_t i = 0; all && i < s.L * s.D; ++i) {
+    const LayerWeights<T>& w = p.weights[i];
+    all = ordinary(w.weight_ih, 4 * s.H * s.input_size(i / s.D)) &&
+          ordinary(w.weight_hh, 4 * s.H * s.P) && ordinary(w.weight_hr, s.P * s.H);
+  }
+  return all ? s.parts : 0;
+}
+
+template <typename T>
+int plan_parts(const Kernels& kernels, const StackBackward<T>& p, const Threads& threads) {
+  const StackShape& s = p.shape;
+  const int64_t slices = row_slices(s, threads_for(stack_flops(s) / s.L, threads));
+  return kernels.of(T()).has_matrix_unit && unit_pays(s, slices) ? s.parts : 0;
+}
+
+template <typename T>
+int64_t forward_workspace_size(const Kernels& kernels, const StackForward<T>& p,
+                               const Threads& threads) {
+  return plan_forward(kernels, p, threads).workspace_size;
 }
 
 template <typename T>
 void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& threads) {
   const StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
-  const ForwardPlan<T> plan = plan_forward(kernels, p);
+  const ForwardPlan<T> plan = plan_forward(kernels, p, threads);
   std::fill_n(plan.zeros, s.P, T(0));
-  int64_t flops = 0;
-  for (int64_t l = 0; l < s.L; ++l) flops += s.D * layer_flops(s, l);
-  const int64_t used = threads_for(flops, threads);
-  const Threads team{used, threads.run};
+  const Threads team{plan.threads, threads.run};
 
   if (s.steps.T == 1) return forward_single_step(k, p, plan, team);
 
@@ -206,14 +271,14 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
 
   // Rows are independent of each other through all layers, so that one direction needs no barrier
   // at all. With two, a layer waits for both directions of the one below.
-  const int64_t slices = std::max<int64_t>(1, std::min(s.steps.B, used / s.D));
   const int64_t stages = s.D == 1 ? 1 : s.L, layers_per_stage = s.L / stages;
   for (int64_t stage = 0; stage < stages; ++stage) {
-    run(team, s.D * slices, [&](int64_t task) {
-      const int64_t d = task / slices, slice = task % slices;
-      const int64_t b0 = part(s.steps.B, slices, slice), b1 = part(s.steps.B, slices, slice + 1);
+    run(team, s.D * plan.slices, [&](int64_t task) {
+      const int64_t d = task / plan.slices, slice = task % plan.slices;
+      const int64_t b0 = part(s.steps.B, plan.slices, slice);
+      const int64_t b1 = part(s.steps.B, plan.slices, slice + 1);
       for (int64_t l = stage * layers_per_stage; l < (stage + 1) * layers_per_stage; ++l) {
-        k.forward_rows(plan.layers[l * s.D + d], b0, b1);
+        k.forward_rows(plan.layers[l * s.D + d], b0, b1, plan.scratch[task]);
       }
     });
   }
@@ -233,9 +298,9 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   const SavedLayout saved{s, p.keep_output};
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
 
+  const Threads team{plan.threads, threads.run};
   const bool plain = N <= kPlainRows;
   for (int64_t l = s.L - 1; l >= 0; --l) {
-    const Threads team{threads_for(s.D * layer_flops(s, l), threads), threads.run};
     const T* grad_y = l == s.L - 1 ? p.grad_y : plan.grad_between[l % 2];
     T* grad_x = l ? plan.grad_between[(l - 1) % 2] : p.grad_x;
 
@@ -247,7 +312,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       });
     }
 
-    const int64_t slices = std::max<int64_t>(1, std::min(B, team.count / s.D));
+    const int64_t slices = plan.slices;
     run(team, s.D * slices, [&](int64_t task) {
       const int64_t d = task / slices, slice = task % slices, i = l * s.D + d;
       LayerBackward<T> layer{};
@@ -265,7 +330,8 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       layer.grad_hidden = plan.grad_hidden[d];
       layer.grad_h0 = offset(p.grad_h0, i * B * s.P);
       layer.grad_c0 = p.grad_c0 ? p.grad_c0 + i * B * s.H : plan.grad_c0[d];
-      k.backward_rows(layer, part(B, slices, slice), part(B, slices, slice + 1));
+      k.backward_rows(layer, part(B, slices, slice), part(B, slices, slice + 1),
+                      plan.scratch + task * plan.scratch_size);
     });
 
     if (grad_x) {
@@ -279,7 +345,8 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       }
       input.grad_x = grad_x;
       run(team, team.count, [&](int64_t task) {
-        k.input_grad_rows(input, part(N, team.count, task), part(N, team.count, task + 1));
+        k.input_grad_rows(input, part(N, team.count, task), part(N, team.count, task + 1),
+                          plan.scratch + task * plan.scratch_size);
       });
     }
 
@@ -314,8 +381,13 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   }
 }
 
-template int64_t forward_workspace_size(const Kernels&, const StackForward<float>&);
-template int64_t forward_workspace_size(const Kernels&, const StackForward<double>&);
+template int plan_parts(const Kernels&, const StackForward<float>&, const Threads&);
+template int plan_parts(const Kernels&, const StackForward<double>&, const Threads&);
+template int plan_parts(const Kernels&, const StackBackward<float>&, const Threads&);
+template int plan_parts(const Kernels&, const StackBackward<double>&, const Threads&);
+template int64_t forward_workspace_size(const Kernels&, const StackForward<float>&, const Threads&);
+template int64_t forward_workspace_size(const Kernels&, const StackForward<double>&,
+                                        const Threads&);
 template void forward(const Kernels&, const StackForward<float>&, const Threads&);
 template void forward(const Kernels&, const StackForward<double>&, const Threads&);
 template int64_t backward_workspace_size(const Kernels&, const StackBackward<float>&,

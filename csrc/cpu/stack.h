@@ -18,10 +18,11 @@ struct StackShape {
   int64_t I, H, P;
   bool projected;
   int64_t L, D;
+  int parts;  // as in LayerShape, where the planner uses the matrix unit
 
   int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
   LayerShape layer(int64_t layer, int64_t direction) const {
-    return {steps, input_size(layer), H, P, projected, direction == 1};
+    return {steps, input_size(layer), H, P, projected, direction == 1, parts};
   }
 };
 
@@ -92,8 +93,16 @@ struct StackBackward {
   T* workspace;  // backward_workspace_size() elements, aligned to 64 bytes
 };
 
+// What shape.parts is to be for the other functions, given what it may be: 0 where float32 arithmetic is
+// faster or needed.
 template <typename T>
-int64_t forward_workspace_size(const Kernels& kernels, const StackForward<T>& p);
+int plan_parts(const Kernels& kernels, const StackForward<T>& p, const Threads& threads);
+template <typename T>
+int plan_parts(const Kernels& kernels, const StackBackward<T>& p, const Threads& threads);
+
+template <typename T>
+int64_t forward_workspace_size(const Kernels& kernels, const StackForward<T>& p,
+                               const Threads& threads);
 template <typename T>
 void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& threads);
 

@@ -47,6 +47,8 @@ INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K,
   constexpr int lanes = kLanes<T>;
   const T* a_row[R];
   for (int r = 0; r < R; ++r) a_row[r] = a.data + r * a.row;
+  // Unrolled, since a core cannot foresee the end of a loop of dozens of short rounds.
+#pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k, b += step) {
     // The operand with fewer vectors stays in registers.
     if constexpr (R < W) {

@@ -10,6 +10,7 @@
 #include "flush_denormals.h"
 #include "kernels.h"
 #include "matmul.h"
+#include "split.h"
 
 namespace lstm_fast {
 namespace {
@@ -33,9 +34,21 @@ int64_t weight_grad_panels(const LayerShape& s) {
   return ceil_div(4 * s.H, kPanel<T>) + (s.projected ? ceil_div(s.H, kPanel<T>) : 0);
 }
 
+// Elements that the matrix unit's form needs for the sums of one panel, and beside them.
+INLINE int64_t split_sums_size(const LayerShape& s) {
+  return ceil_div(left_columns(s), kUnitRows) * kUnitRows * kPanel<float>;
+}
+INLINE int64_t split_operands_size(const LayerShape& s) {
+  return transposed_size(kBlock, left_columns(s), s.parts) + split_panel_size(kBlock, s.parts);
+}
+
 template <typename T>
 int64_t weight_grad_scratch(const LayerShape& s) {
   const int64_t columns = left_columns(s);
+  if (s.parts) {
+    const int64_t panels = ceil_div(4 * s.H, kPanel<T>);
+    return kBlock * left_stride<T>(columns) + split_operands_size(s) + panels * split_sums_size(s);
+  }
   return kBlock * left_stride<T>(columns) + kBlock * kPanel<T> + columns * kPanel<T>;
 }
 
@@ -84,6 +97,54 @@ INLINE void sum_of_products(int64_t N, int64_t M, const T* right, int64_t C, int
   });
 }
 
+// Writes the sums [M][width of the panel] of the columns of dz from `column`.
+template <typename T>
+INLINE void write_gate_weight_grad(const WeightGrad<T>& p, int64_t column, const T* sums,
+                                   int64_t width) {
+  const LayerShape& s = p.shape;
+  const int64_t columns = min(width, 4 * s.H - column);
+  const T* bias = sums + (s.I + s.P) * width;
+  if (p.weight_ih) transpose_matrix(sums, width, s.I, columns, p.weight_ih + column * s.I);
+  if (p.weight_hh) {
+    transpose_matrix(sums + s.I * width, width, s.P, columns, p.weight_hh + column * s.P);
+  }
+  if (p.bias_ih) copy_row(bias, p.bias_ih + column, columns);
+  if (p.bias_hh) copy_row(bias, p.bias_hh + column, columns);
+}
+
+// The panels [begin, end) with the matrix unit: a block of the left factor serves all of them.
+template <typename T>
+INLINE void gate_weight_grad_split(const WeightGrad<T>& p, int64_t begin, int64_t end, T* scratch) {
+  if constexpr (kHasMatrixUnit<T>) {
+    const LayerShape& s = p.shape;
+    const int64_t N = s.steps.total(), G = 4 * s.H, M = left_columns(s), stride = left_stride<T>(M);
+    T* rows = scratch;
+    T* left = rows + kBlock * stride;
+    T* right = left + transposed_size(kBlock, M, s.parts);
+    T* sums = right + split_panel_size(kBlock, s.parts);
+    for (int64_t n0 = 0; n0 < N; n0 += kBlock) {
+      const int64_t terms = min(kBlock, N - n0), blocks = ceil_div(terms, kBlockTerms);
+      gather_inputs(p, n0, n0 + terms, rows, stride);
+      const SplitRows a = split_transposed(rows, stride, terms, M, s.parts, left);
+      for (int64_t panel = begin; panel < end; ++panel) {
+        const int64_t column = panel * kPanel<T>;
+        pack_split_panel(p.grad_gates + n0 * G + column, G, terms, G - column, blocks, s.parts,
+                         right);
+        T* of_panel = sums + (panel - begin) * split_sums_size(s);
+        for (int64_t m = 0; m < M; m += kPairRows) {
+          Product<T> product(a.from(m), blocks, {}, 0, right, s.parts, min(kPairRows, M - m),
+                             of_panel + m * kPanel<T>, n0 > 0);
+          while (product.steps_left()) product.advance();
+        }
+      }
+    }
+    for (int64_t panel = begin; panel < end; ++panel) {
+      write_gate_weight_grad(p, panel * kPanel<T>, sums + (panel - begin) * split_sums_size(s),
+                             kPanel<T>);
+    }
+  }
+}
+
 template <typename T>
 INLINE void gate_weight_grad(const WeightGrad<T>& p, int64_t column, T* scratch) {
   const LayerShape& s = p.shape;
@@ -94,14 +155,7 @@ INLINE void gate_weight_grad(const WeightGrad<T>& p, int64_t column, T* scratch)
   };
   sum_of_products<T>(s.steps.total(), M, p.grad_gates, G, column, gather, scratch, sums);
 
-  const int64_t width = panel_vectors<T>(G, column) * kLanes<T>, columns = min(width, G - column);
-  const T* bias = sums + (s.I + s.P) * width;
-  if (p.weight_ih) transpose_matrix(sums, width, s.I, columns, p.weight_ih + column * s.I);
-  if (p.weight_hh) {
-    transpose_matrix(sums + s.I * width, width, s.P, columns, p.weight_hh + column * s.P);
-  }
-  if (p.bias_ih) copy_row(bias, p.bias_ih + column, columns);
-  if (p.bias_hh) copy_row(bias, p.bias_hh + column, columns);
+  write_gate_weight_grad(p, column, sums, panel_vectors<T>(G, column) * kLanes<T>);
 }
 
 // The same for a few rows of a single step: x and h_0 are matrices as they lie, and the sums are so
@@ -155,6 +209,11 @@ void weight_grad(const WeightGrad<T>& p, int64_t panel0, int64_t panel1, T* scra
   const int64_t gate_panels = ceil_div(4 * p.shape.H, kPanel<T>);
   const Steps& steps = p.shape.steps;
   const bool few_rows = steps.T == 1 && steps.B > 0 && steps.B <= kFewRows;
+  if (p.shape.parts && panel0 < gate_panels) {
+    const UnitScope unit(true);
+    gate_weight_grad_split(p, panel0, min(panel1, gate_panels), scratch);
+    panel0 = min(panel1, gate_panels);
+  }
   for (int64_t panel = panel0; panel < panel1; ++panel) {
     if (panel < gate_panels) {
       if (few_rows)

@@ -203,6 +203,7 @@ ForwardResult run_forward(const Arguments& a, bool save) {
   const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, data<T>(a.params));
   StackForward<T> p{};
   p.shape = s;
+  p.shape.parts = 3;
   p.weights = weights.data();
   p.x = data<T>(a.input);
   p.h0 = data<T>(a.h0);
@@ -212,9 +213,11 @@ ForwardResult run_forward(const Arguments& a, bool save) {
   p.h_n = mutable_data<T>(h_n);
   p.c_n = mutable_data<T>(c_n);
   const Kernels& kernels = active_kernels();
-  const auto workspace = allocate<T>(forward_workspace_size(kernels, p));
+  const Threads threads = torch_threads();
+  p.shape.parts = plan_parts(kernels, p, threads);
+  const auto workspace = allocate<T>(forward_workspace_size(kernels, p, threads));
   p.workspace = workspace.get();
-  forward(kernels, p, torch_threads());
+  forward(kernels, p, threads);
 
   if (y_in_saved) {
     y = empty_output(a, s.D * s.P, a.dtype);
@@ -272,6 +275,7 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   const Tensor y = prepare(output);
   StackBackward<T> p{};
   p.shape = s;
+  p.shape.parts = 3;
   p.weights = weights.data();
   p.x = data<T>(a.input);
   p.h0 = data<T>(a.h0);
@@ -288,6 +292,7 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   p.grad_weights = needs.params ? grad_weights.data() : nullptr;
   const Kernels& kernels = active_kernels();
   const Threads threads = torch_threads();
+  p.shape.parts = plan_parts(kernels, p, threads);
   const auto workspace = allocate<T>(backward_workspace_size(kernels, p, threads));
   p.workspace = workspace.get();
   backward(kernels, p, threads);

@@ -123,7 +123,7 @@ template <typename T>
 py::tuple lstm(const Array<T>& x, const std::vector<Array<T>>& params,
                const OptionalArray<int64_t>& batch_sizes, const OptionalArray<T>& h0,
                const OptionalArray<T>& c0, bool has_biases, int64_t num_layers, bool bidirectional,
-               bool save, const std::optional<std::string>& isa, int64_t slices) {
+               bool save, const std::optional<std::string>& isa, int64_t slices, int parts) {
   const Arguments<T> a(x, params, batch_sizes, h0, c0, has_biases, num_layers, bidirectional);
   const Kernels& kernels = kernels_named(isa);
   const Threads threads = serial(slices);
@@ -140,7 +140,9 @@ py::tuple lstm(const Array<T>& x, const std::vector<Array<T>>& params,
   p.h_n = h_n.mutable_data();
   p.c_n = c_n.mutable_data();
   p.saved = save ? saved.mutable_data() : nullptr;
-  Workspace<T> workspace(forward_workspace_size(kernels, p));
+  p.shape.parts = parts;
+  p.shape.parts = plan_parts(kernels, p, threads);
+  Workspace<T> workspace(forward_workspace_size(kernels, p, threads));
   p.workspace = workspace.get();
   forward(kernels, p, threads);
   return py::make_tuple(y, h_n, c_n, saved);
@@ -153,7 +155,7 @@ py::tuple lstm_backward(const OptionalArray<T>& grad_y, const OptionalArray<T>& 
                         const OptionalArray<int64_t>& batch_sizes, const OptionalArray<T>& h0,
                         const OptionalArray<T>& c0, const Array<T>& y, const Array<T>& saved,
                         bool has_biases, int64_t num_layers, bool bidirectional,
-                        const std::optional<std::string>& isa, int64_t slices) {
+                        const std::optional<std::string>& isa, int64_t slices, int parts) {
   const Arguments<T> a(x, params, batch_sizes, h0, c0, has_biases, num_layers, bidirectional);
   const Kernels& kernels = kernels_named(isa);
   const Threads threads = serial(slices);
@@ -195,6 +197,8 @@ py::tuple lstm_backward(const OptionalArray<T>& grad_y, const OptionalArray<T>& 
   p.grad_h0 = grad_h0.mutable_data();
   p.grad_c0 = grad_c0.mutable_data();
   p.grad_weights = grad_weights.data();
+  p.shape.parts = parts;
+  p.shape.parts = plan_parts(kernels, p, threads);
   Workspace<T> workspace(backward_workspace_size(kernels, p, threads));
   p.workspace = workspace.get();
   backward(kernels, p, threads);
@@ -211,7 +215,7 @@ py::tuple activations(const Array<T>& x, const std::optional<std::string>& isa) 
 py::dict build_info() {
   std::vector<std::string> built = {"baseline"};
 #if defined(LSTM_FAST_X86)
-  built.insert(built.end(), {"avx2", "avx512"});
+  built.insert(built.end(), {"avx2", "avx512", "amx"});
 #endif
   py::dict info;
   info["version"] = LSTM_FAST_VERSION;
@@ -229,6 +233,7 @@ void bind(py::module_& m) {
   m.def("lstm", &lstm<T>, "x"_a.noconvert(), "params"_a, "batch_sizes"_a = py::none(),
         "h0"_a = py::none(), "c0"_a = py::none(), "has_biases"_a = true, "num_layers"_a = 1,
         "bidirectional"_a = false, "save"_a = false, "isa"_a = py::none(), "slices"_a = 1,
+        "parts"_a = 0,
         "Forward of a stack: (y, h_n, c_n, saved). float32 or float64 arrays in the shapes of "
         "torch.nn.LSTM; `slices` "
         "is the number of threads to lay the work out for (it runs on one).");
@@ -236,6 +241,7 @@ void bind(py::module_& m) {
       "lstm_backward", &lstm_backward<T>, "grad_y"_a, "grad_h_n"_a, "grad_c_n"_a, "x"_a.noconvert(),
       "params"_a, "batch_sizes"_a, "h0"_a, "c0"_a, "y"_a, "saved"_a, "has_biases"_a = true,
       "num_layers"_a = 1, "bidirectional"_a = false, "isa"_a = py::none(), "slices"_a = 1,
+      "parts"_a = 0,
       "Backward of a stack: (grad_x, grad_h0, grad_c0, grad_params), given what `lstm` returned.");
   m.def("activations", &activations<T>, "x"_a.noconvert(), "isa"_a = py::none(),
         "(sigmoid(x), tanh(x)) as the gates compute them.");
