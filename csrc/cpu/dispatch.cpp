@@ -32,7 +32,8 @@ bool amx_usable() {
   constexpr unsigned kAvx512Bf16 = 1u << 5;            // of leaf 7.1, eax
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   unsigned eax, ebx, ecx, edx;
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kTileBf16) != kTileBf16) return false;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kTileBf16) != kTileBf16)
+    return false;
   if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !(eax & kAvx512Bf16)) return false;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else

@@ -20,8 +20,8 @@
 namespace lstm_fast {
 namespace {
 
-// Vectors for the four gates of the group that begins at unit u, and its size as packed. The matrix unit
-// takes four.
+// Vectors for the four gates of the group that begins at unit u, and its size as packed. The matrix
+// unit takes four.
 template <typename T>
 INLINE int64_t group_vectors(const LayerShape& s, int64_t u) {
   const int64_t units = s.H - u;
@@ -148,13 +148,12 @@ INLINE void separate_gates(const Vec<T> (&packed)[W], Vec<T> (&z)[4]) {
   z[3] = W == 4 ? packed[3 % W] : rotate<T, 3 * shift % kLanes<T>>(packed[W - 1]);
 }
 
-// The rows [begin, end) of the group of units that begins at unit u, with W vectors of gates. `sums`
-// [rows, W vectors] are those of the matrix unit, or null pointers. Calls between()
-// in each tile of rows, before the gates.
+// The rows [begin, end) of the group of units that begins at unit u, with W vectors of gates.
+// `sums` [rows, W vectors] are those of the matrix unit, or null pointers. Calls between() in each
+// tile of rows, before the gates.
 template <int W, typename T, typename Sums, typename F>
 INLINE void forward_group(const LayerForward<T>& p, const ForwardRun<T>& run, int64_t begin,
-                          int64_t end, const T* group, int64_t u, Sums sums,
-                          const F& between) {
+                          int64_t end, const T* group, int64_t u, Sums sums, const F& between) {
   constexpr int width = W * kLanes<T>;
   const int64_t P = p.shape.P, I = p.shape.I, tail_h = tail(p.shape, P), tail_x = tail(p.shape, I);
   const T* weights_h = group + width;
@@ -182,8 +181,8 @@ INLINE void forward_group(const LayerForward<T>& p, const ForwardRun<T>& run, in
   });
 }
 
-// Not inlined: GCC 12 then builds `run` in pieces that loads cannot be forwarded from, and steps of few
-// rows take 1.4 times as long.
+// Not inlined: GCC 12 then builds `run` in pieces that loads cannot be forwarded from, and steps of
+// few rows take 1.4 times as long.
 template <typename T>
 __attribute__((noinline)) void forward_run(const LayerForward<T>& p, const ForwardRun<T>& run) {
   const T* group = p.weights;
@@ -211,8 +210,8 @@ INLINE void forward_run_split(const LayerForward<T>& p, const ForwardRun<T>& run
   const LayerShape& s = p.shape;
   const int64_t rows = run.end - run.begin, row_blocks = ceil_div(rows, kPairRows);
   const int64_t blocks_h = split_blocks(s.P), blocks_x = split_blocks(s.I);
-  const SplitRows h = split_rows(run.h.data + run.begin * run.h.row, run.h.row, rows, s.P, s.parts,
-                                 scratch);
+  const SplitRows h =
+      split_rows(run.h.data + run.begin * run.h.row, run.h.row, rows, s.P, s.parts, scratch);
   const SplitRows x = split_rows(run.x.data + run.begin * run.x.row, run.x.row, rows, s.I, s.parts,
                                  scratch + split_size(rows, s.P, s.parts));
   const int64_t size = group_size<T>(s, 0);
@@ -231,7 +230,8 @@ INLINE void forward_run_split(const LayerForward<T>& p, const ForwardRun<T>& run
     const int64_t begin = run.begin + item % row_blocks * kPairRows;
     const int64_t end = min(begin + kPairRows, run.end);
     Product<T> next = product(min(item + 1, items - 1));
-    const int64_t steps = item + 1 < items ? ceil_div(next.steps_left(), ceil_div(end - begin, kTileRows)) : 0;
+    const int64_t steps =
+        item + 1 < items ? ceil_div(next.steps_left(), ceil_div(end - begin, kTileRows)) : 0;
     forward_group<4>(p, run, begin, end, p.weights + item / row_blocks * size,
                      item / row_blocks * kLanes<T>, sums[item % 2], [&] {
                        for (int64_t i = 0; i < steps && next.steps_left(); ++i) next.advance();

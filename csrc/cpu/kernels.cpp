@@ -11,24 +11,15 @@ namespace {
 
 template <typename T>
 constexpr LayerKernels<T> layer_kernels() {
-  return {kHasMatrixUnit<T>,
-          is_ordinary<T>,
-          activations<T>,
-          forward_weights_size<T>,
-          pack_forward<T>,
-          forward_scratch<T>,
-          forward_rows<T>,
-          kLanes<T>,
-          forward_step<T>,
-          backward_weights_size<T>,
-          pack_backward<T>,
-          backward_scratch<T>,
-          backward_rows<T>,
-          input_grad_weights_size<T>,
-          pack_input_grad<T>,
-          input_grad_rows<T>,
-          weight_grad_panels<T>,
-          weight_grad_scratch<T>,
+  return {kHasMatrixUnit<T>,     is_ordinary<T>,
+          activations<T>,        forward_weights_size<T>,
+          pack_forward<T>,       forward_scratch<T>,
+          forward_rows<T>,       kLanes<T>,
+          forward_step<T>,       backward_weights_size<T>,
+          pack_backward<T>,      backward_scratch<T>,
+          backward_rows<T>,      input_grad_weights_size<T>,
+          pack_input_grad<T>,    input_grad_rows<T>,
+          weight_grad_panels<T>, weight_grad_scratch<T>,
           weight_grad<T>};
 }
 

@@ -1,6 +1,6 @@
-// Products of float32 matrices on a matrix unit that multiplies bfloat16 and adds in float32 (Intel's
-// AMX). A number is the sum of up to three bfloat16 parts, x = x1 + x2 + x3, which together have the
-// 24 bits of a float32. Of the products of parts those are summed that matter:
+// Products of float32 matrices on a matrix unit that multiplies bfloat16 and adds in float32
+// (Intel's AMX). A number is the sum of up to three bfloat16 parts, x = x1 + x2 + x3, which
+// together have the 24 bits of a float32. Of the products of parts those are summed that matter:
 //
 //   3 parts   x1 w1 + x1 w2 + x2 w1 + x1 w3 + x2 w2 + x3 w1: errors as of float32 arithmetic
 //   2 parts   x1 w1 + x1 w2 + x2 w1: 16 bits, more than TF32 has
@@ -29,8 +29,8 @@ constexpr int kPairRows = 2 * kUnitRows;
 constexpr int kTileParts = kUnitRows * kBlockTerms;
 constexpr int kTileFloats = kTileParts / 2;
 
-// Terms past the last block that are cheaper as float32 multiply-adds than as another block: measured
-// on Sapphire Rapids, where a block of 16 rows takes as long as 12 terms of it.
+// Terms past the last block that are cheaper as float32 multiply-adds than as another block:
+// measured on Sapphire Rapids, where a block of 16 rows takes as long as 12 terms of it.
 constexpr int kTailTerms = 12;
 
 INLINE int64_t split_blocks(int64_t K) {
@@ -61,8 +61,8 @@ struct SplitRows {
   INLINE SplitRows from(int64_t r) const { return {data + r * row, row, part, block}; }
 };
 
-// The distances of a left operand of `rows` rows (a multiple of kUnitRows) and K terms. An odd number
-// of cache lines between rows, so that the 16 of a tile do not meet in one set of the cache.
+// The distances of a left operand of `rows` rows (a multiple of kUnitRows) and K terms. An odd
+// number of cache lines between rows, so that the 16 of a tile do not meet in one set of the cache.
 template <typename T>
 INLINE SplitRows split_layout(const T* scratch, int64_t rows, int64_t K) {
   const int64_t row = (split_blocks(K) | 1) * kBlockTerms;
@@ -128,9 +128,7 @@ INLINE PartVec pair_up(PartVec v) {
 
 INLINE void store_parts(uint16_t* p, PartVec v) { _mm512_storeu_si512(p, v); }
 
-INLINE Vec<float> load_some(const float* p, int64_t n) {
-  return n > 0 ? load(p, n) : Vec<float>{};
-}
+INLINE Vec<float> load_some(const float* p, int64_t n) { return n > 0 ? load(p, n) : Vec<float>{}; }
 
 // Writes a left operand: the blocks of m [rows, K] with rows `stride` apart.
 template <typename T>
@@ -163,8 +161,8 @@ INLINE void store_transposed(const PartVec (&pairs)[16], uint16_t* tile) {
   }
 }
 
-// A block of a right operand from its transpose w [columns, left], rows `stride` apart: a tile of each
-// part, `part` apart.
+// A block of a right operand from its transpose w [columns, left], rows `stride` apart: a tile of
+// each part, `part` apart.
 template <typename T>
 INLINE void pack_block_transposed(const T* w, int64_t stride, int64_t columns, int64_t left,
                                   int parts, uint16_t* out, int64_t part) {
@@ -177,8 +175,8 @@ INLINE void pack_block_transposed(const T* w, int64_t stride, int64_t columns, i
   for (int p = 0; p < parts; ++p) store_transposed(v[p], out + p * part);
 }
 
-// Blocks of a right operand: those of m [K, C], rows `stride` apart, C up to four vectors. Zero beyond K
-// and C.
+// Blocks of a right operand: those of m [K, C], rows `stride` apart, C up to four vectors. Zero
+// beyond K and C.
 template <typename T>
 INLINE void pack_split_panel(const T* m, int64_t stride, int64_t K, int64_t C, int64_t blocks,
                              int parts, T* out) {
@@ -188,6 +186,10 @@ INLINE void pack_split_panel(const T* m, int64_t stride, int64_t K, int64_t C, i
       const int64_t k = k0 + 2 * pair;
       for (int v = 0; v < 4; ++v) {
         const int64_t c = v * kLanes<T>;
+        // The next panel of the same rows, which lie too far apart for the hardware to see it
+        // coming.
+        __builtin_prefetch(m + k * stride + c + 4 * kLanes<T>);
+        __builtin_prefetch(m + (k + 1) * stride + c + 4 * kLanes<T>);
         PartVec of_pair[3];
         split(k < K ? load_some(m + k * stride + c, C - c) : Vec<T>{},
               k + 1 < K ? load_some(m + (k + 1) * stride + c, C - c) : Vec<T>{}, parts, of_pair);
@@ -200,8 +202,8 @@ INLINE void pack_split_panel(const T* m, int64_t stride, int64_t K, int64_t C, i
   }
 }
 
-// A left operand from its transpose m [terms, columns], rows `stride` apart: the columns as rows, the terms
-// up to a multiple of 32, zero where there is none. Takes transposed_size floats.
+// A left operand from its transpose m [terms, columns], rows `stride` apart: the columns as rows,
+// the terms up to a multiple of 32, zero where there is none. Takes transposed_size floats.
 template <typename T>
 INLINE SplitRows split_transposed(const T* m, int64_t stride, int64_t terms, int64_t columns,
                                   int parts, T* out) {
@@ -253,18 +255,24 @@ INLINE void unrolled(const F& f) {
   }
 }
 
-// sums[rows, 4 vectors] = (sums if add) + the blocks of up to two left operands times those of a right
-// one that has both one after the other, in steps that leave the vector units free for other work.
-// Needs UnitScope; rows up to a multiple of 16 are written.
+// sums[rows, 4 vectors] = (sums if add) + the blocks of up to two left operands times those of a
+// right one that has both one after the other, in steps that leave the vector units free for other
+// work. Needs UnitScope; rows up to a multiple of 16 are written.
 template <typename T>
 class Product {
  public:
   Product(const SplitRows& first, int64_t first_blocks, const SplitRows& second,
-          int64_t second_blocks, const T* right, int parts, int64_t rows, T* sums,
-          bool add = false)
-      : first_(first), second_(second), first_blocks_(first_blocks),
-        blocks_(first_blocks + second_blocks), right_(right), parts_(parts), sums_(sums), add_(add),
-        pair_(rows > kUnitRows), steps_(pair_ ? 2 * blocks_ : blocks_) {}
+          int64_t second_blocks, const T* right, int parts, int64_t rows, T* sums, bool add = false)
+      : first_(first),
+        second_(second),
+        first_blocks_(first_blocks),
+        blocks_(first_blocks + second_blocks),
+        right_(right),
+        parts_(parts),
+        sums_(sums),
+        add_(add),
+        pair_(rows > kUnitRows),
+        steps_(pair_ ? 2 * blocks_ : blocks_) {}
 
   int64_t steps_left() const { return steps_ - step_; }
 
@@ -369,7 +377,7 @@ class UnitScope {
     alignas(64) uint8_t config[64] = {};
     config[0] = 1;  // palette
     for (int tile = 0; tile < 8; ++tile) {
-      config[16 + 2 * tile] = 64;         // bytes of a row
+      config[16 + 2 * tile] = 64;     // bytes of a row
       config[48 + tile] = kUnitRows;  // rows
     }
     asm volatile("ldtilecfg %0" ::"m"(config));

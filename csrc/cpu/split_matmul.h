@@ -1,5 +1,5 @@
-// Products with a matrix [K, C] on the matrix unit, packed as panels of up to four vectors of columns:
-// the terms that no block covers as [tail][4 vectors] float32, then the blocks (split.h).
+// Products with a matrix [K, C] on the matrix unit, packed as panels of up to four vectors of
+// columns: the terms that no block covers as [tail][4 vectors] float32, then the blocks (split.h).
 #pragma once
 
 #include "matmul.h"
@@ -42,8 +42,8 @@ void pack_split(const T* m, const SplitMatrix<T>& shape, T* out) {
   }
 }
 
-// Calls f(row, column, accumulators) for tiles of a[begin:end, K] x b. The unit multiplies for the next
-// 32 rows or panel while f runs. `scratch` has split_size(end - begin, K, parts) elements.
+// Calls f(row, column, accumulators) for tiles of a[begin:end, K] x b. The unit multiplies for the
+// next 32 rows or panel while f runs. `scratch` has split_size(end - begin, K, parts) elements.
 template <typename T, typename F>
 INLINE void for_each_split_tile(int64_t begin, int64_t end, const T* a, int64_t a_row,
                                 const SplitMatrix<T>& b, T* scratch, const F& f) {

@@ -79,18 +79,22 @@ int64_t row_slices(const StackShape& s, int64_t threads) {
   return std::max<int64_t>(1, std::min(s.steps.B, threads / s.D));
 }
 
-// Whether batches are large enough for the matrix unit: it takes 16 rows in the time in which the vector
-// units take 6. It knows blocks of 32 terms, of which a layer must fill some. Measured on Sapphire
-// Rapids, as are all constants here.
-constexpr int64_t kUnitRowsPerSlice = 8, kMinUnitHidden = 16;
+// Whether the matrix unit is faster. It takes 16 rows in the time in which the vector units take 6,
+// and terms by blocks of 32. Measured on Sapphire Rapids.
+constexpr int64_t kUnitRowsPerSlice = 8, kMinUnitTerms = 64, kMinUnitHidden = 16;
 
 bool unit_pays(const StackShape& s, int64_t slices) {
-  return s.parts && s.steps.T > 1 && s.steps.B >= kUnitRowsPerSlice * slices && s.H >= kMinUnitHidden;
+  return s.parts && s.steps.T > 1 && s.steps.B >= kUnitRowsPerSlice * slices &&
+         s.H >= kMinUnitHidden && s.P + s.I >= kMinUnitTerms;
 }
 
-// Terms of a gate from which the forward pass gains. Weights in parts that leave the second cache (2 MiB)
-// pay when they serve 32 rows each time.
-constexpr int64_t kMinUnitTerms = 64, kSplitBytes = 6, kCachedSplitBytes = 3 << 19;
+// Weights in parts that leave the second cache (2 MiB) pay when they serve 32 rows each time.
+constexpr int64_t kPairOfRowTiles = 32, kSplitBytes = 6, kCachedSplitBytes = 3 << 19;
+
+bool unit_weights_pay(const StackShape& s, int64_t slices) {
+  const int64_t bytes = 4 * s.H * (s.P + widest_layer(s).I) * kSplitBytes;
+  return bytes <= kCachedSplitBytes || s.steps.B >= kPairOfRowTiles * slices;
+}
 
 template <typename T>
 struct ForwardPlan {
@@ -191,7 +195,8 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
   plan.threads = threads_for(stack_flops(s) / s.L, threads);
   plan.slices = row_slices(s, plan.threads);
   plan.scratch_size = k.backward_scratch(widest, (B + plan.slices - 1) / plan.slices);
-  if (p.grad_weights) plan.scratch_size = std::max(plan.scratch_size, k.weight_grad_scratch(widest));
+  if (p.grad_weights)
+    plan.scratch_size = std::max(plan.scratch_size, k.weight_grad_scratch(widest));
   plan.scratch_size = (plan.scratch_size + 15) / 16 * 16;  // whole cache lines
   plan.scratch = arena.take(std::max(plan.threads, s.D) * plan.scratch_size);
   plan.workspace_size = arena.used();
@@ -229,10 +234,7 @@ int plan_parts(const Kernels& kernels, const StackForward<T>& p, const Threads& 
   const StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
   const int64_t slices = row_slices(s, threads_for(stack_flops(s), threads));
-  if (!k.has_matrix_unit || !unit_pays(s, slices)) return 0;
-  const LayerShape widest = widest_layer(s);
-  const bool fits = 4 * s.H * (s.P + widest.I) * kSplitBytes <= kCachedSplitBytes;
-  if (s.P + s.I < kMinUnitTerms || (!fits && s.steps.B < 32 * slices)) return 0;
+  if (!k.has_matrix_unit || !unit_pays(s, slices) || !unit_weights_pay(s, slices)) return 0;
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
   bool all = ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
   for (int64_t i = 0; all && i < s.L * s.D; ++i) {

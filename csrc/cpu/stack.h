@@ -93,8 +93,8 @@ struct StackBackward {
   T* workspace;  // backward_workspace_size() elements, aligned to 64 bytes
 };
 
-// What shape.parts is to be for the other functions, given what it may be: 0 where float32 arithmetic is
-// faster or needed.
+// What shape.parts is to be for the other functions, given what it may be: 0 where float32
+// arithmetic is faster or needed.
 template <typename T>
 int plan_parts(const Kernels& kernels, const StackForward<T>& p, const Threads& threads);
 template <typename T>
