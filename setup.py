@@ -219,7 +219,7 @@ def sources(folder: Path) -> list[Path]:
 
 def add_cpu_objects(ninja: NinjaFile) -> list[Path]:
     """csrc/cpu: kernels.cpp once per instruction set, everything else once, for any CPU."""
-    objects = []
+    objects = [ninja.compile(source) for source in sources(CSRC)]
     for source in sources(CSRC / "cpu"):
         if source.name == "kernels.cpp":
             for isa, isa_flags in ISA_FLAGS.items():

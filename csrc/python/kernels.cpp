@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/arguments.h"
+#include "../arguments.h"
 #include "../cpu/stack.h"
 
 namespace py = pybind11;
