@@ -46,14 +46,14 @@ ForwardResult run_forward(const Arguments& a, bool save) {
   Tensor y = y_in_saved ? saved : a.empty_output(s.D * s.P, type);
   Tensor h_n = a.empty_state(s.P, type), c_n = a.empty_state(s.H, type);
 
-  const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, data<T>(a.params));
+  const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, const_data<T>(a.params));
   StackForward<T> p{};
   p.shape = s;
   p.shape.parts = 3;
   p.weights = weights.data();
-  p.x = data<T>(a.input);
-  p.h0 = data<T>(a.h0);
-  p.c0 = data<T>(a.c0);
+  p.x = const_data<T>(a.input);
+  p.h0 = const_data<T>(a.h0);
+  p.c0 = const_data<T>(a.c0);
   p.saved = save ? mutable_data<T>(saved) : nullptr;
   p.y = y_in_saved ? p.saved + layout.output(s.L - 1) : mutable_data<T>(y);
   p.h_n = mutable_data<T>(h_n);
@@ -89,7 +89,7 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   const SavedLayout layout = saved_layout(a);
   ArgumentGrads results(a, needs, compute_type(a.dtype));
 
-  const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, data<T>(a.params));
+  const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, const_data<T>(a.params));
   std::vector<LayerWeightGrads<T>> grad_weights;
   if (needs.params) {
     grad_weights = group_params<LayerWeightGrads<T>>(s, a.has_biases, results.param_pointers<T>());
@@ -99,15 +99,15 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   p.shape = s;
   p.shape.parts = 3;
   p.weights = weights.data();
-  p.x = data<T>(a.input);
-  p.h0 = data<T>(a.h0);
-  p.c0 = data<T>(a.c0);
-  p.saved = data<T>(saved);
+  p.x = const_data<T>(a.input);
+  p.h0 = const_data<T>(a.h0);
+  p.c0 = const_data<T>(a.c0);
+  p.saved = const_data<T>(saved);
   p.keep_output = layout.keep_output;
-  p.y = layout.keep_output ? p.saved + layout.output(s.L - 1) : data<T>(y);
-  p.grad_y = data<T>(grads.output);
-  p.grad_h_n = data<T>(grads.h_n);
-  p.grad_c_n = data<T>(grads.c_n);
+  p.y = layout.keep_output ? p.saved + layout.output(s.L - 1) : const_data<T>(y);
+  p.grad_y = const_data<T>(grads.output);
+  p.grad_h_n = const_data<T>(grads.h_n);
+  p.grad_c_n = const_data<T>(grads.c_n);
   p.grad_x = needs.input ? mutable_data<T>(results.input) : nullptr;
   p.grad_h0 = wanted_data<T>(results.h0);
   p.grad_c0 = wanted_data<T>(results.c0);

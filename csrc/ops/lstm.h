@@ -67,7 +67,7 @@ struct Arguments {
         throw std::runtime_error("batch_sizes must be a 1-D int64 tensor on the CPU");
       }
       batch_sizes = as_contiguous(*batch_sizes_);
-      a.batch_sizes = data<int64_t>(*batch_sizes);
+      a.batch_sizes = const_data<int64_t>(*batch_sizes);
       a.batch_sizes_length = batch_sizes->numel();
     }
     Dims h0_dims, c0_dims;

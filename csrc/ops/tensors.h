@@ -68,12 +68,12 @@ inline Tensor as_contiguous(const Tensor& t) {
 }
 
 template <typename T>
-const T* data(const Tensor& t) {
+const T* const_data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 template <typename T>
-const T* data(const OptionalTensor& t) {
-  return t ? data<T>(*t) : nullptr;
+const T* const_data(const OptionalTensor& t) {
+  return t ? const_data<T>(*t) : nullptr;
 }
 template <typename T>
 T* mutable_data(Tensor& t) {
@@ -87,10 +87,10 @@ T* wanted_data(Tensor& t) {
 }
 
 template <typename T>
-std::vector<const T*> data(const std::vector<Tensor>& tensors) {
+std::vector<const T*> const_data(const std::vector<Tensor>& tensors) {
   std::vector<const T*> pointers;
   pointers.reserve(tensors.size());
-  for (const Tensor& t : tensors) pointers.push_back(data<T>(t));
+  for (const Tensor& t : tensors) pointers.push_back(const_data<T>(t));
   return pointers;
 }
 
