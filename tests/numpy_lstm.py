@@ -14,8 +14,8 @@ def sigmoid(x):
 
 @dataclass
 class Problem:
-    """A stack of layers with random arguments in float64, exact in types of `bits` significant bits:
-    24 for float32, 11 for TF32 and float16, 8 for those and bfloat16."""
+    """A stack of layers with random arguments in float64, of so many significant bits: 24 are exact
+    in float32, 11 in TF32 and float16 too, 8 in bfloat16 too."""
 
     T: int
     B: int
