@@ -58,6 +58,8 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr bool kAmpere = true;  // or newer
+
 template <>
 __device__ __forceinline__ void mma<__half>(float (&d)[4], const uint32_t (&a)[4],
                                             const uint32_t (&b)[2]) {
@@ -80,6 +82,7 @@ __device__ __forceinline__ float to_tf32(float x) {
 }
 
 #else  // Turing
+constexpr bool kAmpere = false;
 
 template <>
 __device__ __forceinline__ void mma<__half>(float (&d)[4], const uint32_t (&a)[4],

@@ -12,17 +12,18 @@ constexpr Element kElement = sizeof(T) == 2   ? Element::Half
                              : sizeof(T) == 4 ? Element::Float32
                                               : Element::Float64;
 
-// Calls f with the stack of the unit that products of this problem run on.
+// Calls f with the stack that the planner chooses.
 template <typename Problem, typename F>
 auto with_stack(const Problem& p, const Device& device, void* stream, const F& f) {
+  const Regime how = regime(device, p.shape, kElement, p.allow_tf32);
   if constexpr (kElement == Element::Float64) {
-    return f(Stack<T, Unit::Exact>(p.shape, device, stream));
+    return f(Stack<T, Unit::Exact>(p.shape, device, how, stream));
   } else if constexpr (kElement == Element::Half) {
-    return f(Stack<T, Unit::Tensor>(p.shape, device, stream));
+    return f(Stack<T, Unit::Tensor>(p.shape, device, how, stream));
   } else {
     return uses_tensor_cores(device, kElement, p.allow_tf32)
-               ? f(Stack<T, Unit::Tensor>(p.shape, device, stream))
-               : f(Stack<T, Unit::Exact>(p.shape, device, stream));
+               ? f(Stack<T, Unit::Tensor>(p.shape, device, how, stream))
+               : f(Stack<T, Unit::Exact>(p.shape, device, how, stream));
   }
 }
 

@@ -26,6 +26,17 @@ bool uses_tensor_cores(const Device& device, Element element, bool allow_tf32) {
   return false;
 }
 
+Regime regime(const Device& device, const StackShape& s, Element element, bool allow_tf32) {
+  const int64_t most = element == Element::Half ? kOneBlockUnitsHalf : kOneBlockUnitsTf32;
+  const bool fits = uses_tensor_cores(device, element, allow_tf32) && !s.projected && s.H <= most;
+  // A single step has nothing to keep weights for. Before Ampere, tensor cores take half the rows
+  // of weights at a time, and bfloat16 not at all.
+  return fits && s.steps.T > 1 && device.compute_capability >= 80 ? Regime::OneBlock
+                                                                  : Regime::Stepwise;
+}
+
+const char* name(Regime regime) { return regime == Regime::OneBlock ? "one-block" : "stepwise"; }
+
 bool large_tiles(const Device& device, int64_t M, int64_t N, int64_t count) {
   return M >= kLargeTile &&
          ceil_div(M, kLargeTile) * ceil_div(N, kLargeTile) * count >= device.multiprocessors;

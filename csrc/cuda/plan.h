@@ -21,6 +21,18 @@ Device current_device();
 enum class Element { Float32, Float64, Half };
 bool uses_tensor_cores(const Device& device, Element element, bool allow_tf32);
 
+// How the steps of a layer are run.
+//   Stepwise  a launch for each step (step.cuh): everything
+//   OneBlock  all steps in one launch, weights in the registers of a block (one_block.cuh): small
+//             layers without a projection, on tensor cores
+enum class Regime { Stepwise, OneBlock };
+Regime regime(const Device& device, const StackShape& shape, Element element, bool allow_tf32);
+const char* name(Regime regime);
+
+// Most units of a layer that OneBlock takes, in float32 (as TF32) and in halves. Backward at these
+// sizes fills the registers of a multiprocessor.
+constexpr int64_t kOneBlockUnitsTf32 = 96, kOneBlockUnitsHalf = 128;
+
 // Whether a product with an output of [M, N], `count` times at once, is cut into large tiles: only
 // if there are enough of them for all multiprocessors, as small ones read operands more often.
 bool large_tiles(const Device& device, int64_t M, int64_t N, int64_t count);

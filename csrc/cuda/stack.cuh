@@ -1,12 +1,14 @@
-// A stack of layers, step by step: an input product for all steps, then one launch for each step
-// (two with a projection), both directions in it; backward likewise, and one product for the
-// gradients of all weights. Any size, any dtype, any device.
+// A stack of layers: for each an input product for all steps, then the steps, both directions of
+// them at once; backward likewise, and one product for the gradients of all weights. Steps are
+// either one launch each (two with a projection), for any size, dtype and device, or all in one
+// launch where a block holds the weights.
 #pragma once
 
 #include <algorithm>
-#include <array>
+#include <type_traits>
 
 #include "kernels.h"
+#include "one_block.cuh"
 #include "step.cuh"
 #include "upload.cuh"
 #include "weight_grad.cuh"
@@ -61,13 +63,20 @@ class Stack {
   static constexpr bool kHalf = sizeof(T) == 2;
 
  public:
-  Stack(const StackShape& shape, const Device& device, void* stream)
+  Stack(const StackShape& shape, const Device& device, Regime regime, void* stream)
       : s_(shape),
         device_(device),
+        regime_(regime),
         stream_(stream),
         N_(shape.steps.total()),
         width_(shape.D * shape.P),
         saved_{shape, kHalf} {}
+
+  // The steps of packed input on the device.
+  struct StepArrays {
+    int64_t* batch_sizes;  // [T]
+    int64_t* offsets;      // [T]
+  };
 
   struct ForwardPlan {
     A* between[2];  // outputs of layers that are not kept, taken in turn
@@ -75,6 +84,7 @@ class Stack {
     A* cells;       // [D][B, H], likewise
     A* hidden;      // [D][B, H], likewise, if projected
     int64_t chunk;  // steps whose gates lie in memory at a time
+    StepArrays steps;
     int64_t bytes;
   };
 
@@ -83,7 +93,7 @@ class Stack {
     ForwardPlan plan{};
     plan.chunk = s_.steps.T;
     if (!p.saved) {
-      plan.chunk = steps_per_chunk(s_, sizeof(A));
+      if (regime_ == Regime::Stepwise) plan.chunk = steps_per_chunk(s_, sizeof(A));
       for (int i = 0; i < 2; ++i) {
         if (kHalf || s_.L - 1 > i) plan.between[i] = arena.take<A>(N_ * width_);
       }
@@ -91,19 +101,25 @@ class Stack {
       plan.cells = arena.take<A>(s_.D * s_.steps.B * s_.H);
       if (s_.projected) plan.hidden = arena.take<A>(s_.D * s_.steps.B * s_.H);
     }
+    if (regime_ == Regime::OneBlock) plan.steps = take_steps(arena);
     plan.bytes = arena.used();
     return plan;
   }
 
   void forward(const StackForward& p) const {
     const ForwardPlan plan = plan_forward(p);
+    const Steps steps = regime_ == Regime::OneBlock ? on_device(plan.steps) : Steps{};
     Array<T> x(of<T>(p.x));
     for (int64_t l = 0; l < s_.L; ++l) {
       const Output<T> out = output(p, plan, l);
       for (int64_t s0 = 0; s0 < s_.steps.T; s0 += plan.chunk) {
         const int64_t s1 = std::min(s_.steps.T, s0 + plan.chunk);
         input_product(p, plan, l, x, s0, s1);
-        for (int64_t s = s0; s < s1; ++s) forward_step(p, plan, l, out, s, s0);
+        if (regime_ == Regime::OneBlock) {
+          forward_blocks(p, plan, l, out, steps);
+        } else {
+          for (int64_t s = s0; s < s1; ++s) forward_step(p, plan, l, out, s, s0);
+        }
       }
       x = Array<T>::ours(out.y);
     }
@@ -114,8 +130,7 @@ class Stack {
     A* grad_gates;         // [D][N, G]
     A* grad_hidden;        // [D][N, P] if projected
     A* grad_cells;         // [D][B, H]
-    int64_t* batch_sizes;  // [T], of packed input
-    int64_t* offsets;      // [T], likewise
+    StepArrays steps;
     int64_t* previous;     // [D][N]
     A* parts;              // of the weight gradients
     int64_t bytes;
@@ -129,11 +144,8 @@ class Stack {
     plan.grad_gates = arena.take<A>(s_.D * N_ * 4 * s_.H);
     if (s_.projected) plan.grad_hidden = arena.take<A>(s_.D * N_ * s_.P);
     plan.grad_cells = arena.take<A>(s_.D * s_.steps.B * s_.H);
+    plan.steps = take_steps(arena);
     if (p.grad_weights) {
-      if (s_.steps.batch_sizes) {
-        plan.batch_sizes = arena.take<int64_t>(s_.steps.T);
-        plan.offsets = arena.take<int64_t>(s_.steps.T);
-      }
       plan.previous = arena.take<int64_t>(s_.D * N_);
       int64_t most = 0;
       for (int64_t l = 0; l < s_.L; ++l) {
@@ -148,13 +160,18 @@ class Stack {
 
   void backward(const StackBackward& p) const {
     const BackwardPlan plan = plan_backward(p);
-    if (p.grad_weights) find_previous_rows(plan);
+    const Steps steps = on_device(plan.steps);
+    if (p.grad_weights) find_previous_rows(plan, steps);
     for (int64_t l = s_.L - 1; l >= 0; --l) {
       const bool last = l == s_.L - 1;
       const Array<T> grad_y =
           last ? Array<T>(of<T>(p.grad_y)) : Array<T>::ours(plan.grad_between[l % 2]);
-      for (int64_t s = s_.steps.T - 1; s >= 0; --s) backward_step(p, plan, l, grad_y, s);
-      if (p.grad_h0) grad_h0(p, plan, l);
+      if (regime_ == Regime::OneBlock) {
+        backward_blocks(p, plan, l, grad_y, steps);
+      } else {
+        for (int64_t s = s_.steps.T - 1; s >= 0; --s) backward_step(p, plan, l, grad_y, s);
+        if (p.grad_h0) grad_h0(p, plan, l);
+      }
       if (l || p.grad_x) grad_x(p, plan, l);
       if (p.grad_weights) grad_weights(p, plan, l);
     }
@@ -168,6 +185,20 @@ class Stack {
   static LayerWeights<T> weights(const LayerWeights<void>& w) {
     return {of<T>(w.weight_ih), of<T>(w.weight_hh), of<T>(w.bias_ih), of<T>(w.bias_hh),
             of<T>(w.weight_hr)};
+  }
+
+  StepArrays take_steps(Arena& arena) const {
+    if (!s_.steps.batch_sizes) return {};
+    return {arena.take<int64_t>(s_.steps.T), arena.take<int64_t>(s_.steps.T)};
+  }
+  Steps on_device(const StepArrays& arrays) const {
+    Steps steps = s_.steps;
+    if (!steps.batch_sizes) return steps;
+    upload(steps.batch_sizes, steps.T, arrays.batch_sizes, stream_);
+    upload(steps.offsets, steps.T, arrays.offsets, stream_);
+    steps.batch_sizes = arrays.batch_sizes;
+    steps.offsets = arrays.offsets;
+    return steps;
   }
 
   // Launches `kernel` of small or large tiles on an output of [M, N] for each direction.
@@ -322,6 +353,71 @@ class Stack {
     return product;
   }
 
+  // Calls f(chunks) with the least number of chunks along k, as a constant, that holds H units.
+  template <typename F>
+  void with_chunks(const F& f) const {
+    constexpr int kMost = (kHalf ? kOneBlockUnitsHalf : kOneBlockUnitsTf32) / Words<T>::kChunk;
+    if (s_.H <= 32) return f(std::integral_constant<int, 32 / Words<T>::kChunk>());
+    if (s_.H <= 64) return f(std::integral_constant<int, 64 / Words<T>::kChunk>());
+    f(std::integral_constant<int, kMost>());
+  }
+
+  // All steps of a layer.
+  void forward_blocks(const StackForward& p, const ForwardPlan& plan, int64_t l,
+                      const Output<T>& out, const Steps& steps) const {
+    if constexpr (kUnit == Unit::Tensor) {
+      if (N_ == 0) return;
+      const int64_t B = s_.steps.B, H = s_.H;
+      BlocksForward<T> blocks{steps, static_cast<int>(H), width_, {}};
+      for (int64_t d = 0; d < s_.D; ++d) {
+        const int64_t i = run(l, d);
+        BlockForward<T>& q = blocks.of[d];
+        q.h0 = offset(of<T>(p.h0), i * B * H);
+        q.c0 = offset(of<T>(p.c0), i * B * H);
+        q.weight_hh = of<T>(p.weights[i].weight_hh);
+        q.gates = gates(p, plan, l, d, 0, 0);
+        if (p.saved) q.cells = of<A>(p.saved) + saved_.cells(l, d);
+        q.hidden = out.y + d * H;
+        q.rounded_hidden = offset(out.rounded, d * H);
+        q.h_n = of<T>(p.h_n) + i * B * H;
+        q.c_n = of<T>(p.c_n) + i * B * H;
+      }
+      with_chunks([&](auto chunks) {
+        using Sizes = BlockForwardSizes<T, chunks.value>;
+        launch(block_forward_kernel<T, chunks.value>, tiles(B, 1, kBlockRows, 1, s_.D),
+               Sizes::threads(H), Sizes::kSharedBytes, stream_, blocks);
+      });
+    }
+  }
+
+  void backward_blocks(const StackBackward& p, const BackwardPlan& plan, int64_t l,
+                       Array<T> grad_y, const Steps& steps) const {
+    if constexpr (kUnit == Unit::Tensor) {
+      if (N_ == 0) return;
+      const int64_t B = s_.steps.B, H = s_.H;
+      BlocksBackward<T> blocks{steps, static_cast<int>(H), width_, {}};
+      for (int64_t d = 0; d < s_.D; ++d) {
+        const int64_t i = run(l, d);
+        BlockBackward<T>& q = blocks.of[d];
+        q.grad_y = grad_y + d * H;
+        q.grad_h_n = offset(of<T>(p.grad_h_n), i * B * H);
+        q.grad_c_n = offset(of<T>(p.grad_c_n), i * B * H);
+        q.c0 = offset(of<T>(p.c0), i * B * H);
+        q.weight_hh = of<T>(p.weights[i].weight_hh);
+        q.gates = of<A>(p.saved) + saved_.gates(l, d);
+        q.cells = of<A>(p.saved) + saved_.cells(l, d);
+        q.grad_gates = plan.grad_gates + d * N_ * 4 * H;
+        q.grad_h0 = offset(of<T>(p.grad_h0), i * B * H);
+        q.grad_c0 = offset(of<T>(p.grad_c0), i * B * H);
+      }
+      with_chunks([&](auto chunks) {
+        using Sizes = BlockBackwardSizes<T, chunks.value>;
+        launch(block_backward_kernel<T, chunks.value>, tiles(B, 1, kBlockRows, 1, s_.D),
+               Sizes::threads(H), Sizes::kSharedBytes, stream_, blocks);
+      });
+    }
+  }
+
   // Step number s, in each direction's own order.
   void backward_step(const StackBackward& p, const BackwardPlan& plan, int64_t l, Array<T> grad_y,
                      int64_t s) const {
@@ -427,15 +523,8 @@ class Stack {
     in_tiles<LaunchProduct<false>::template With>(N_, product.N, 1, products);
   }
 
-  void find_previous_rows(const BackwardPlan& plan) const {
+  void find_previous_rows(const BackwardPlan& plan, const Steps& steps) const {
     if (N_ == 0) return;
-    Steps steps = s_.steps;
-    if (steps.batch_sizes) {
-      upload(steps.batch_sizes, steps.T, plan.batch_sizes, stream_);
-      upload(steps.offsets, steps.T, plan.offsets, stream_);
-      steps.batch_sizes = plan.batch_sizes;
-      steps.offsets = plan.offsets;
-    }
     launch(previous_rows_kernel, tiles(N_, s_.D, kTileThreads, 1, 1), kTileThreads, 0, stream_,
            PreviousRows{steps, plan.previous, N_});
   }
@@ -505,6 +594,7 @@ class Stack {
 
   StackShape s_;
   Device device_;
+  Regime regime_;
   void* stream_;
   int64_t N_, width_;
   SavedLayout saved_;

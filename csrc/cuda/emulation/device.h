@@ -65,6 +65,8 @@ namespace lstm_fast::cuda {
 
 __device__ inline unsigned char* shared_memory() { return emulation::shared_memory(); }
 
+constexpr bool kAmpere = true;
+
 template <typename Params>
 void launch(void (*kernel)(Params), dim3 grid, int threads, int64_t shared_bytes, void* /*stream*/,
             const Params& params) {
