@@ -1,6 +1,7 @@
 """Build of the compiled part: one build.ninja, so that a rebuild compiles only what changed.
 
     lstm_fast/_ops.abi3.so      csrc/cpu + csrc/ops       torch ops through the LibTorch stable ABI
+                                and csrc/cuda, on demand
     lstm_fast/_kernels.*.so     csrc/cpu + csrc/python    NumPy access to the kernels; no torch
 
 Metadata and tool settings are in pyproject.toml. Environment variables:
@@ -8,6 +9,10 @@ Metadata and tool settings are in pyproject.toml. Environment variables:
     CXX, CXXFLAGS, LDFLAGS   compiler, and flags added after ours
     MAX_JOBS                 number of compilations at a time
     LSTM_FAST_DEBUG=1        -g -O1 with assertions instead of -O3 without
+    LSTM_FAST_CUDA           1: with CUDA kernels; 0: without; auto, the default: with, if the
+                             installed torch has CUDA and there is an nvcc
+    LSTM_FAST_CUDA_ARCHS     architectures, such as "80 90a"; PTX of the last one serves newer ones
+    CUDA_HOME                the CUDA toolkit
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -47,6 +53,16 @@ if X86:
         "-mprefer-vector-width=512",
     ]
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512"], "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+
+MIN_NVCC = (12, 8)  # the oldest that knows sm_100
+# Turing, Ampere (two), Ada, Hopper, Blackwell. 90a rather than 90: what only Hopper itself has.
+CUDA_ARCHS = ["75", "80", "86", "89", "90a", "100"]
+CUDA_ELEMENTS = {
+    "float32": "float",
+    "float64": "double",
+    "float16": "__half",
+    "bfloat16": "__nv_bfloat16",
+}
 
 DEBUG = os.environ.get("LSTM_FAST_DEBUG", "0") not in ("", "0")
 # -ffp-contract=off: the order and rounding of every addition is written in the source, so that a
@@ -125,12 +141,98 @@ def find_torch() -> Path:
     return Path(spec.origin).parent
 
 
+@dataclass(frozen=True)
+class Cuda:
+    """A CUDA toolkit and the architectures to compile for."""
+
+    home: Path
+    archs: Sequence[str]
+
+    @property
+    def nvcc(self) -> Path:
+        return self.home / "bin" / "nvcc"
+
+    def flags(self, compiler: Sequence[str]) -> list[str]:
+        newest = self.archs[-1].rstrip("a")
+        codes = [f"arch=compute_{arch},code=sm_{arch}" for arch in self.archs]
+        codes.append(f"arch=compute_{newest},code=compute_{newest}")
+        return [
+            *(f"-gencode={code}" for code in codes),
+            *("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"),
+            *(("-g", "-lineinfo") if DEBUG else ("-DNDEBUG",)),
+            f"-ccbin={compiler[0]}",
+        ]
+
+    @property
+    def libraries(self) -> list[str]:
+        # Static, and hidden: torch brings a runtime of its own, of maybe another version.
+        folder = self.home / "lib64"
+        return [f"-L{folder}", "-lcudart_static", "-lrt", "-ldl", "-Wl,--exclude-libs,ALL"]
+
+
+def cuda_archs() -> list[str]:
+    archs = re.split(r"[\s,;]+", os.environ.get("LSTM_FAST_CUDA_ARCHS", "").strip())
+    if archs == [""]:
+        return CUDA_ARCHS
+    for arch in archs:
+        if not re.fullmatch(r"\d{2,3}[af]?", arch):
+            raise PlatformError(
+                f"LSTM_FAST_CUDA_ARCHS must be numbers as in sm_NN, such as '80 90a', got {arch!r}"
+            )
+    return archs
+
+
+def find_cuda(archs: Sequence[str]) -> Cuda:
+    """The CUDA toolkit, complete and new enough."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    on_path = shutil.which("nvcc")
+    homes = [Path(named)] if named else [Path("/usr/local/cuda")]
+    if on_path and not named:
+        homes.insert(0, Path(on_path).resolve().parent.parent)
+    # An nvcc on PATH may be a script that calls the one in the toolkit.
+    whole = [home for home in homes if (home / "lib64" / "libcudart_static.a").exists()]
+    home = next((home for home in whole if (home / "bin" / "nvcc").exists()), None)
+    if home is None:
+        raise PlatformError(
+            f"no CUDA toolkit with nvcc in {' or '.join(map(str, homes))}. Install one, "
+            f"or name it: CUDA_HOME=/usr/local/cuda LSTM_FAST_CUDA=1 {INSTALL}\n"
+            f"Without CUDA kernels: LSTM_FAST_CUDA=0 {INSTALL}"
+        )
+    cuda = Cuda(home, archs)
+    text = subprocess.run([cuda.nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    if found is None or (int(found[1]), int(found[2])) < MIN_NVCC:
+        version = found[0] if found else "of an unknown version"
+        raise PlatformError(
+            f"{cuda.nvcc} ({version}) is too old, {MIN_NVCC[0]}.{MIN_NVCC[1]} or newer is needed. "
+            f"Name a newer toolkit: CUDA_HOME=/usr/local/cuda LSTM_FAST_CUDA=1 {INSTALL}"
+        )
+    return cuda
+
+
+def wanted_cuda() -> Cuda | None:
+    """The toolkit to compile CUDA kernels with, or None for a build without them."""
+    choice = os.environ.get("LSTM_FAST_CUDA", "auto") or "auto"
+    if choice not in ("auto", "0", "1"):
+        raise PlatformError(f"LSTM_FAST_CUDA must be auto, 0 or 1, got {choice!r}")
+    archs = cuda_archs()
+    if choice == "1":
+        return find_cuda(archs)
+    if choice == "0" or not (find_torch() / "lib" / "libtorch_cuda.so").exists():
+        return None
+    try:
+        return find_cuda(archs)
+    except PlatformError as error:
+        print(f"Building without CUDA kernels, though torch has CUDA: {error}", file=sys.stderr)
+        return None
+
+
 def system_includes(folders: Iterable[str | Path]) -> list[str]:
     """Include flags that spare us other people's warnings."""
     return [word for folder in folders for word in ("-isystem", str(folder))]
 
 
-def ops_library() -> Library:
+def ops_library(cuda: Cuda | None) -> Library:
     torch = find_torch()
     flags = [
         f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000",
@@ -140,10 +242,11 @@ def ops_library() -> Library:
         f"-ffile-prefix-map={torch.parent}/=",
     ]
     # No RPATH: Python code imports torch, and with it libtorch_cpu.so, before this library.
-    return Library(CSRC / "ops", flags, [f"-L{torch / 'lib'}", "-ltorch_cpu"])
+    libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", *(cuda.libraries if cuda else [])]
+    return Library(CSRC / "ops", flags, libraries)
 
 
-def kernels_library(version: str) -> Library:
+def kernels_library(version: str, cuda: Cuda | None) -> Library:
     if not importlib.util.find_spec("pybind11"):
         raise PlatformError(f"pybind11 not found: pip install pybind11, then {INSTALL}")
     import pybind11
@@ -157,6 +260,7 @@ def kernels_library(version: str) -> Library:
     flags = [
         f'-DLSTM_FAST_VERSION="{version}"',
         f'-DLSTM_FAST_TORCH_TARGET="{TORCH_TARGET}"',
+        f'-DLSTM_FAST_CUDA_ARCHS="{" ".join(cuda.archs) if cuda else ""}"',
         *system_includes([pybind11.get_include(), python]),
     ]
     return Library(CSRC / "python", flags)
@@ -165,7 +269,7 @@ def kernels_library(version: str) -> Library:
 class NinjaFile:
     """Text of a build.ninja: compile and link edges."""
 
-    def __init__(self, compiler: Sequence[str]) -> None:
+    def __init__(self, compiler: Sequence[str], cuda: Cuda | None) -> None:
         environment = {name: os.environ.get(name, "") for name in ("CXXFLAGS", "LDFLAGS")}
         # -MD, not -MMD: a change of torch's or Python's headers rebuilds too.
         self.lines = [
@@ -179,15 +283,30 @@ class NinjaFile:
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = compile $out",
+            *(self._cuda_rule(cuda, compiler) if cuda else []),
             "rule link",
             "  command = $cxx -shared $user_cxxflags $in -o $out $libraries $user_ldflags",
             "  description = link $out",
         ]
 
+    def _cuda_rule(self, cuda: Cuda, compiler: Sequence[str]) -> list[str]:
+        return [
+            f"nvcc = {self._command([str(cuda.nvcc)])}",
+            f"nvccflags = {self._command(cuda.flags(compiler))}",
+            "rule compile_cuda",
+            "  command = $nvcc $nvccflags $flags -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = compile $out",
+        ]
+
     def compile(self, source: Path, flags: Sequence[str] = (), suffix: str = "") -> Path:
         """Add one object and return its path; `suffix` tells objects of the same source apart."""
-        out = BUILD / source.relative_to(CSRC).with_suffix(f"{suffix}.o")
-        self._edge("compile", out, [source], flags=flags)
+        cuda = source.suffix == ".cu"
+        out = BUILD / source.relative_to(CSRC).with_suffix(
+            f"{suffix}.cu.o" if cuda else f"{suffix}.o"
+        )
+        self._edge("compile_cuda" if cuda else "compile", out, [source], flags=flags)
         return out
 
     def link(self, out: Path, objects: Sequence[Path], libraries: Sequence[str]) -> None:
@@ -212,19 +331,33 @@ class NinjaFile:
         return text.replace("$", "$$")
 
 
-def sources(folder: Path) -> list[Path]:
+def sources(folder: Path, suffix: str = ".cpp") -> list[Path]:
     """The C++ files of a folder below ROOT, relative to ROOT, in a fixed order."""
-    return sorted(path.relative_to(ROOT) for path in (ROOT / folder).glob("*.cpp"))
+    return sorted(path.relative_to(ROOT) for path in (ROOT / folder).glob(f"*{suffix}"))
 
 
 def add_cpu_objects(ninja: NinjaFile) -> list[Path]:
     """csrc/cpu: kernels.cpp once per instruction set, everything else once, for any CPU."""
-    objects = []
+    objects = [ninja.compile(source) for source in sources(CSRC)]
     for source in sources(CSRC / "cpu"):
         if source.name == "kernels.cpp":
             for isa, isa_flags in ISA_FLAGS.items():
                 flags = [f"-DLSTM_FAST_ISA={isa}", *KERNEL_FLAGS, *isa_flags]
                 objects.append(ninja.compile(source, flags, f".{isa}"))
+        else:
+            objects.append(ninja.compile(source))
+    return objects
+
+
+def add_cuda_objects(ninja: NinjaFile, flags: Sequence[str]) -> list[Path]:
+    """csrc/cuda, kernels.cu once per dtype, and the ops over it, which take `flags`."""
+    objects = [ninja.compile(source, flags) for source in sources(CSRC / "ops" / "cuda")]
+    objects += [ninja.compile(source) for source in sources(CSRC / "cuda")]
+    for source in sources(CSRC / "cuda", ".cu"):
+        if source.name == "kernels.cu":
+            for dtype, element in CUDA_ELEMENTS.items():
+                names = [f"-DLSTM_FAST_DTYPE={dtype}", f"-DLSTM_FAST_ELEMENT={element}"]
+                objects.append(ninja.compile(source, names, f".{dtype}"))
         else:
             objects.append(ninja.compile(source))
     return objects
@@ -240,15 +373,18 @@ class NinjaBuild(build_ext):
         return super().get_ext_filename(fullname)
 
     def build_extensions(self) -> None:
+        cuda = wanted_cuda()
         libraries = {
-            "lstm_fast._ops": ops_library(),
-            "lstm_fast._kernels": kernels_library(self.distribution.get_version()),
+            "lstm_fast._ops": ops_library(cuda),
+            "lstm_fast._kernels": kernels_library(self.distribution.get_version(), cuda),
         }
-        ninja = NinjaFile(find_compiler())
+        ninja = NinjaFile(find_compiler(), cuda)
         cpu_objects = add_cpu_objects(ninja)
         built = {}
         for name, library in libraries.items():
             objects = [ninja.compile(s, library.flags) for s in sources(library.folder)]
+            if cuda and name == "lstm_fast._ops":
+                objects += add_cuda_objects(ninja, library.flags)
             built[name] = BUILD / Path(self.get_ext_filename(name)).name
             ninja.link(built[name], objects + cpu_objects, library.libraries)
         ninja.write(ROOT / BUILD / "build.ninja")

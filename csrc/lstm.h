@@ -1,5 +1,5 @@
-// The vocabulary of lstm-fast: shape letters and the steps of a batch. Knows neither torch nor any
-// kernel.
+// The vocabulary of lstm-fast: shape letters, the steps of a batch, a stack of layers and what is
+// kept of it for backward. Knows neither torch nor any kernel.
 //
 //   T steps       B batch rows        I input size       H hidden size (units, cells)
 //   P output size of a layer: proj_size, or H when there is no projection
@@ -15,7 +15,11 @@
 // Forced, because an inline function that is emitted out of line is merged by the linker with its
 // copies from other objects, and the copy that stays may be compiled for an instruction set that
 // the host lacks.
+#ifdef __CUDACC__
+#define LSTM_FAST_INLINE __host__ __device__ __forceinline__
+#else
 #define LSTM_FAST_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace lstm_fast {
 
@@ -43,6 +47,72 @@ struct Steps {
     if (reverse) return t + 1 < T ? rows(t + 1) : 0;
     return t > 0 ? rows(t) : 0;
   }
+};
+
+struct LayerShape {
+  Steps steps;
+  int64_t I, H, P;
+  bool projected;  // weight_hr is present; otherwise P == H
+  bool reverse;
+  int parts;  // bfloat16 parts that products are made of on the matrix unit of a CPU, 1 to 3; 0
+              // without it
+};
+
+struct StackShape {
+  Steps steps;
+  int64_t I, H, P;
+  bool projected;
+  int64_t L, D;
+  int parts;  // as in LayerShape, where the planner uses the matrix unit
+
+  int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
+  LayerShape layer(int64_t layer, int64_t direction) const {
+    return {steps, input_size(layer), H, P, projected, direction == 1, parts};
+  }
+};
+
+// What the forward pass keeps for backward, in one buffer. Layer after layer: gates [D][N, G],
+// cells [D][N, H], hidden [D][N, H] if projected, and y [N, D * P], which the last layer lacks
+// unless keep_output.
+struct SavedLayout {
+  StackShape shape;
+  bool keep_output;
+
+  int64_t N() const { return shape.steps.T ? shape.steps.total() : 0; }
+  int64_t size() const { return shape.L * layer_size() - (keep_output ? 0 : output_size()); }
+  int64_t gates(int64_t l, int64_t d) const { return l * layer_size() + d * N() * 4 * shape.H; }
+  int64_t cells(int64_t l, int64_t d) const { return gates(l, shape.D) + d * N() * shape.H; }
+  int64_t hidden(int64_t l, int64_t d) const { return cells(l, shape.D) + d * N() * shape.H; }
+  int64_t output(int64_t l) const {
+    return shape.projected ? hidden(l, shape.D) : cells(l, shape.D);
+  }
+
+ private:
+  int64_t output_size() const { return N() * shape.D * shape.P; }
+  int64_t layer_size() const {
+    return shape.D * N() * (5 + (shape.projected ? 1 : 0)) * shape.H + output_size();
+  }
+};
+
+// Torch's weights of a layer in one direction. Biases may be null together; weight_hr is null
+// unless projected.
+template <typename T>
+struct LayerWeights {
+  const T* weight_ih;  // [G, I]
+  const T* weight_hh;  // [G, P]
+  const T* bias_ih;    // [G]
+  const T* bias_hh;    // [G]
+  const T* weight_hr;  // [P, H]
+};
+
+// Weight gradients of a layer in one direction, in torch's layouts; any may be null.
+template <typename T>
+struct LayerWeightGrads {
+  T* weight_ih;
+  T* weight_hh;
+  T* bias_ih;
+  T* bias_hh;
+  T* weight_hr;
 };
 
 }  // namespace lstm_fast

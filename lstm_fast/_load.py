@@ -20,8 +20,9 @@ class BuildInfo(TypedDict):
     """How the compiled part was built and what it uses on this machine.
 
     version: of lstm-fast. isas_built: instruction sets compiled in. isa: the one in use.
-    compiler: name and version. cuda: whether CUDA kernels are compiled in.
-    torch_target: the oldest torch that the build runs with.
+    compiler: name and version. cuda: whether CUDA kernels are compiled in. cuda_archs: for which
+    architectures; newer ones use the PTX of the last. torch_target: the oldest torch that the build
+    runs with.
     """
 
     version: str
@@ -29,6 +30,7 @@ class BuildInfo(TypedDict):
     isa: str
     compiler: str
     cuda: bool
+    cuda_archs: list[str]
     torch_target: str
 
 

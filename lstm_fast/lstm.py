@@ -27,8 +27,9 @@ class LSTM(torch.nn.LSTM):
     """`torch.nn.LSTM` with the same parameters, results and errors, in less time.
 
     Everything is documented there: constructor, inputs, outputs, attributes. What the kernels do
-    not cover (devices other than the CPU, dtypes other than float32, float64, bfloat16 and float16,
-    tensor subclasses with functions of their own, `torch.jit`) is computed by `torch.nn.LSTM`.
+    not cover (devices other than the CPU and, in a build with CUDA kernels, CUDA; dtypes other than
+    float32, float64, bfloat16 and float16; tensor subclasses with functions of their own;
+    `torch.jit`) is computed by `torch.nn.LSTM`.
 
     Where the two differ: under autocast the states and packed outputs have the autocast dtype too;
     halves are rounded once, at the end, not at every step; and a parameter replaced by one of the
@@ -129,8 +130,8 @@ class LSTM(torch.nn.LSTM):
             if (
                 h0.dtype is not dtype
                 or c0.dtype is not dtype
-                or not h0.is_cpu
-                or not c0.is_cpu
+                or not ops.run_together(input, h0)
+                or not ops.run_together(input, c0)
                 or h0.shape != (runs, B, state["proj_size"] or hidden_size)
                 or c0.shape != (runs, B, hidden_size)
             ):
@@ -228,8 +229,7 @@ def _fits(input: Tensor, weight: Tensor) -> bool:
     return (
         input.dtype is weight.dtype
         and input.dtype in ops.DTYPES
-        and input.is_cpu
-        and weight.is_cpu
+        and ops.run_together(input, weight)
         and input.layout is torch.strided
         and not input.is_nested
     )
@@ -247,15 +247,17 @@ def _is_state(hx: Any, dim: int) -> bool:
     )
 
 
-def _autocast(*tensors: Tensor | None) -> list[Any]:
-    """Cast as autocast on the CPU does: floating tensors other than float64, and only there."""
-    if not torch.is_autocast_enabled("cpu"):
+def _autocast(*tensors: Any) -> list[Any]:
+    """Cast as autocast on the device of the first tensor does: all on that device that are of a
+    floating dtype other than float64."""
+    device = tensors[0].device.type
+    if not ops.runs_on(tensors[0]) or not torch.is_autocast_enabled(device):
         return list(tensors)
-    dtype = torch.get_autocast_dtype("cpu")
+    dtype = torch.get_autocast_dtype(device)
     return [
         t.to(dtype)
         if isinstance(t, Tensor)
-        and t.is_cpu
+        and t.device.type == device
         and t.is_floating_point()
         and t.dtype is not torch.float64
         else t

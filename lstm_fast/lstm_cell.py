@@ -63,8 +63,8 @@ class LSTMCell(torch.nn.LSTMCell):
         return (
             h0.dtype is dtype
             and c0.dtype is dtype
-            and h0.is_cpu
-            and c0.is_cpu
+            and ops.run_together(input, h0)
+            and ops.run_together(input, c0)
             and h0.shape == hidden_shape
             and c0.shape == hidden_shape
         )

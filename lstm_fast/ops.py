@@ -21,8 +21,20 @@ _load.load_ops()
 _lstm = torch.ops.lstm_fast.lstm.default
 _lstm_backward = torch.ops.lstm_fast.lstm_backward.default
 
+_cuda = _load.build_info()["cuda"]
+
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 """The dtypes that the kernels compute; halves in float32 inside."""
+
+
+def runs_on(tensor: Tensor) -> bool:
+    """Whether there are kernels for the device of a tensor: the CPU, or CUDA if built for it."""
+    return tensor.is_cpu or (_cuda and tensor.is_cuda)
+
+
+def run_together(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are on one device, and there are kernels for it."""
+    return (a.is_cpu and b.is_cpu) or (_cuda and a.is_cuda and a.device == b.device)
 
 
 def lstm(
@@ -50,7 +62,7 @@ def lstm(
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or device; the message names it.
     """
-    if _beyond_kernels() or not input.is_cpu:
+    if _beyond_kernels() or not runs_on(input):
         return reference.lstm(
             input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
         )
@@ -64,9 +76,23 @@ def lstm(
             input, batch_sizes, h0, c0, has_biases, num_layers, bidirectional, *params
         )
     output, h_n, c_n, _ = _lstm(
-        input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional, False
+        input,
+        batch_sizes,
+        h0,
+        c0,
+        params,
+        has_biases,
+        num_layers,
+        bidirectional,
+        False,
+        _allow_tf32(input),
     )
     return output, h_n, c_n
+
+
+def _allow_tf32(input: Tensor) -> bool:
+    """Whether products in float32 may be rounded to TF32: torch's setting for cuDNN's RNNs."""
+    return input.is_cuda and torch.backends.cudnn.rnn.fp32_precision == "tf32"
 
 
 def _beyond_kernels() -> bool:
@@ -96,7 +122,10 @@ class _LSTM(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.options = has_biases, num_layers, bidirectional
-        output, h_n, c_n, saved = _lstm(input, batch_sizes, h0, c0, params, *ctx.options, True)
+        ctx.allow_tf32 = _allow_tf32(input)
+        output, h_n, c_n, saved = _lstm(
+            input, batch_sizes, h0, c0, params, *ctx.options, True, ctx.allow_tf32
+        )
         ctx.save_for_backward(input, batch_sizes, h0, c0, output, saved, *params)
         return output, h_n, c_n
 
@@ -116,7 +145,9 @@ class _LSTM(torch.autograd.Function):
         if torch.is_grad_enabled() or _beyond_kernels() or any(map(_is_batched, grads)):
             results = reference.lstm_backward(*grads, *forward_args, **needs)
         else:
-            results = _lstm_backward(*grads, *forward_args, output, saved, **needs)
+            results = _lstm_backward(
+                *grads, *forward_args, output, saved, **needs, allow_tf32=ctx.allow_tf32
+            )
         grad_input, grad_h0, grad_c0, grad_params = results
         return (
             grad_input if needs_input else None,
@@ -141,6 +172,7 @@ def _lstm_fake(
     num_layers: int,
     bidirectional: bool,
     save: bool,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     directions = 2 if bidirectional else 1
     weights = reference.split_params(params, has_biases, num_layers, bidirectional)[0]
@@ -193,6 +225,7 @@ def _lstm_backward_fake(
     need_input: bool,
     need_hx: bool,
     need_params: bool,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     _, h_n, c_n, _ = _lstm_fake(
         input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional, False

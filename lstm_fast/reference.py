@@ -225,7 +225,7 @@ def _run_stack(
 def _without_autocast(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
     @functools.wraps(function)
     def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             return function(*args, **kwargs)
 
     return run

@@ -209,14 +209,20 @@ def assert_all_close(got: Any, expected: Any, config: Config) -> None:
     torch.testing.assert_close(got, expected, rtol=bound, atol=bound, equal_nan=True)
 
 
-def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], config: Config) -> None:
-    """Compare results by name: shape, and values within `tolerance`."""
+def assert_close(
+    got: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    config: Config,
+    bound: float | None = None,
+) -> None:
+    """Compare results by name: shape, and values within `bound`, `tolerance(config)` if None."""
+    bound = tolerance(config) if bound is None else bound
     assert got.keys() == expected.keys()
     for name in got:
         a, b = got[name].double(), expected[name].double()
         assert a.shape == b.shape, name
         if a.numel():
             error, largest = (a - b).abs().max().item(), b.abs().max().item()
-            assert error <= tolerance(config) * max(largest, 1), (
+            assert error <= bound * max(largest, 1), (
                 f"{name}: error {error:.3g}, largest element {largest:.3g}"
             )

@@ -2,190 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lstm_fast._load import load_kernels
+from tests.numpy_lstm import Problem, case_name, sigmoid, tolerance
 
 _kernels: Any = load_kernels()
 ISAS = _kernels.available_isas()
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+def run(problem, dtype, **kwargs: Any):
+    """The results of the kernels, in the order of `Problem.reference`."""
 
+    def cast(array):
+        return None if array is None else array.astype(dtype)
 
-@dataclass
-class Problem:
-    """A stack of layers with random arguments in float64 that float32 holds exactly."""
-
-    T: int
-    B: int
-    I: int  # noqa: E741
-    H: int
-    L: int = 1
-    D: int = 1
-    P: int | None = None  # projection size
-    biases: bool = True
-    states: bool = True
-    lengths: list[int] | None = None  # falling
-    seed: int = 0
-    x: np.ndarray = field(init=False)
-
-    def __post_init__(self):
-        rng = np.random.default_rng(self.seed)
-
-        def draw(*shape, scale=1.0):
-            return (scale * rng.standard_normal(shape)).astype(np.float32).astype(np.float64)
-
-        lengths = self.lengths or [self.T] * self.B
-        self.batch_sizes = np.array([sum(n > t for n in lengths) for t in range(self.T)])
-        self.offsets = np.concatenate([[0], np.cumsum(self.batch_sizes)])
-        self.N = int(self.offsets[-1])
-        self.out = self.P or self.H
-        self.x = draw(self.N, self.I)
-        self.params = []
-        for layer in range(self.L):
-            for _ in range(self.D):
-                inputs = self.I if layer == 0 else self.D * self.out
-                shapes: list[tuple[int, ...]] = [(4 * self.H, inputs), (4 * self.H, self.out)]
-                shapes += [(4 * self.H,)] * (2 * self.biases) + [(self.out, self.H)] * bool(self.P)
-                self.params += [draw(*shape, scale=self.H**-0.5) for shape in shapes]
-        state = (self.L * self.D, self.B)
-        self.h0: Any = draw(*state, self.out) if self.states else None
-        self.c0: Any = draw(*state, self.H) if self.states else None
-        self.grad_y = draw(self.N, self.D * self.out)
-        self.grad_h_n = draw(*state, self.out)
-        self.grad_c_n = draw(*state, self.H)
-
-    def layers(self, arrays):
-        size = 2 + 2 * self.biases + bool(self.P)
-        return [arrays[i : i + size] for i in range(0, len(arrays), size)]
-
-    def options(self) -> dict[str, Any]:
-        return {
-            "has_biases": self.biases,
-            "num_layers": self.L,
-            "bidirectional": self.D == 2,
-        }
-
-    def _packed(self, array, dtype):
+    def packed(array):
         """[N, C] as the kernels take it: packed with lengths, else [T, B, C]."""
         array = array.astype(dtype)
-        return array if self.lengths else array.reshape(self.T, self.B, -1)
+        return array if problem.lengths else array.reshape(problem.T, problem.B, -1)
 
-    def forward(self, dtype, **kwargs: Any):
-        def cast(array):
-            return None if array is None else array.astype(dtype)
-
-        batch_sizes = self.batch_sizes if self.lengths else None
-        params = [p.astype(dtype) for p in self.params]
-        common = (batch_sizes, cast(self.h0), cast(self.c0))
-        x = self._packed(self.x, dtype)
-        y, h_n, c_n, saved = _kernels.lstm(
-            x, params, *common, save=True, **self.options(), **kwargs
-        )
-        grads = _kernels.lstm_backward(
-            self._packed(self.grad_y, dtype),
-            cast(self.grad_h_n),
-            cast(self.grad_c_n),
-            x,
-            params,
-            *common,
-            y,
-            saved,
-            **self.options(),
-            **kwargs,
-        )
-        inference = _kernels.lstm(x, params, *common, **self.options(), **kwargs)
-        for trained, inferred in zip((y, h_n, c_n), inference, strict=False):
-            np.testing.assert_array_equal(trained, inferred)
-        grad_x, grad_h0, grad_c0, grad_params = grads
-        flat = [y, h_n, c_n, grad_x, grad_h0, grad_c0, *grad_params]
-        return [a.reshape(self.N, -1) if i in (0, 3) else a for i, a in enumerate(flat)]
-
-    def reference(self):
-        """The same in float64 NumPy, sequence by sequence."""
-        x, saved = self.x, []
-        h_n, c_n = np.zeros_like(self.grad_h_n), np.zeros_like(self.grad_c_n)
-        for layer in range(self.L):
-            y = np.zeros((self.N, self.D * self.out))
-            tapes = []
-            for d in range(self.D):
-                i = layer * self.D + d
-                weights = self.layers(self.params)[i]
-                columns = slice(d * self.out, (d + 1) * self.out)
-                tape = []
-                for b in range(self.B):
-                    rows = self.rows(b, d)
-                    h = self.h0[i, b] if self.states else np.zeros(self.out)
-                    c = self.c0[i, b] if self.states else np.zeros(self.H)
-                    steps = []
-                    for n in rows:
-                        z = weights[0] @ x[n] + weights[1] @ h
-                        if self.biases:
-                            z = z + weights[2] + weights[3]
-                        gi, gf, gg, go = np.split(z, 4)
-                        gi, gf, gg, go = sigmoid(gi), sigmoid(gf), np.tanh(gg), sigmoid(go)
-                        before = (h, c)
-                        c = gf * c + gi * gg
-                        hidden = go * np.tanh(c)
-                        h = weights[-1] @ hidden if self.P else hidden
-                        y[n, columns] = h
-                        steps.append((n, before, (gi, gf, gg, go), c, hidden))
-                    h_n[i, b], c_n[i, b] = h, c
-                    tape.append(steps)
-                tapes.append(tape)
-            saved.append((x, tapes))
-            x = y
-        grad_y = self.grad_y
-        grad_params = [np.zeros_like(p) for p in self.params]
-        grad_h0, grad_c0 = np.zeros_like(h_n), np.zeros_like(c_n)
-        for layer in reversed(range(self.L)):
-            x, tapes = saved[layer]
-            grad_x = np.zeros_like(x)
-            for d in range(self.D):
-                i = layer * self.D + d
-                weights, grads = self.layers(self.params)[i], self.layers(grad_params)[i]
-                columns = slice(d * self.out, (d + 1) * self.out)
-                for b in range(self.B):
-                    dh, dc = self.grad_h_n[i, b], self.grad_c_n[i, b]
-                    for n, (h, c0), (gi, gf, gg, go), c, hidden in reversed(tapes[d][b]):
-                        dh = dh + grad_y[n, columns]
-                        d_hidden = dh
-                        if self.P:
-                            grads[-1] += np.outer(dh, hidden)
-                            d_hidden = weights[-1].T @ dh
-                        tanh_c = np.tanh(c)
-                        dc = dc + d_hidden * go * (1 - tanh_c**2)
-                        dz = np.concatenate(
-                            [
-                                dc * gg * gi * (1 - gi),
-                                dc * c0 * gf * (1 - gf),
-                                dc * gi * (1 - gg**2),
-                                d_hidden * tanh_c * go * (1 - go),
-                            ]
-                        )
-                        dc = dc * gf
-                        dh = weights[1].T @ dz
-                        grad_x[n] += weights[0].T @ dz
-                        grads[0][...] += np.outer(dz, x[n])
-                        grads[1][...] += np.outer(dz, h)
-                        if self.biases:
-                            grads[2][...] += dz
-                            grads[3][...] += dz
-                    grad_h0[i, b], grad_c0[i, b] = dh, dc
-            grad_y = grad_x
-        return [y, h_n, c_n, grad_y, grad_h0, grad_c0, *grad_params]
-
-    def rows(self, b, d):
-        """Rows of N that belong to sequence b, in the order in which direction d visits them."""
-        length = self.lengths[b] if self.lengths else self.T
-        rows = [int(self.offsets[t]) + b for t in range(length)]
-        return rows[::-1] if d else rows
+    batch_sizes = problem.batch_sizes if problem.lengths else None
+    params = [p.astype(dtype) for p in problem.params]
+    common = (batch_sizes, cast(problem.h0), cast(problem.c0))
+    x = packed(problem.x)
+    y, h_n, c_n, saved = _kernels.lstm(x, params, *common, save=True, **problem.options(), **kwargs)
+    grads = _kernels.lstm_backward(
+        packed(problem.grad_y),
+        cast(problem.grad_h_n),
+        cast(problem.grad_c_n),
+        x,
+        params,
+        *common,
+        y,
+        saved,
+        **problem.options(),
+        **kwargs,
+    )
+    inference = _kernels.lstm(x, params, *common, **problem.options(), **kwargs)
+    for trained, inferred in zip((y, h_n, c_n), inference, strict=False):
+        np.testing.assert_array_equal(trained, inferred)
+    grad_x, grad_h0, grad_c0, grad_params = grads
+    flat = [y, h_n, c_n, grad_x, grad_h0, grad_c0, *grad_params]
+    return [a.reshape(problem.N, -1) if i in (0, 3) else a for i, a in enumerate(flat)]
 
 
 PROBLEMS = [
@@ -206,25 +68,12 @@ PROBLEMS = [
 ]
 
 
-def case_name(problem):
-    return "".join(f"{name}{getattr(problem, name)}" for name in "TBIHLDP")
-
-
-def tolerance(problem, dtype):
-    """Rounding of a sum of n terms of order one grows with sqrt(n); steps carry it along.
-
-    The factor is for the few sums that follow each other within a step.
-    """
-    terms = problem.N + problem.I + 5 * problem.H
-    return 2 * np.finfo(dtype).eps * terms**0.5
-
-
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=case_name)
 def test_matches_numpy(problem, dtype, isa):
     expected = problem.reference()
-    got = problem.forward(dtype, isa=isa)
+    got = run(problem, dtype, isa=isa)
     for e, g in zip(expected, got, strict=True):
         scale = max(1.0, np.abs(e).max())
         np.testing.assert_allclose(g, e, rtol=0, atol=tolerance(problem, dtype) * scale)
@@ -244,9 +93,9 @@ SPREAD = [
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("problem", SPREAD, ids=case_name)
 def test_slices_do_not_change_a_bit(problem, isa):
-    whole = problem.forward(np.float32, isa=isa, slices=1)
+    whole = run(problem, np.float32, isa=isa, slices=1)
     for slices in (2, 3, 8):
-        for a, b in zip(whole, problem.forward(np.float32, isa=isa, slices=slices), strict=True):
+        for a, b in zip(whole, run(problem, np.float32, isa=isa, slices=slices), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -272,8 +121,8 @@ def test_vector_units_agree_to_the_bit():
         pytest.skip("this machine has no AVX-512")
     problem = Problem(T=6, B=7, I=2, H=50, L=2, D=2)
     for a, b in zip(
-        problem.forward(np.float32, isa="avx2"),
-        problem.forward(np.float32, isa="avx512"),
+        run(problem, np.float32, isa="avx2"),
+        run(problem, np.float32, isa="avx512"),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)

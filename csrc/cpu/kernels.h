@@ -16,25 +16,6 @@
 
 namespace lstm_fast {
 
-struct LayerShape {
-  Steps steps;
-  int64_t I, H, P;
-  bool projected;  // weight_hr is present; otherwise P == H
-  bool reverse;
-  int parts;  // bfloat16 parts that products are made of on the matrix unit, 1 to 3; 0 without it
-};
-
-// Torch's weights of a layer in one direction. Biases may be null together; weight_hr is null
-// unless projected.
-template <typename T>
-struct LayerWeights {
-  const T* weight_ih;  // [G, I]
-  const T* weight_hh;  // [G, P]
-  const T* bias_ih;    // [G]
-  const T* bias_hh;    // [G]
-  const T* weight_hr;  // [P, H]
-};
-
 template <typename T>
 struct LayerForward {
   LayerShape shape;

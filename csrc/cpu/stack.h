@@ -13,42 +13,6 @@ struct Threads {
   void (*run)(int64_t tasks, void (*f)(const void* context, int64_t task), const void* context);
 };
 
-struct StackShape {
-  Steps steps;
-  int64_t I, H, P;
-  bool projected;
-  int64_t L, D;
-  int parts;  // as in LayerShape, where the planner uses the matrix unit
-
-  int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
-  LayerShape layer(int64_t layer, int64_t direction) const {
-    return {steps, input_size(layer), H, P, projected, direction == 1, parts};
-  }
-};
-
-// What the forward pass keeps for backward, in one buffer. Layer after layer: gates [D][N, G],
-// cells [D][N, H], hidden [D][N, H] if projected, and y [N, D * P], which the last layer lacks
-// unless keep_output.
-struct SavedLayout {
-  StackShape shape;
-  bool keep_output;
-
-  int64_t N() const { return shape.steps.T ? shape.steps.total() : 0; }
-  int64_t size() const { return shape.L * layer_size() - (keep_output ? 0 : output_size()); }
-  int64_t gates(int64_t l, int64_t d) const { return l * layer_size() + d * N() * 4 * shape.H; }
-  int64_t cells(int64_t l, int64_t d) const { return gates(l, shape.D) + d * N() * shape.H; }
-  int64_t hidden(int64_t l, int64_t d) const { return cells(l, shape.D) + d * N() * shape.H; }
-  int64_t output(int64_t l) const {
-    return shape.projected ? hidden(l, shape.D) : cells(l, shape.D);
-  }
-
- private:
-  int64_t output_size() const { return N() * shape.D * shape.P; }
-  int64_t layer_size() const {
-    return shape.D * N() * (5 + (shape.projected ? 1 : 0)) * shape.H + output_size();
-  }
-};
-
 template <typename T>
 struct StackForward {
   StackShape shape;
@@ -61,16 +25,6 @@ struct StackForward {
   T* c_n;                          // [L * D, B, H]
   T* saved;                        // SavedLayout, or null; y may point into it
   T* workspace;                    // forward_workspace_size() elements, aligned to 64 bytes
-};
-
-// Weight gradients of a layer in one direction, in torch's layouts; any may be null.
-template <typename T>
-struct LayerWeightGrads {
-  T* weight_ih;
-  T* weight_hh;
-  T* bias_ih;
-  T* bias_hh;
-  T* weight_hr;
 };
 
 template <typename T>

@@ -5,12 +5,14 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "../cpu/arguments.h"
+#include "../arguments.h"
 #include "../cpu/stack.h"
 
 namespace py = pybind11;
@@ -222,7 +224,10 @@ py::dict build_info() {
   info["isas_built"] = built;
   info["isa"] = active_kernels().isa;
   info["compiler"] = __VERSION__;
-  info["cuda"] = false;
+  std::istringstream archs(LSTM_FAST_CUDA_ARCHS);
+  const std::vector<std::string> cuda_archs(std::istream_iterator<std::string>(archs), {});
+  info["cuda"] = !cuda_archs.empty();
+  info["cuda_archs"] = cuda_archs;
   info["torch_target"] = LSTM_FAST_TORCH_TARGET;
   return info;
 }

@@ -1,5 +1,5 @@
 // The shape of a stack, worked out from the shapes of its arguments and checked against all of
-// them. Shared by the two doors into the kernels, torch ops and NumPy, so that both say the same
+// them. Shared by all doors into the kernels, so that they say the same
 // about a wrong argument.
 #pragma once
 
@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "stack.h"
+#include "lstm.h"
 
 namespace lstm_fast {
 

@@ -1,0 +1,297 @@
+// Fibers, barriers and their order, for device.h. Compiled without instrumentation: what is shared
+// between fibers here is the emulator's own and no business of the sanitizers, which are told of
+// the fibers and of the order that barriers impose.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#if defined(LSTM_FAST_EMULATION_ASAN)
+#include <sanitizer/common_interface_defs.h>
+#elif defined(LSTM_FAST_EMULATION_TSAN)
+#include <sanitizer/tsan_interface.h>
+#endif
+
+#include "device.h"
+
+// Saves the registers that a call preserves on the stack that is left, and continues where the
+// other stack was left.
+extern "C" void lstm_fast_switch_stack(void** left, void* entered);
+#if !defined(__x86_64__)
+#error "the emulation switches stacks in x86-64 assembly"
+#endif
+asm(R"(
+.text
+.globl lstm_fast_switch_stack
+.type lstm_fast_switch_stack, @function
+lstm_fast_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.section .note.GNU-stack,"",@progbits
+.text
+)");
+
+namespace lstm_fast::cuda::emulation {
+namespace {
+
+constexpr size_t kStackBytes = 256 * 1024;
+constexpr unsigned kWarp = 32;
+// What every device since Turing grants: threads of a block, shared memory of a block (Hopper).
+constexpr unsigned kMaxThreads = 1024;
+constexpr int64_t kMaxSharedBytes = 227 * 1024;
+
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "CUDA emulation: %s\n", what);
+  std::abort();
+}
+
+// What a stack belongs to: a fiber, or the thread that launches.
+struct Context {
+  void* stack_pointer = nullptr;
+  const void* stack_bottom = nullptr;
+  size_t stack_size = 0;
+  void* sanitizer = nullptr;  // TSan's fiber, or ASan's fake stack
+};
+
+struct Thread;
+
+struct Barrier {
+  std::vector<Thread*> waiting;
+  // Of two phases: threads that have gone on may already arrive at the next one.
+  char order[2];
+  int phase = 0;
+};
+
+struct Warp {
+  Barrier barrier;
+  void* lanes[kWarp];
+};
+
+struct Block {
+  Index index;
+  unsigned alive;
+  Barrier barrier;
+  std::vector<Warp> warps;
+  std::unique_ptr<unsigned char, decltype(&std::free)> shared{nullptr, &std::free};
+};
+
+struct Thread {
+  Context context;
+  Index index;
+  Block* block = nullptr;
+};
+
+struct Grid {
+  Index size, block_size;
+  void (*kernel)(const void*);
+  const void* params;
+  char begin, end;  // addresses that stand for the order of launch and return
+};
+
+Grid* grid;
+Context launcher;
+Thread* current;
+std::vector<Thread*> ready;
+std::vector<std::unique_ptr<Thread>> pool;  // fibers outlive their kernel, to be used again
+std::mt19937 random_numbers(std::getenv("LSTM_FAST_EMULATION_SEED")
+                                ? std::strtoul(std::getenv("LSTM_FAST_EMULATION_SEED"), nullptr, 10)
+                                : 0);
+
+void released(void* order) {
+#if defined(LSTM_FAST_EMULATION_TSAN)
+  __tsan_release(order);
+#endif
+  (void)order;
+}
+
+void acquired(void* order) {
+#if defined(LSTM_FAST_EMULATION_TSAN)
+  __tsan_acquire(order);
+#endif
+  (void)order;
+}
+
+void switch_context(Context& from, Context& to) {
+#if defined(LSTM_FAST_EMULATION_ASAN)
+  __sanitizer_start_switch_fiber(&from.sanitizer, to.stack_bottom, to.stack_size);
+#elif defined(LSTM_FAST_EMULATION_TSAN)
+  __tsan_switch_to_fiber(to.sanitizer, __tsan_switch_to_fiber_no_sync);
+#endif
+  lstm_fast_switch_stack(&from.stack_pointer, to.stack_pointer);
+#if defined(LSTM_FAST_EMULATION_ASAN)
+  __sanitizer_finish_switch_fiber(from.sanitizer, nullptr, nullptr);
+#endif
+}
+
+void release_all(Barrier& barrier) {
+  for (Thread* thread : barrier.waiting) ready.push_back(thread);
+  barrier.waiting.clear();
+  barrier.phase ^= 1;
+}
+
+// Waits until `expected` threads are here; the last one calls `act` before anybody goes on.
+template <typename Act>
+void meet(Barrier& barrier, unsigned expected, const Act& act) {
+  char* order = &barrier.order[barrier.phase];
+  released(order);
+  if (barrier.waiting.size() + 1 < expected) {
+    Thread* me = current;
+    barrier.waiting.push_back(me);
+    switch_context(me->context, launcher);
+    acquired(order);
+    return;
+  }
+  acquired(order);
+  act();
+  released(order);
+  release_all(barrier);
+}
+
+// Where a fiber begins; it is never returned from.
+void begin() {
+#if defined(LSTM_FAST_EMULATION_ASAN)
+  __sanitizer_finish_switch_fiber(nullptr, &launcher.stack_bottom, &launcher.stack_size);
+#endif
+  acquired(&grid->begin);
+  grid->kernel(grid->params);
+  released(&grid->end);
+  Block& block = *current->block;
+  --block.alive;
+  if (block.alive && block.barrier.waiting.size() == block.alive) release_all(block.barrier);
+  Thread* me = current;
+  current = nullptr;
+  switch_context(me->context, launcher);
+  fail("a thread that has ended went on");
+}
+
+std::unique_ptr<Thread> new_thread() {
+  auto thread = std::make_unique<Thread>();
+  void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (stack == MAP_FAILED) fail("no memory for stacks");
+  thread->context.stack_bottom = stack;
+  thread->context.stack_size = kStackBytes;
+#if defined(LSTM_FAST_EMULATION_TSAN)
+  thread->context.sanitizer = __tsan_create_fiber(0);
+#endif
+  return thread;
+}
+
+void start(Thread& thread, Block& block, unsigned i) {
+  thread.block = &block;
+  thread.index = {i, 0, 0};
+#if defined(LSTM_FAST_EMULATION_ASAN)
+  thread.context.sanitizer = nullptr;
+#endif
+  // As lstm_fast_switch_stack expects it: six registers, where to go on, and above that the
+  // return address that a function finds on entry.
+  auto** top = reinterpret_cast<void**>(
+      static_cast<char*>(const_cast<void*>(thread.context.stack_bottom)) + kStackBytes);
+  *--top = nullptr;
+  *--top = reinterpret_cast<void*>(&begin);
+  for (int k = 0; k < 6; ++k) *--top = nullptr;
+  thread.context.stack_pointer = top;
+  ready.push_back(&thread);
+}
+
+void run_until_all_ended() {
+  while (!ready.empty()) {
+    std::swap(ready[random_numbers() % ready.size()], ready.back());
+    current = ready.back();
+    ready.pop_back();
+    switch_context(launcher, current->context);
+  }
+}
+
+Block new_block(Index index, int64_t shared_bytes) {
+  const unsigned threads = grid->block_size.x;
+  Block block{};
+  block.index = index;
+  block.alive = threads;
+  block.warps.resize(threads / kWarp);
+  // Fibers allocate nothing: the sanitizers would see that.
+  block.barrier.waiting.reserve(threads);
+  for (Warp& warp : block.warps) warp.barrier.waiting.reserve(kWarp);
+  void* shared = nullptr;
+  if (shared_bytes && posix_memalign(&shared, 128, shared_bytes)) fail("no shared memory");
+  if (shared) std::memset(shared, 0xff, shared_bytes);
+  block.shared.reset(static_cast<unsigned char*>(shared));
+  return block;
+}
+
+void run_block(Block& block, size_t set) {
+  const unsigned threads = block.alive;
+  ready.reserve(threads);
+  while (pool.size() < (set + 1) * threads) pool.push_back(new_thread());
+  for (unsigned i = 0; i < threads; ++i) start(*pool[set * threads + i], block, i);
+  run_until_all_ended();
+  if (block.alive) fail("a barrier was not reached by all threads");
+}
+
+}  // namespace
+
+const Index& thread_index() { return current->index; }
+const Index& block_index() { return current->block->index; }
+const Index& block_size() { return grid->block_size; }
+const Index& grid_size() { return grid->size; }
+unsigned char* shared_memory() { return current->block->shared.get(); }
+
+void sync_block() {
+  Block& block = *current->block;
+  meet(block.barrier, block.alive, [] {});
+}
+
+void collective(void* mine, void (*all)(void* const*)) {
+  const unsigned lane = current->index.x % kWarp;
+  Warp& warp = current->block->warps[current->index.x / kWarp];
+  warp.lanes[lane] = mine;
+  meet(warp.barrier, kWarp, [&] { all(warp.lanes); });
+}
+
+void run(Index size, Index block_size, int64_t shared_bytes, void (*kernel)(const void*),
+         const void* params) {
+  if (block_size.y != 1 || block_size.z != 1 || block_size.x % kWarp || block_size.x == 0)
+    fail("a block must be a row of whole warps");
+  if (block_size.x > kMaxThreads) fail("too many threads in a block");
+  if (shared_bytes > kMaxSharedBytes) fail("too much shared memory");
+  if (size.x == 0 || size.y == 0 || size.z == 0 || size.y > 65535 || size.z > 65535)
+    fail("a grid that a device refuses");
+  Grid g{size, block_size, kernel, params, 0, 0};
+  grid = &g;
+#if defined(LSTM_FAST_EMULATION_TSAN)
+  launcher.sanitizer = __tsan_get_current_fiber();
+#endif
+  // All memory is there before the first thread starts and until the last one has ended, so that
+  // nothing orders the accesses of one block before those of another.
+  std::vector<Block> blocks;
+  for (unsigned z = 0; z < size.z; ++z)
+    for (unsigned y = 0; y < size.y; ++y)
+      for (unsigned x = 0; x < size.x; ++x) blocks.push_back(new_block({x, y, z}, shared_bytes));
+  std::shuffle(blocks.begin(), blocks.end(), random_numbers);
+  released(&g.begin);
+  // Blocks that follow each other have other fibers, so that a conflict between them is seen.
+  for (size_t i = 0; i < blocks.size(); ++i) run_block(blocks[i], i % 4);
+  acquired(&g.end);
+  grid = nullptr;
+}
+
+}  // namespace lstm_fast::cuda::emulation

@@ -1,0 +1,160 @@
+// What runs the ops on CUDA devices (../../cuda/kernels.h): on torch's current stream, with memory
+// of torch's allocator. Compiled only into builds with CUDA; loads under a torch without it.
+#include "../lstm.h"
+
+#include "../../cuda/kernels.h"
+
+#ifndef LSTM_FAST_CUDA_EMULATION
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+#endif
+
+namespace lstm_fast::cuda {
+namespace {
+
+#ifdef LSTM_FAST_CUDA_EMULATION
+
+struct OnDevice {
+  void* stream = nullptr;
+  explicit OnDevice(const Tensor&) {}
+};
+
+#else
+
+// The device of a tensor as the current one for as long as this lives, and its current stream.
+struct OnDevice {
+  torch::stable::accelerator::DeviceGuard guard;
+  void* stream = nullptr;
+
+  explicit OnDevice(const Tensor& t) : guard(t.get_device_index()) {
+    STABLE_TORCH_ERROR_CODE_CHECK(current_stream()(t.get_device_index(), &stream));
+  }
+
+ private:
+  using CurrentStream = int32_t (*)(int32_t device, void** stream);
+
+  // Looked up in the library that torch has loaded: linking it would tie this one to CUDA builds of
+  // torch, and the stable ABI has a header for it only in torch 2.13.
+  static CurrentStream current_stream() {
+    static const CurrentStream function = [] {
+      void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+      void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+      if (!symbol) throw std::runtime_error("this torch has no CUDA");
+      return reinterpret_cast<CurrentStream>(symbol);
+    }();
+    return function;
+  }
+};
+
+#endif
+
+Dtype dtype_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double: return Dtype::Float64;
+    case ScalarType::Half: return Dtype::Float16;
+    case ScalarType::BFloat16: return Dtype::BFloat16;
+    default: return Dtype::Float32;
+  }
+}
+
+ForwardResult lstm(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                   const OptionalTensor& c0, const std::vector<Tensor>& params, bool has_biases,
+                   int64_t num_layers, bool bidirectional, bool save, bool allow_tf32) {
+  const OnDevice on(input);
+  const Arguments a(as_contiguous, input, batch_sizes, h0, c0, params, has_biases, num_layers,
+                    bidirectional);
+  const StackShape& s = a.shape;
+  Tensor y = a.empty_output(s.D * s.P, a.dtype);
+  Tensor h_n = a.empty_state(s.P, a.dtype), c_n = a.empty_state(s.H, a.dtype);
+  Tensor saved = empty({save ? saved_layout(a).size() : 0}, compute_type(a.dtype), a.input);
+
+  const auto weights = group_params<LayerWeights<void>>(s, has_biases, const_data<void>(a.params));
+  StackForward p{};
+  p.shape = s;
+  p.weights = weights.data();
+  p.x = const_data<void>(a.input);
+  p.h0 = const_data<void>(a.h0);
+  p.c0 = const_data<void>(a.c0);
+  p.y = mutable_data<void>(y);
+  p.h_n = mutable_data<void>(h_n);
+  p.c_n = mutable_data<void>(c_n);
+  p.saved = save ? mutable_data<void>(saved) : nullptr;
+  p.allow_tf32 = allow_tf32;
+  const StackKernels& kernels = stack_kernels(dtype_of(a.dtype));
+  const Device device = current_device();
+  Tensor workspace =
+      empty({kernels.forward_workspace_bytes(p, device)}, ScalarType::Byte, a.input);
+  p.workspace = mutable_data<void>(workspace);
+  kernels.forward(p, device, on.stream);
+  return {y, h_n, c_n, saved};
+}
+
+BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                             const OptionalTensor& grad_c_n, const Tensor& input,
+                             const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                             const OptionalTensor& c0, const std::vector<Tensor>& params,
+                             bool has_biases, int64_t num_layers, bool bidirectional,
+                             const Tensor& output, const Tensor& saved, bool need_input,
+                             bool need_hx, bool need_params, bool allow_tf32) {
+  const OnDevice on(input);
+  const Arguments a(as_contiguous, input, batch_sizes, h0, c0, params, has_biases, num_layers,
+                    bidirectional);
+  const StackShape& s = a.shape;
+  const OutputGrads grads =
+      prepare_grads(as_contiguous, a, output, grad_output, grad_h_n, grad_c_n);
+  check_saved(a, saved);
+  const Needs needs{need_input, need_hx, need_params};
+  ArgumentGrads results(a, needs, a.dtype);
+
+  const auto weights = group_params<LayerWeights<void>>(s, has_biases, const_data<void>(a.params));
+  std::vector<LayerWeightGrads<void>> grad_weights;
+  if (need_params) {
+    grad_weights =
+        group_params<LayerWeightGrads<void>>(s, has_biases, results.param_pointers<void>());
+  }
+  const Tensor y = as_contiguous(output);
+  StackBackward p{};
+  p.shape = s;
+  p.weights = weights.data();
+  p.x = const_data<void>(a.input);
+  p.h0 = const_data<void>(a.h0);
+  p.c0 = const_data<void>(a.c0);
+  p.y = const_data<void>(y);
+  p.saved = const_data<void>(saved);
+  p.grad_y = const_data<void>(grads.output);
+  p.grad_h_n = const_data<void>(grads.h_n);
+  p.grad_c_n = const_data<void>(grads.c_n);
+  p.grad_x = wanted_data<void>(results.input);
+  p.grad_h0 = wanted_data<void>(results.h0);
+  p.grad_c0 = wanted_data<void>(results.c0);
+  p.grad_weights = need_params ? grad_weights.data() : nullptr;
+  p.allow_tf32 = allow_tf32;
+  const StackKernels& kernels = stack_kernels(dtype_of(a.dtype));
+  const Device device = current_device();
+  Tensor workspace =
+      empty({kernels.backward_workspace_bytes(p, device)}, ScalarType::Byte, a.input);
+  p.workspace = mutable_data<void>(workspace);
+  kernels.backward(p, device, on.stream);
+  return {results.input, results.h0, results.c0, results.params};
+}
+
+}  // namespace
+}  // namespace lstm_fast::cuda
+
+#ifdef LSTM_FAST_CUDA_EMULATION
+
+// The same code under another name, on the tensors of a torch without CUDA.
+STABLE_TORCH_LIBRARY(lstm_fast_cuda_emulation, m) {
+  m.def(lstm_fast::kForwardSchema);
+  m.def(lstm_fast::kBackwardSchema);
+}
+STABLE_TORCH_LIBRARY_IMPL(lstm_fast_cuda_emulation, CPU, m) {
+
+#else
+
+STABLE_TORCH_LIBRARY_IMPL(lstm_fast, CUDA, m) {
+
+#endif
+  m.impl("lstm", TORCH_BOX(&lstm_fast::cuda::lstm));
+  m.impl("lstm_backward", TORCH_BOX(&lstm_fast::cuda::lstm_backward));
+}

@@ -1,0 +1,181 @@
+// The arguments and results of the ops `lstm` and `lstm_backward`, checked once for every device.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "tensors.h"
+
+namespace lstm_fast {
+
+constexpr char kForwardSchema[] =
+    "lstm(Tensor input, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] params, "
+    "bool has_biases, int num_layers, bool bidirectional, bool save, bool allow_tf32=False) "
+    "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)";
+constexpr char kBackwardSchema[] =
+    "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
+    "Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] params, bool has_biases, "
+    "int num_layers, bool bidirectional, Tensor output, Tensor saved, bool need_input, "
+    "bool need_hx, bool need_params, bool allow_tf32=False) "
+    "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_params)";
+
+// `prepare` makes of a checked tensor what the kernels of its device read: contiguous at least.
+using Prepare = Tensor (*)(const Tensor&);
+
+inline OptionalTensor prepare_optional(Prepare prepare, const OptionalTensor& t) {
+  return t ? OptionalTensor(prepare(*t)) : std::nullopt;
+}
+
+inline void check_device(const char* name, const Tensor& t, const Tensor& input) {
+  if (device_type(t) != device_type(input) || t.get_device_index() != input.get_device_index())
+    throw std::runtime_error(std::string(name) + " must be on the device of input");
+}
+
+inline void check_tensor(const char* name, const Tensor& t, const Tensor& input) {
+  check_device(name, t, input);
+  if (t.scalar_type() != input.scalar_type())
+    throw std::runtime_error(std::string(name) + " must have the dtype of input");
+}
+
+// The arguments that both ops share.
+struct Arguments {
+  ScalarType dtype;
+  std::vector<int64_t> offsets;
+  StackShape shape;
+  bool has_biases;
+  OptionalTensor batch_sizes, h0, c0;
+  Tensor input;
+  std::vector<Tensor> params;
+
+  Arguments(Prepare prepare, const Tensor& input_, const OptionalTensor& batch_sizes_,
+            const OptionalTensor& h0_, const OptionalTensor& c0_,
+            const std::vector<Tensor>& params_, bool has_biases_, int64_t num_layers,
+            bool bidirectional)
+      : dtype(input_.scalar_type()), has_biases(has_biases_) {
+    if (dtype != ScalarType::Float && dtype != ScalarType::Double && !is_half(dtype)) {
+      throw std::runtime_error("input must be of a floating dtype of 16, 32 or 64 bits");
+    }
+    if (h0_) check_tensor("h0", *h0_, input_);
+    if (c0_) check_tensor("c0", *c0_, input_);
+    StackArguments a;
+    a.input = dims(input_);
+    if (batch_sizes_) {
+      if (!batch_sizes_->is_cpu() || batch_sizes_->scalar_type() != ScalarType::Long ||
+          batch_sizes_->dim() != 1) {
+        throw std::runtime_error("batch_sizes must be a 1-D int64 tensor on the CPU");
+      }
+      batch_sizes = as_contiguous(*batch_sizes_);
+      a.batch_sizes = const_data<int64_t>(*batch_sizes);
+      a.batch_sizes_length = batch_sizes->numel();
+    }
+    Dims h0_dims, c0_dims;
+    if (h0_) h0_dims = dims(*h0_), a.h0 = &h0_dims;
+    if (c0_) c0_dims = dims(*c0_), a.c0 = &c0_dims;
+    for (const Tensor& t : params_) {
+      check_tensor("params", t, input_);
+      a.params.push_back(dims(t));
+    }
+    a.has_biases = has_biases;
+    a.num_layers = num_layers;
+    a.bidirectional = bidirectional;
+    shape = infer_shape(a, offsets);
+
+    input = prepare(input_);
+    h0 = prepare_optional(prepare, h0_);
+    c0 = prepare_optional(prepare, c0_);
+    params.reserve(params_.size());
+    for (const Tensor& t : params_) params.push_back(prepare(t));
+  }
+
+  // [T, B, columns], or [N, columns] for packed input.
+  Tensor empty_output(int64_t columns, ScalarType type) const {
+    const Steps& steps = shape.steps;
+    return batch_sizes ? empty({steps.total(), columns}, type, input)
+                       : empty({steps.T, steps.B, columns}, type, input);
+  }
+  // [L * D, B, columns]
+  Tensor empty_state(int64_t columns, ScalarType type) const {
+    return empty({shape.L * shape.D, shape.steps.B, columns}, type, input);
+  }
+};
+
+using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+struct OutputGrads {
+  OptionalTensor output, h_n, c_n;
+};
+
+struct Needs {
+  bool input, hx, params;
+};
+
+// Uninitialised gradients of the arguments; of no elements, or none at all, where not needed.
+struct ArgumentGrads {
+  Tensor input, h0, c0;
+  std::vector<Tensor> params;
+
+  ArgumentGrads(const Arguments& a, const Needs& needs, ScalarType type)
+      : input(needs.input ? a.empty_output(a.shape.I, type) : empty({0}, type, a.input)),
+        h0(needs.hx ? a.empty_state(a.shape.P, type) : empty({0}, type, a.input)),
+        c0(needs.hx ? a.empty_state(a.shape.H, type) : empty({0}, type, a.input)) {
+    if (!needs.params) return;
+    params.reserve(a.params.size());
+    for (const Tensor& param : a.params) {
+      params.push_back(param.dim() == 1 ? empty({param.size(0)}, type, a.input)
+                                        : empty({param.size(0), param.size(1)}, type, a.input));
+    }
+  }
+
+  template <typename T>
+  std::vector<T*> param_pointers() {
+    std::vector<T*> pointers;
+    for (Tensor& grad : params) pointers.push_back(mutable_data<T>(grad));
+    return pointers;
+  }
+};
+
+// A gradient as the kernels read it, after a check against the output that it belongs to.
+inline OptionalTensor prepare_grad(Prepare prepare, const char* name, const OptionalTensor& grad,
+                                   const Dims& expected, const Tensor& input) {
+  if (!grad) return std::nullopt;
+  check_tensor(name, *grad, input);
+  const Dims got = dims(*grad);
+  if (!(got == expected)) {
+    throw std::runtime_error("Expected " + std::string(name) + " size " + expected.str() +
+                             ", got " + got.str());
+  }
+  return prepare(*grad);
+}
+
+inline OutputGrads prepare_grads(Prepare prepare, const Arguments& a, const Tensor& output,
+                                 const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                                 const OptionalTensor& grad_c_n) {
+  const StackShape& s = a.shape;
+  const int64_t width = s.D * s.P;
+  const Dims y =
+      a.batch_sizes ? Dims{2, {s.steps.total(), width}} : Dims{3, {s.steps.T, s.steps.B, width}};
+  check_device("output", output, a.input);
+  if (output.scalar_type() != a.dtype)
+    throw std::runtime_error("output must have the dtype of input");
+  if (!(dims(output) == y))
+    throw std::runtime_error("Expected output size " + y.str() + ", got " + dims(output).str());
+  return {prepare_grad(prepare, "grad_output", grad_output, y, output),
+          prepare_grad(prepare, "grad_h_n", grad_h_n, {3, {s.L * s.D, s.steps.B, s.P}}, output),
+          prepare_grad(prepare, "grad_c_n", grad_c_n, {3, {s.L * s.D, s.steps.B, s.H}}, output)};
+}
+
+// What forward keeps for backward; the output itself only for halves, which the kernels read back
+// as computed, not as rounded.
+inline SavedLayout saved_layout(const Arguments& a) { return {a.shape, is_half(a.dtype)}; }
+
+inline void check_saved(const Arguments& a, const Tensor& saved) {
+  if (saved.numel() != saved_layout(a).size() || saved.scalar_type() != compute_type(a.dtype) ||
+      !saved.is_contiguous()) {
+    throw std::runtime_error("saved must be what the forward op returned for the same arguments");
+  }
+}
+
+}  // namespace lstm_fast

@@ -1,0 +1,97 @@
+// Small things to do with tensors, through the stable ABI.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <optional>
+#include <vector>
+
+#include "../arguments.h"
+
+namespace lstm_fast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline Dims dims(const Tensor& t) {
+  Dims d{t.dim(), {}};
+  for (int64_t i = 0; i < d.dim && i < 3; ++i) d.size[i] = t.size(i);
+  return d;
+}
+
+inline bool is_half(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+}
+
+// The type that the kernels compute a dtype in.
+inline ScalarType compute_type(ScalarType dtype) {
+  return is_half(dtype) ? ScalarType::Float : dtype;
+}
+
+inline int32_t device_type(const Tensor& t) {
+  int32_t type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  return type;
+}
+
+// An uninitialised tensor on the device of `like`.
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
+  int64_t strides[3], size = 1;
+  for (int64_t i = static_cast<int64_t>(sizes.size()) - 1; i >= 0; --i) {
+    strides[i] = size;
+    size *= std::max<int64_t>(1, sizes.begin()[i]);
+  }
+  const int32_t type = dtype == ScalarType::Double     ? aoti_torch_dtype_float64()
+                       : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
+                       : dtype == ScalarType::Half     ? aoti_torch_dtype_float16()
+                       : dtype == ScalarType::Byte     ? aoti_torch_dtype_uint8()
+                                                       : aoti_torch_dtype_float32();
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, type,
+                               device_type(like), like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+inline Tensor cast(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+
+inline Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+template <typename T>
+const T* const_data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <typename T>
+const T* const_data(const OptionalTensor& t) {
+  return t ? const_data<T>(*t) : nullptr;
+}
+template <typename T>
+T* mutable_data(Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// A null pointer rather than that of an empty tensor, for outputs that are not wanted.
+template <typename T>
+T* wanted_data(Tensor& t) {
+  return t.numel() ? mutable_data<T>(t) : nullptr;
+}
+
+template <typename T>
+std::vector<const T*> const_data(const std::vector<Tensor>& tensors) {
+  std::vector<const T*> pointers;
+  pointers.reserve(tensors.size());
+  for (const Tensor& t : tensors) pointers.push_back(const_data<T>(t));
+  return pointers;
+}
+
+}  // namespace lstm_fast

@@ -1,0 +1,109 @@
+"""The ops that run on CUDA devices, over the emulated kernels: what lies between tensors and
+kernels, which needs no GPU to be wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from lstm_fast import LSTM, LSTMCell, ops
+from tests.cuda import emulation
+from tests.sample_inputs import (
+    CONFIGS,
+    DTYPES,
+    HALVES,
+    Config,
+    assert_close,
+    forward_and_gradients,
+    in_float64,
+    tolerance,
+)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    torch.ops.load_library(str(emulation.ops_library(tmp_path_factory.mktemp("ops"))))
+    return torch.ops.lstm_fast_cuda_emulation
+
+
+@pytest.fixture(autouse=True)
+def calls(library: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Puts the ops over the emulated kernels in the place of the CPU's; the calls of forward."""
+    made: list[Any] = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        made.append(args)
+        return library.lstm.default(*args, **kwargs)
+
+    monkeypatch.setattr(ops, "_lstm", forward)
+    monkeypatch.setattr(ops, "_lstm_backward", library.lstm_backward.default)
+    return made
+
+
+def cuda_tolerance(config: Config) -> float:
+    """Halves are rounded where they enter a product, too: h and the gradients of gates at each
+    step, in random directions, so that a sum of them errs no more than its terms."""
+    return tolerance(config) + (torch.finfo(config.dtype).eps if config.dtype in HALVES else 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_values_and_gradients(config: Config, dtype: torch.dtype, calls: list[Any]):
+    config = replace(config, dtype=dtype)
+    module, input, hx = config.module(LSTM), config.input(), config.hx()
+    got = forward_and_gradients(module, config, input, hx)
+    expected = in_float64(forward_and_gradients, module, config, input, hx)
+    assert len(calls) == 1
+    assert_close(got, expected, config, cuda_tolerance(config))
+    assert all(result.dtype == dtype for result in got.values())
+
+
+def test_cell():
+    ours, theirs = LSTMCell(3, 5), torch.nn.LSTMCell(3, 5)
+    theirs.load_state_dict(ours.state_dict())
+    x, hx = torch.randn(2, 3), (torch.randn(2, 5), torch.randn(2, 5))
+    torch.testing.assert_close(ours(x, hx), theirs(x, hx))
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_strided_and_empty_inputs():
+    ours, theirs = LSTM(4, 5, batch_first=True), torch.nn.LSTM(4, 5, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())
+    for x in (torch.randn(6, 3, 8)[..., ::2], torch.randn(0, 3, 4)):
+        results = []
+        for module in (ours, theirs):
+            leaf = x.clone().requires_grad_()
+            output, state = module(leaf)
+            grads = torch.autograd.grad(output.sum(), [leaf, *module.parameters()])
+            results.append((output, state, grads))
+        torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("wanted", ["input", "hx", "weight_hh_l0"])
+def test_gradients_of_single_arguments(wanted: str):
+    config = replace(CONFIGS["packed_deep"], dtype=torch.float64)
+    module, input, hx = config.module(LSTM), config.input(), config.hx()
+    assert hx is not None
+    module.requires_grad_(wanted == "weight_hh_l0")
+    leaf = {"input": input, "hx": hx[0], "weight_hh_l0": module.weight_hh_l0}[wanted]
+    leaf.requires_grad_()
+    (grad,) = torch.autograd.grad(module(config.pack(input), hx)[1][1].sum(), leaf)
+    theirs = torch.nn.LSTM(**config.options, dtype=config.dtype)
+    theirs.load_state_dict(module.state_dict())
+    leaf = theirs.weight_hh_l0 if wanted == "weight_hh_l0" else leaf
+    (expected,) = torch.autograd.grad(theirs(config.pack(input), hx)[1][1].sum(), leaf)
+    torch.testing.assert_close(grad, expected)
+
+
+def test_wrong_arguments_are_named(library: Any):
+    args = list(CONFIGS["plain"].op_arguments())
+    args[2] = args[2].double()
+    with pytest.raises(RuntimeError, match="h0 must have the dtype of input"):
+        library.lstm(*args, False)
+    args = list(CONFIGS["plain"].op_arguments())
+    args[0] = args[0][..., :3]
+    with pytest.raises(RuntimeError, match="Expected weight_ih_l0 size"):
+        library.lstm(*args, False)
