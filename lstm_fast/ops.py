@@ -85,14 +85,26 @@ def lstm(
         num_layers,
         bidirectional,
         False,
-        _allow_tf32(input),
+        _parts(input),
     )
     return output, h_n, c_n
 
 
-def _allow_tf32(input: Tensor) -> bool:
-    """Whether products in float32 may be rounded to TF32: torch's setting for cuDNN's RNNs."""
-    return input.is_cuda and torch.backends.cudnn.rnn.fp32_precision == "tf32"
+_PARTS = {"highest": 3, "high": 2, "medium": 1}
+
+
+def _parts(input: Tensor) -> int:
+    """How products of float32 may be made, as the op's schema says.
+
+    On the CPU `torch.set_float32_matmul_precision` decides; `torch.use_deterministic_algorithms`
+    asks for results that depend neither on the batch nor on the number of threads. On CUDA it is
+    torch's setting for cuDNN's RNNs.
+    """
+    if input.is_cuda:
+        return 2 if torch.backends.cudnn.rnn.fp32_precision == "tf32" else 3
+    if torch.are_deterministic_algorithms_enabled():
+        return 0
+    return _PARTS[torch.get_float32_matmul_precision()]
 
 
 def _beyond_kernels() -> bool:
@@ -122,9 +134,9 @@ class _LSTM(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.options = has_biases, num_layers, bidirectional
-        ctx.allow_tf32 = _allow_tf32(input)
+        ctx.parts = _parts(input)
         output, h_n, c_n, saved = _lstm(
-            input, batch_sizes, h0, c0, params, *ctx.options, True, ctx.allow_tf32
+            input, batch_sizes, h0, c0, params, *ctx.options, True, ctx.parts
         )
         ctx.save_for_backward(input, batch_sizes, h0, c0, output, saved, *params)
         return output, h_n, c_n
@@ -145,9 +157,7 @@ class _LSTM(torch.autograd.Function):
         if torch.is_grad_enabled() or _beyond_kernels() or any(map(_is_batched, grads)):
             results = reference.lstm_backward(*grads, *forward_args, **needs)
         else:
-            results = _lstm_backward(
-                *grads, *forward_args, output, saved, **needs, allow_tf32=ctx.allow_tf32
-            )
+            results = _lstm_backward(*grads, *forward_args, output, saved, **needs, parts=ctx.parts)
         grad_input, grad_h0, grad_c0, grad_params = results
         return (
             grad_input if needs_input else None,
@@ -172,7 +182,7 @@ def _lstm_fake(
     num_layers: int,
     bidirectional: bool,
     save: bool,
-    allow_tf32: bool = False,
+    parts: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     directions = 2 if bidirectional else 1
     weights = reference.split_params(params, has_biases, num_layers, bidirectional)[0]
@@ -225,7 +235,7 @@ def _lstm_backward_fake(
     need_input: bool,
     need_hx: bool,
     need_params: bool,
-    allow_tf32: bool = False,
+    parts: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     _, h_n, c_n, _ = _lstm_fake(
         input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional, False

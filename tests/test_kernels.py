@@ -128,6 +128,49 @@ def test_vector_units_agree_to_the_bit():
         np.testing.assert_array_equal(a, b)
 
 
+# Batches and sizes that the matrix unit is used for (unit_pays in stack.cpp), with odd tails.
+FOR_THE_UNIT = [
+    Problem(T=5, B=16, I=40, H=50, states=False),
+    Problem(T=4, B=35, I=1, H=64, L=2, D=2),
+    Problem(T=3, B=50, I=100, H=33, biases=False),
+    Problem(T=40, B=17, I=45, H=77),
+    Problem(T=6, B=20, I=60, H=70, P=40, L=2),
+    Problem(T=7, B=24, I=65, H=100, L=2, lengths=[7] * 9 + [5] * 8 + [2, 2, 2, 1, 1, 1, 1]),
+]
+needs_unit = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no matrix unit")
+
+
+@needs_unit
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize(("parts", "bits"), [(3, 24), (2, 16), (1, 8)])
+@pytest.mark.parametrize("problem", FOR_THE_UNIT, ids=case_name)
+def test_products_of_bfloat16_parts(problem, parts, bits, slices):
+    """Each part has 8 bits of significand: three are as exact as float32."""
+    got = run(problem, np.float32, isa="amx", parts=parts, slices=slices)
+    assert any(
+        (a != b).any()
+        for a, b in zip(got, run(problem, np.float32, isa="amx", slices=slices), strict=True)
+    ), "the unit was not used"
+    for e, g in zip(problem.reference(), got, strict=True):
+        scale = max(1.0, np.abs(e).max()) * 2.0 ** (24 - bits)
+        np.testing.assert_allclose(g, e, rtol=0, atol=tolerance(problem, np.float32) * scale)
+
+
+@needs_unit
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e38])
+@pytest.mark.parametrize("where", ["x", "h0", "weight"])
+def test_numbers_without_parts_are_left_to_float32(value, where):
+    problem = Problem(T=4, B=16, I=40, H=50)
+    {"x": problem.x, "h0": problem.h0[0], "weight": problem.params[1]}[where][2, 3] = value
+    params = [p.astype(np.float32) for p in problem.params]
+    x = problem.x.astype(np.float32).reshape(4, 16, 40)
+    states = {"h0": problem.h0.astype(np.float32), "c0": problem.c0.astype(np.float32)}
+    got = _kernels.lstm(x, params, **states, isa="amx", parts=3)
+    expected = _kernels.lstm(x, params, **states, isa="avx512")
+    for g, e in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(g, e)
+
+
 def ulps(got, expected):
     return np.abs(got.astype(np.float64) - expected) / np.spacing(
         np.abs(expected).astype(got.dtype)

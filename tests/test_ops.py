@@ -328,6 +328,7 @@ def all_results(args: tuple[Any, ...], coefficients: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", ["wide", "packed_deep", "deep_projected", "single"])
+@pytest.mark.usefixtures("deterministic")
 def test_bits_do_not_depend_on_threads(name: str):
     args = op_arguments(CONFIGS[name])
     coefficients = torch.randn_like(ops.lstm(*args)[0])
@@ -340,6 +341,7 @@ def test_bits_do_not_depend_on_threads(name: str):
 
 @all_dtypes
 @pytest.mark.parametrize("rows", [slice(0, 1), slice(3, 10), slice(16, 17), slice(0, 16)])
+@pytest.mark.usefixtures("deterministic")
 def test_bits_do_not_depend_on_other_rows(rows: slice, dtype: torch.dtype):
     """Of outputs, states and their gradients; those of the weights are sums over all rows."""
     config = replace(CONFIGS["wide"], num_layers=2, bidirectional=True, dtype=dtype)

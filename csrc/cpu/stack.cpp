@@ -85,7 +85,7 @@ constexpr int64_t kUnitRowsPerSlice = 8, kMinUnitTerms = 64, kMinUnitHidden = 16
 
 bool unit_pays(const StackShape& s, int64_t slices) {
   return s.parts && s.steps.T > 1 && s.steps.B >= kUnitRowsPerSlice * slices &&
-         s.H >= kMinUnitHidden && s.P + s.I >= kMinUnitTerms;
+         s.H >= kMinUnitHidden && s.P + (s.L > 1 ? std::min(s.I, s.D * s.P) : s.I) >= kMinUnitTerms;
 }
 
 // Weights in parts that leave the second cache (2 MiB) pay when they serve 32 rows each time.
@@ -249,7 +249,8 @@ template <typename T>
 int plan_parts(const Kernels& kernels, const StackBackward<T>& p, const Threads& threads) {
   const StackShape& s = p.shape;
   const int64_t slices = row_slices(s, threads_for(stack_flops(s) / s.L, threads));
-  return kernels.of(T()).has_matrix_unit && unit_pays(s, slices) ? s.parts : 0;
+  const bool pays = unit_pays(s, slices) && s.steps.total() > kPlainRows;
+  return kernels.of(T()).has_matrix_unit && pays ? s.parts : 0;
 }
 
 template <typename T>

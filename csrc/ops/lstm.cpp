@@ -36,8 +36,14 @@ Threads torch_threads() {
           }};
 }
 
+// Parts that the products of a dtype are made of, given those that float32 may be made of. Two hold
+// all that a half has.
+int parts_for(ScalarType dtype, int64_t parts) {
+  return static_cast<int>(std::min<int64_t>(parts, is_half(dtype) ? 2 : 3));
+}
+
 template <typename T>
-ForwardResult run_forward(const Arguments& a, bool save) {
+ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   const StackShape& s = a.shape;
   const ScalarType type = compute_type(a.dtype);
   const SavedLayout layout = saved_layout(a);
@@ -49,7 +55,7 @@ ForwardResult run_forward(const Arguments& a, bool save) {
   const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, const_data<T>(a.params));
   StackForward<T> p{};
   p.shape = s;
-  p.shape.parts = 3;
+  p.shape.parts = parts;
   p.weights = weights.data();
   p.x = const_data<T>(a.input);
   p.h0 = const_data<T>(a.h0);
@@ -75,16 +81,17 @@ ForwardResult run_forward(const Arguments& a, bool save) {
 
 ForwardResult lstm(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                    const OptionalTensor& c0, const std::vector<Tensor>& params, bool has_biases,
-                   int64_t num_layers, bool bidirectional, bool save, bool /*allow_tf32*/) {
+                   int64_t num_layers, bool bidirectional, bool save, int64_t parts) {
   const Arguments a(prepare, input, batch_sizes, h0, c0, params, has_biases, num_layers,
                     bidirectional);
-  return compute_type(a.dtype) == ScalarType::Double ? run_forward<double>(a, save)
-                                                     : run_forward<float>(a, save);
+  return compute_type(a.dtype) == ScalarType::Double
+             ? run_forward<double>(a, save, 0)
+             : run_forward<float>(a, save, parts_for(a.dtype, parts));
 }
 
 template <typename T>
 BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const Tensor& output,
-                            const Tensor& saved, const Needs& needs) {
+                            const Tensor& saved, const Needs& needs, int parts) {
   const StackShape& s = a.shape;
   const SavedLayout layout = saved_layout(a);
   ArgumentGrads results(a, needs, compute_type(a.dtype));
@@ -97,7 +104,7 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   const Tensor y = prepare(output);
   StackBackward<T> p{};
   p.shape = s;
-  p.shape.parts = 3;
+  p.shape.parts = parts;
   p.weights = weights.data();
   p.x = const_data<T>(a.input);
   p.h0 = const_data<T>(a.h0);
@@ -130,15 +137,15 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
                              const OptionalTensor& c0, const std::vector<Tensor>& params,
                              bool has_biases, int64_t num_layers, bool bidirectional,
                              const Tensor& output, const Tensor& saved, bool need_input,
-                             bool need_hx, bool need_params, bool /*allow_tf32*/) {
+                             bool need_hx, bool need_params, int64_t parts) {
   const Arguments a(prepare, input, batch_sizes, h0, c0, params, has_biases, num_layers,
                     bidirectional);
   const OutputGrads grads = prepare_grads(prepare, a, output, grad_output, grad_h_n, grad_c_n);
   check_saved(a, saved);
   const Needs needs{need_input, need_hx, need_params};
   return compute_type(a.dtype) == ScalarType::Double
-             ? run_backward<double>(a, grads, output, saved, needs)
-             : run_backward<float>(a, grads, output, saved, needs);
+             ? run_backward<double>(a, grads, output, saved, needs, 0)
+             : run_backward<float>(a, grads, output, saved, needs, parts_for(a.dtype, parts));
 }
 
 }  // namespace

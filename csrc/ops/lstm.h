@@ -10,15 +10,18 @@
 
 namespace lstm_fast {
 
+// `parts`: how products of float32 may be made where a matrix unit is faster. 0: by float32
+// arithmetic in one fixed order. 3: of three bfloat16 parts of each number, no less exact. 2: of
+// two parts, or TF32 on CUDA; 1: of one.
 constexpr char kForwardSchema[] =
     "lstm(Tensor input, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] params, "
-    "bool has_biases, int num_layers, bool bidirectional, bool save, bool allow_tf32=False) "
+    "bool has_biases, int num_layers, bool bidirectional, bool save, int parts=0) "
     "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)";
 constexpr char kBackwardSchema[] =
     "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
     "Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] params, bool has_biases, "
     "int num_layers, bool bidirectional, Tensor output, Tensor saved, bool need_input, "
-    "bool need_hx, bool need_params, bool allow_tf32=False) "
+    "bool need_hx, bool need_params, int parts=0) "
     "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_params)";
 
 // `prepare` makes of a checked tensor what the kernels of its device read: contiguous at least.

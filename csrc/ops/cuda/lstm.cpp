@@ -50,16 +50,20 @@ struct OnDevice {
 
 Dtype dtype_of(ScalarType type) {
   switch (type) {
-    case ScalarType::Double: return Dtype::Float64;
-    case ScalarType::Half: return Dtype::Float16;
-    case ScalarType::BFloat16: return Dtype::BFloat16;
-    default: return Dtype::Float32;
+    case ScalarType::Double:
+      return Dtype::Float64;
+    case ScalarType::Half:
+      return Dtype::Float16;
+    case ScalarType::BFloat16:
+      return Dtype::BFloat16;
+    default:
+      return Dtype::Float32;
   }
 }
 
 ForwardResult lstm(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                    const OptionalTensor& c0, const std::vector<Tensor>& params, bool has_biases,
-                   int64_t num_layers, bool bidirectional, bool save, bool allow_tf32) {
+                   int64_t num_layers, bool bidirectional, bool save, int64_t parts) {
   const OnDevice on(input);
   const Arguments a(as_contiguous, input, batch_sizes, h0, c0, params, has_biases, num_layers,
                     bidirectional);
@@ -79,11 +83,10 @@ ForwardResult lstm(const Tensor& input, const OptionalTensor& batch_sizes, const
   p.h_n = mutable_data<void>(h_n);
   p.c_n = mutable_data<void>(c_n);
   p.saved = save ? mutable_data<void>(saved) : nullptr;
-  p.allow_tf32 = allow_tf32;
+  p.allow_tf32 = parts == 1 || parts == 2;
   const StackKernels& kernels = stack_kernels(dtype_of(a.dtype));
   const Device device = current_device();
-  Tensor workspace =
-      empty({kernels.forward_workspace_bytes(p, device)}, ScalarType::Byte, a.input);
+  Tensor workspace = empty({kernels.forward_workspace_bytes(p, device)}, ScalarType::Byte, a.input);
   p.workspace = mutable_data<void>(workspace);
   kernels.forward(p, device, on.stream);
   return {y, h_n, c_n, saved};
@@ -95,7 +98,7 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
                              const OptionalTensor& c0, const std::vector<Tensor>& params,
                              bool has_biases, int64_t num_layers, bool bidirectional,
                              const Tensor& output, const Tensor& saved, bool need_input,
-                             bool need_hx, bool need_params, bool allow_tf32) {
+                             bool need_hx, bool need_params, int64_t parts) {
   const OnDevice on(input);
   const Arguments a(as_contiguous, input, batch_sizes, h0, c0, params, has_biases, num_layers,
                     bidirectional);
@@ -128,7 +131,7 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
   p.grad_h0 = wanted_data<void>(results.h0);
   p.grad_c0 = wanted_data<void>(results.c0);
   p.grad_weights = need_params ? grad_weights.data() : nullptr;
-  p.allow_tf32 = allow_tf32;
+  p.allow_tf32 = parts == 1 || parts == 2;
   const StackKernels& kernels = stack_kernels(dtype_of(a.dtype));
   const Device device = current_device();
   Tensor workspace =
@@ -149,7 +152,6 @@ STABLE_TORCH_LIBRARY(lstm_fast_cuda_emulation, m) {
   m.def(lstm_fast::kBackwardSchema);
 }
 STABLE_TORCH_LIBRARY_IMPL(lstm_fast_cuda_emulation, CPU, m) {
-
 #else
 
 STABLE_TORCH_LIBRARY_IMPL(lstm_fast, CUDA, m) {
