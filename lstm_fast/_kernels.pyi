@@ -9,6 +9,16 @@ from numpy.typing import NDArray
 _Array = NDArray[floating[Any]]
 
 def build_info() -> dict[str, Any]: ...
+def bind_direct(address: int) -> None: ...
+def direct(
+    handles: list[Any],
+    has_states: bool,
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    parts: int,
+    /,
+) -> list[Any] | None: ...
 def available_isas() -> list[str]: ...
 def activations(x: _Array, isa: str | None = None) -> tuple[_Array, _Array]: ...
 def lstm(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TypedDict
+from typing import Any, TypedDict
 
 MIN_TORCH = (2, 10)
 
@@ -91,6 +93,17 @@ def load_kernels() -> ModuleType:
             raise
         python = f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info.minor}"
         raise _not_compiled(f"there is no _kernels for {python} in {_PACKAGE}") from error
+
+
+@functools.cache
+def load_direct() -> Callable[..., list[Any] | None]:
+    """`lstm_fast._kernels.direct`, bound to the ops (csrc/direct.h)."""
+    load_ops()
+    kernels = load_kernels()
+    function = ctypes.CDLL(str(_OPS)).lstm_fast_direct
+    kernels.bind_direct(ctypes.cast(function, ctypes.c_void_p).value)
+    direct: Callable[..., list[Any] | None] = kernels.direct
+    return direct
 
 
 def build_info() -> BuildInfo:

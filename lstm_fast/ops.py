@@ -23,6 +23,11 @@ _lstm_backward = torch.ops.lstm_fast.lstm_backward.default
 
 _cuda = _load.build_info()["cuda"]
 
+_direct = _load.load_direct()
+_is_neg = Tensor.is_neg
+_handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
+_tensors = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
+
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 """The dtypes that the kernels compute; halves in float32 inside."""
 
@@ -75,19 +80,38 @@ def lstm(
         return _LSTM.apply(
             input, batch_sizes, h0, c0, has_biases, num_layers, bidirectional, *params
         )
-    output, h_n, c_n, _ = _lstm(
-        input,
-        batch_sizes,
-        h0,
-        c0,
-        params,
-        has_biases,
-        num_layers,
-        bidirectional,
-        False,
-        _parts(input),
-    )
+    options = has_biases, num_layers, bidirectional
+    if batch_sizes is None and not torch.compiler.is_compiling():
+        results = _directly(input, h0, c0, params, options)
+        if results is not None:
+            return results
+    output, h_n, c_n, _ = _lstm(input, batch_sizes, h0, c0, params, *options, False, _parts(input))
     return output, h_n, c_n
+
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
+
+def _directly(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    params: Sequence[Tensor],
+    options: tuple[bool, int, bool],
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The op past the dispatcher, which takes longer than a small call. None where the dispatcher
+    has something to do: tensors that are not plain, modes, wrong arguments."""
+    tensors = [input, *params] if h0 is None or c0 is None else [input, h0, c0, *params]
+    if (
+        (h0 is None) is not (c0 is None)
+        or not _PLAIN.issuperset(map(type, tensors))
+        or not input.is_cpu
+        or torch._C._len_torch_dispatch_stack()
+        or any(map(_is_neg, tensors))
+    ):
+        return None
+    results = _direct(_handles(tensors), h0 is not None, *options, _parts(input))
+    return None if results is None else tuple(_tensors(results))
 
 
 _PARTS = {"highest": 3, "high": 2, "medium": 1}

@@ -4,12 +4,13 @@ every call: rows are independent, states of the process are left alone."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lstm_fast import ops, reference
@@ -165,9 +166,39 @@ def test_nothing_is_saved_without_need(forward_spy: Spy):
         ops.lstm(*args)
     with torch.inference_mode():
         ops.lstm(*args)
-    assert [call[-2] for call in forward_spy.calls] == [False] * 3
+    assert forward_spy.calls == []  # past the dispatcher, where nothing can be saved
     ops.lstm(*args)
     assert forward_spy.calls[-1][-2] is True
+
+
+def test_inference_past_the_dispatcher_is_the_op():
+    args = op_arguments(CONFIGS["wide"])
+    with torch.no_grad():
+        direct = ops.lstm(*args)
+        dispatched = torch.ops.lstm_fast.lstm(*args, False, 3)[:3]
+    for a, b in zip(direct, dispatched, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_inference_leaves_to_the_dispatcher_what_is_its_own():
+    class Seen(TorchDispatchMode):
+        names: ClassVar[list[str]] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    args = op_arguments(CONFIGS["plain"])
+    with torch.no_grad():
+        expected = ops.lstm(*args)
+        with Seen():
+            ops.lstm(*args)
+        negative = torch.complex(torch.zeros_like(args[0]), -args[0]).conj().imag
+        assert negative.is_neg()
+        got = ops.lstm(negative, *args[1:])
+    assert "lstm_fast.lstm.default" in Seen.names
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "../cpu/stack.h"
+#include "../direct.h"
 
 namespace lstm_fast {
 namespace {
@@ -42,14 +43,15 @@ int parts_for(ScalarType dtype, int64_t parts) {
   return static_cast<int>(std::min<int64_t>(parts, is_half(dtype) ? 2 : 3));
 }
 
+// The last result is only there to be saved.
 template <typename T>
 ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   const StackShape& s = a.shape;
   const ScalarType type = compute_type(a.dtype);
   const SavedLayout layout = saved_layout(a);
-  Tensor saved = empty({save ? layout.size() : 0}, type, a.input);
   const bool y_in_saved = save && layout.keep_output;
-  Tensor y = y_in_saved ? saved : a.empty_output(s.D * s.P, type);
+  Tensor y = y_in_saved ? empty({layout.size()}, type, a.input) : a.empty_output(s.D * s.P, type);
+  Tensor saved = save && !y_in_saved ? empty({layout.size()}, type, a.input) : y;
   Tensor h_n = a.empty_state(s.P, type), c_n = a.empty_state(s.H, type);
 
   const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, const_data<T>(a.params));
@@ -79,14 +81,20 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   return {cast(y, a.dtype), cast(h_n, a.dtype), cast(c_n, a.dtype), saved};
 }
 
+ForwardResult compute_forward(const Arguments& a, bool save, int64_t parts) {
+  return compute_type(a.dtype) == ScalarType::Double
+             ? run_forward<double>(a, save, 0)
+             : run_forward<float>(a, save, parts_for(a.dtype, parts));
+}
+
 ForwardResult lstm(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                    const OptionalTensor& c0, const std::vector<Tensor>& params, bool has_biases,
                    int64_t num_layers, bool bidirectional, bool save, int64_t parts) {
   const Arguments a(prepare, input, batch_sizes, h0, c0, params, has_biases, num_layers,
                     bidirectional);
-  return compute_type(a.dtype) == ScalarType::Double
-             ? run_forward<double>(a, save, 0)
-             : run_forward<float>(a, save, parts_for(a.dtype, parts));
+  ForwardResult results = compute_forward(a, save, parts);
+  if (!save) std::get<3>(results) = empty({0}, compute_type(a.dtype), a.input);
+  return results;
 }
 
 template <typename T>
@@ -150,6 +158,34 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
 
 }  // namespace
 }  // namespace lstm_fast
+
+extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct(
+    lstm_fast::DirectCall& call) {
+  using namespace lstm_fast;
+  std::vector<Tensor> tensors;  // of all handles at once, so that each is released
+  tensors.reserve(call.count);
+  for (int64_t i = 0; i < call.count; ++i) {
+    tensors.emplace_back(static_cast<AtenTensorHandle>(call.tensors[i]));
+  }
+  try {
+    OptionalTensor h0, c0;
+    if (call.has_states) h0 = tensors[1], c0 = tensors[2];
+    const std::vector<Tensor> params(tensors.begin() + (call.has_states ? 3 : 1), tensors.end());
+    const Arguments a(prepare, tensors[0], std::nullopt, h0, c0, params, call.has_biases,
+                      call.num_layers, call.bidirectional);
+    const auto results = compute_forward(a, false, call.parts);
+    const Tensor* of_results[3] = {&std::get<0>(results), &std::get<1>(results),
+                                   &std::get<2>(results)};
+    for (int i = 0; i < 3; ++i) {
+      AtenTensorHandle handle = nullptr;
+      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(of_results[i]->get(), &handle));
+      call.results[i] = handle;
+    }
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
 
 STABLE_TORCH_LIBRARY(lstm_fast, m) {
   m.def(lstm_fast::kForwardSchema);

@@ -14,6 +14,7 @@
 
 #include "../arguments.h"
 #include "../cpu/stack.h"
+#include "../direct.h"
 
 namespace py = pybind11;
 
@@ -214,6 +215,46 @@ py::tuple activations(const Array<T>& x, const std::optional<std::string>& isa) 
   return py::make_tuple(s, h);
 }
 
+DirectForward direct_forward = nullptr;
+
+void bind_direct(uintptr_t address) { direct_forward = reinterpret_cast<DirectForward>(address); }
+
+// direct(handles, has_states, has_biases, num_layers, bidirectional, parts): a list of capsules
+// with the results' handles, or None. Without pybind11, whose conversions would take as long as the
+// rest.
+PyObject* direct(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (!direct_forward || count != 6 || !PyList_Check(args[0])) Py_RETURN_NONE;
+  const Py_ssize_t handles = PyList_Size(args[0]);
+  std::vector<void*> tensors(handles);
+  for (Py_ssize_t i = 0; i < handles; ++i) {
+    tensors[i] = PyCapsule_GetPointer(PyList_GetItem(args[0], i), nullptr);
+    if (!tensors[i]) return nullptr;
+  }
+  DirectCall call{};
+  call.tensors = tensors.data();
+  call.count = handles;
+  call.has_states = PyObject_IsTrue(args[1]);
+  call.has_biases = PyObject_IsTrue(args[2]);
+  call.num_layers = PyLong_AsLongLong(args[3]);
+  call.bidirectional = PyObject_IsTrue(args[4]);
+  call.parts = PyLong_AsLongLong(args[5]);
+  bool done;
+  Py_BEGIN_ALLOW_THREADS;
+  done = direct_forward(call);
+  Py_END_ALLOW_THREADS;
+  if (!done) Py_RETURN_NONE;
+  PyObject* results = PyList_New(3);
+  for (int i = 0; results && i < 3; ++i) {
+    PyList_SetItem(results, i, PyCapsule_New(call.results[i], nullptr, nullptr));
+  }
+  return results;
+}
+
+PyMethodDef direct_method[] = {
+    {"direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(direct)), METH_FASTCALL,
+     "The forward op past torch's dispatcher (csrc/direct.h)."},
+    {nullptr, nullptr, 0, nullptr}};
+
 py::dict build_info() {
   std::vector<std::string> built = {"baseline"};
 #if defined(LSTM_FAST_X86)
@@ -261,6 +302,9 @@ PYBIND11_MODULE(_kernels, m) {
         "What was built, and what is in use on this machine.");
   m.def("available_isas", &lstm_fast::available_isas,
         "Instruction sets built in that this machine has, best last.");
+  m.def("bind_direct", &lstm_fast::bind_direct,
+        "Takes the address of the function that `direct` calls.");
+  PyModule_AddFunctions(m.ptr(), lstm_fast::direct_method);
   lstm_fast::bind<float>(m);
   lstm_fast::bind<double>(m);
 }
