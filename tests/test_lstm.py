@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lstm_fast import LSTM, ops
+from lstm_fast import LSTM
 from tests.sample_inputs import (
     CONFIGS,
     DTYPES,
@@ -35,20 +35,6 @@ def twins(**options: Any) -> tuple[Any, Any]:
     ours, theirs = LSTM(**options), torch.nn.LSTM(**options)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
-
-
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """One element for each call that reached the ops."""
-    calls: list[None] = []
-    run = ops.lstm
-
-    def counting(*args: Any) -> Any:
-        calls.append(None)
-        return run(*args)
-
-    monkeypatch.setattr(ops, "lstm", counting)
-    return calls
 
 
 @settings(max_examples=150)
