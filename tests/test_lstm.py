@@ -504,17 +504,6 @@ def test_export(save: bool):
             assert_all_close(program.module()(sample), ours(sample), CONFIGS["deep"])
 
 
-def test_compile():
-    """Dynamo does not look into an nn.LSTM; it breaks the graph there, ours included."""
-    ours, theirs = twins()
-    model = torch.nn.Sequential(ours)
-    compiled = torch.compile(model, backend="aot_eager")
-    assert_all_close(compiled(X), theirs(X), CONFIGS["deep"])
-    compiled(X)[0].sum().backward()
-    expected = torch.autograd.grad(theirs(X)[0].sum(), theirs.parameters())
-    assert_all_close(tuple(p.grad for p in ours.parameters()), expected, CONFIGS["deep"])
-
-
 def test_frozen_weights():
     ours, theirs = twins()
     for module in (ours, theirs):
