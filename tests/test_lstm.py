@@ -228,7 +228,7 @@ def test_a_deleted_parameter_is_remembered_as_in_torch():
 
 
 def test_construction_draws_the_numbers_of_torch():
-    options = {"input_size": 3, "hidden_size": 7, "num_layers": 2, "proj_size": 2}
+    options: dict[str, Any] = {"input_size": 3, "hidden_size": 7, "num_layers": 2, "proj_size": 2}
     states = []
     for cls in (LSTM, torch.nn.LSTM):
         torch.manual_seed(3)
