@@ -219,5 +219,5 @@ def test_numbers_too_large_to_be_multiplied_raise():
         _kernels.lstm(*arguments, num_layers=2**62)
     largest = np.iinfo(np.int64).max
     sizes = np.array([largest, largest, 8])
-    with pytest.raises(RuntimeError, match="batch_sizes must sum up to input.size"):
+    with pytest.raises(RuntimeError, match="batch_sizes must sum up to"):
         _kernels.lstm(p.x, p.params, batch_sizes=sizes)
