@@ -1,6 +1,8 @@
-"""The table of clients: losses, differences and times, measured. `python -m tests.clients`."""
+"""The table of clients, measured: `python -m tests.clients [LIBRARY ...]`."""
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ def main() -> None:
     print("| library, model | swapped by | last loss | losses differ by | forecasts by | seconds |")
     print("|---|---|---|---|---|---|")
     for client in CLIENTS:
+        if sys.argv[1:] and client.library not in sys.argv:
+            continue
         client(swap=False)  # imports, caches
         theirs, ours = client(swap=False), client(swap=True)
         loss, forecast = (

@@ -21,6 +21,7 @@ SAMPLED = 100 * TOLERANCE
 def test_losses_and_forecasts(client: Client, fused: list[None]):
     if importlib.util.find_spec(client.library) is None:
         pytest.skip(f"needs {client.library}: pip install -e '.[clients]'")
+    torch.set_num_threads(1)
     expected = client(swap=False)
     assert not fused
     got = client(swap=True)
