@@ -68,7 +68,15 @@ DEBUG = os.environ.get("LSTM_FAST_DEBUG", "0") not in ("", "0")
 # -ffp-contract=off: the order and rounding of every addition is written in the source, so that a
 # row's result cannot depend on which loop (main or tail) the compiler fused; fma is explicit.
 CXX_FLAGS = [
-    *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"),
+    *(
+        "-std=c++17",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+        "-Wno-maybe-uninitialized",
+    ),
     *(("-g", "-O1") if DEBUG else ("-g0", "-O3", "-DNDEBUG")),
     *(["-DLSTM_FAST_X86"] if X86 else []),
 ]

@@ -21,7 +21,9 @@ def build(sanitizers: str, guided: bool) -> Path:
     kept = [flag for flag in setup.CXX_FLAGS if flag not in ("-g0", "-O3", "-DNDEBUG")]
     includes = [f"-I{setup.CSRC}", f"-I{setup.CSRC / 'cpu'}"]
     cover, link = ["-fsanitize=fuzzer-no-link"] * guided, ["-fsanitize=fuzzer"] * guided
-    ninja = setup.NinjaFile(setup.find_compiler(), folder, [*kept, *flags, *cover, *includes])
+    ninja = setup.NinjaFile(
+        setup.find_compiler(), build=folder, flags=[*kept, *flags, *cover, *includes]
+    )
     random = [] if guided else ["-DLSTM_FAST_RANDOM_CASES"]
     objects = [*setup.add_cpu_objects(ninja), ninja.compile(FOLDER / "stack.cpp", random)]
     ninja.link_program(folder / "stack", objects, [*flags, *link, "-pthread"])

@@ -248,7 +248,7 @@ struct Problem {
     f.y = c.keep_output ? f.saved + layout.output(s.L - 1) : add(N * s.D * s.P);
     f.h_n = add(rows * s.P);
     f.c_n = add(rows * s.H);
-    Buffer<T> forward_workspace(forward_workspace_size(kernels, f), fill, true);
+    Buffer<T> forward_workspace(forward_workspace_size(kernels, f, threads), fill, true);
     f.workspace = forward_workspace.get();
     forward(kernels, f, threads);
     if (!c.save) return out;
