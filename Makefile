@@ -3,6 +3,11 @@
 #   make test     build and run the tests
 #   make lint     what CI checks beside the tests;   make format repairs what a tool can repair
 #   make build    compile what changed
+#   make clients  forecasting libraries with our layer in them; pip install -e '.[clients]' first
+#   make wheel    a manylinux wheel in dist/, checked by auditwheel
+#   make compat   that wheel under several versions of torch;   COMPAT='2.10.0 2.13.0'
+#   make sanitize  the CPU floor under the address, undefined-behaviour and thread sanitizers
+#   make fuzz     looks for arguments that break it; needs clang;   SECONDS=60
 #   make bench    measure against torch.nn.LSTM;     BENCH=--quick for the short table
 #   make clean    remove everything that was built, the environment included
 
@@ -15,11 +20,12 @@ RESULTS := benchmarks/results/$(shell date +%Y-%m-%d-%H%M).json
 BENCH ?=
 
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP_INSTALL := $(PIP) install --quiet
 EDITABLE := $(PIP_INSTALL) --no-build-isolation --editable
-CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint format build bench clean
+.PHONY: demo test lint format build clients wheel compat sanitize fuzz bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -27,7 +33,7 @@ demo: $(VENV)/.forecast $(VENV)/.built
 	$(BIN)/lstm-fast demo
 
 test: $(VENV)/.dev $(VENV)/.built
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/clients
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -41,6 +47,47 @@ format: $(VENV)/.dev
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 build: $(VENV)/.built
+
+clients: $(VENV)/.dev $(VENV)/.built
+	$(BIN)/python -m pytest tests/clients
+
+# torch's own libraries stay out of the wheel; whoever installs it has them.
+wheel: $(VENV)/.dev
+	rm -rf dist build/wheel
+	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+	$(BIN)/auditwheel show dist/*.whl
+
+# Built once, tested under each: in an environment of its own, away from the checkout. What torch
+# does to nn.LSTM differs from one to another, so that this column of the table is left out.
+COMPAT ?= 2.10.0 2.13.0
+compat: wheel
+	set -e; for version in $(COMPAT); do \
+		rm -rf build/compat && mkdir -p build/compat && cp -r tests pyproject.toml README.md build/compat; \
+		$(PYTHON) -m venv build/compat-$$version; \
+		build/compat-$$version/bin/python -m pip --disable-pip-version-check install --quiet \
+			torch==$$version pytest hypothesis scipy "$$(echo dist/*.whl)[forecast]"; \
+		(cd build/compat && ../compat-$$version/bin/python -m pytest \
+			--ignore=tests/test_packaging.py --ignore=tests/clients --ignore=tests/fuzz -k 'not test_nn_lstm'); \
+	done
+
+# The kernel tests in Python under the first two (Python itself has none, so that its leaks are not
+# ours to find), then arbitrary arguments on threads under all three.
+SANITIZED := build/sanitized
+sanitize: $(VENV)/.dev $(VENV)/.built
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -r csrc lstm_fast tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
+	cd $(SANITIZED) && CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1' \
+		$(abspath $(BIN))/python setup.py -q build_ext --inplace
+	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		PYTHONPATH=. $(abspath $(BIN))/python -m pytest tests/test_kernels.py
+	$(BIN)/python -m tests.fuzz address,undefined
+	$(BIN)/python -m tests.fuzz thread
+
+SECONDS ?= 60
+fuzz: $(VENV)/.dev
+	CXX=clang++ $(BIN)/python -m tests.fuzz --seconds=$(SECONDS)
 
 bench: $(VENV)/.dev $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-json=$(RESULTS) $(BENCH)

@@ -275,15 +275,23 @@ def kernels_library(version: str, cuda: Cuda | None) -> Library:
 
 
 class NinjaFile:
-    """Text of a build.ninja: compile and link edges."""
+    """Text of a build.ninja: compile and link edges. What they make lies in `build`."""
 
-    def __init__(self, compiler: Sequence[str], cuda: Cuda | None) -> None:
+    def __init__(
+        self,
+        compiler: Sequence[str],
+        cuda: Cuda | None = None,
+        build: Path = BUILD,
+        flags: Sequence[str] = CXX_FLAGS,
+    ) -> None:
+        self.build = build
         environment = {name: os.environ.get(name, "") for name in ("CXXFLAGS", "LDFLAGS")}
         # -MD, not -MMD: a change of torch's or Python's headers rebuilds too.
         self.lines = [
-            f"builddir = {BUILD}",
+            f"builddir = {build}",
             f"cxx = {self._command(compiler)}",
-            f"cxxflags = {self._command(CXX_FLAGS)}",
+            f"cxxflags = {self._command(flags)}",
+            "kind = -shared",
             f"user_cxxflags = {self._escape(environment['CXXFLAGS'])}",
             f"user_ldflags = {self._escape(environment['LDFLAGS'])}",
             "rule compile",
@@ -293,7 +301,7 @@ class NinjaFile:
             "  description = compile $out",
             *(self._cuda_rule(cuda, compiler) if cuda else []),
             "rule link",
-            "  command = $cxx -shared $user_cxxflags $in -o $out $libraries $user_ldflags",
+            "  command = $cxx $kind $user_cxxflags $in -o $out $libraries $user_ldflags",
             "  description = link $out",
         ]
 
@@ -311,18 +319,29 @@ class NinjaFile:
     def compile(self, source: Path, flags: Sequence[str] = (), suffix: str = "") -> Path:
         """Add one object and return its path; `suffix` tells objects of the same source apart."""
         cuda = source.suffix == ".cu"
-        out = BUILD / source.relative_to(CSRC).with_suffix(
-            f"{suffix}.cu.o" if cuda else f"{suffix}.o"
-        )
+        folder = source.parent.relative_to(CSRC) if CSRC in source.parents else source.parent
+        out = self.build / folder / f"{source.stem}{suffix}.{'cu.o' if cuda else 'o'}"
         self._edge("compile_cuda" if cuda else "compile", out, [source], flags=flags)
         return out
 
     def link(self, out: Path, objects: Sequence[Path], libraries: Sequence[str]) -> None:
         self._edge("link", out, objects, libraries=libraries)
 
-    def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(self.lines) + "\n")
+    def link_program(self, out: Path, objects: Sequence[Path], flags: Sequence[str]) -> None:
+        self._edge("link", out, objects, kind=flags)
+
+    def run(self, verbose: bool = False) -> None:
+        """Write the file and make what has changed. Raises CompileError."""
+        path = self.build / "build.ninja"
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / path).write_text("\n".join(self.lines) + "\n")
+        command = [find_ninja(), "-f", str(path)]
+        if jobs := os.environ.get("MAX_JOBS"):
+            command += ["-j", jobs]
+        if verbose:
+            command.append("-v")
+        if subprocess.run(command, cwd=ROOT).returncode != 0:
+            raise CompileError("the compilation failed; the compiler's messages are above")
 
     def _edge(
         self, rule: str, out: Path, inputs: Sequence[Path], **variables: Sequence[str]
@@ -395,26 +414,17 @@ class NinjaBuild(build_ext):
                 objects += add_cuda_objects(ninja, library.flags)
             built[name] = BUILD / Path(self.get_ext_filename(name)).name
             ninja.link(built[name], objects + cpu_objects, library.libraries)
-        ninja.write(ROOT / BUILD / "build.ninja")
-        self._run_ninja()
+        ninja.run(verbose=self.verbose > 1)
         for name, path in built.items():
             target = Path(self.get_ext_fullpath(name))
             target.parent.mkdir(parents=True, exist_ok=True)
             # Unlinks an existing file first: overwriting one that a process has mapped kills it.
             self.copy_file(str(ROOT / path), str(target))
 
-    def _run_ninja(self) -> None:
-        command = [find_ninja(), "-f", str(BUILD / "build.ninja")]
-        if jobs := os.environ.get("MAX_JOBS"):
-            command += ["-j", jobs]
-        if self.verbose > 1:
-            command.append("-v")
-        if subprocess.run(command, cwd=ROOT).returncode != 0:
-            raise CompileError("the compilation failed; the compiler's messages are above")
 
-
-setup(
-    # The sources are found when the build runs; setuptools only needs the names here.
-    ext_modules=[Extension(f"lstm_fast.{name}", sources=[]) for name in ("_ops", "_kernels")],
-    cmdclass={"build_ext": NinjaBuild},
-)
+if __name__ == "__main__":
+    setup(
+        # The sources are found when the build runs; setuptools only needs the names here.
+        ext_modules=[Extension(f"lstm_fast.{name}", sources=[]) for name in ("_ops", "_kernels")],
+        cmdclass={"build_ext": NinjaBuild},
+    )

@@ -13,6 +13,7 @@ import json
 import random
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ import lstm_fast
 SIZES = (1, 2, 3, 8, 10, 16, 17, 20, 25, 31, 32, 33, 40, 50, 64, 100, 128)
 
 
-def random_options(rng: random.Random) -> tuple[dict[str, int | bool], tuple[int, int, int]]:
+def random_options(rng: random.Random) -> tuple[dict[str, Any], tuple[int, int, int]]:
     """Constructor arguments, and the shape [T, B, I] of an input."""
     hidden_size = rng.choice(SIZES)
     options = {

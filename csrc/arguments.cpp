@@ -31,6 +31,10 @@ Steps infer_steps(const StackArguments& a, std::vector<int64_t>& offsets) {
     const int64_t rows = a.batch_sizes[t];
     if (rows <= 0 || (t && rows > a.batch_sizes[t - 1]))
       fail("batch_sizes must be positive and not increase");
+    if (rows > a.input.size[0] - total) {
+      fail("batch_sizes must sum up to input.size(0). Expected ", std::to_string(a.input.size[0]),
+           ", got more");
+    }
     offsets.push_back(total);
     total += rows;
   }
@@ -82,8 +86,12 @@ StackShape infer_shape(const StackArguments& a, std::vector<int64_t>& offsets) {
   s.D = a.bidirectional ? 2 : 1;
   if (s.L < 1) fail("num_layers must be greater than zero");
 
-  const int64_t count = static_cast<int64_t>(a.params.size()),
-                plain = s.L * s.D * params_per_layer(a.has_biases, false);
+  const int64_t count = static_cast<int64_t>(a.params.size());
+  if (s.L > count) {
+    fail("params must hold tensors for ", std::to_string(s.L), " layers, got ",
+         std::to_string(count));
+  }
+  const int64_t plain = s.L * s.D * params_per_layer(a.has_biases, false);
   s.projected = count == plain + s.L * s.D;
   if (count != plain && !s.projected) {
     fail("params must hold ", std::to_string(plain), " tensors, or ",

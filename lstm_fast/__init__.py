@@ -6,7 +6,17 @@ load_ops()
 
 from lstm_fast.lstm import LSTM  # noqa: E402
 from lstm_fast.lstm_cell import LSTMCell  # noqa: E402
+from lstm_fast.swap import accelerate, patch, restore  # noqa: E402
 
 __version__ = build_info()["version"]
 
-__all__ = ["LSTM", "BuildInfo", "LSTMCell", "__version__", "build_info"]
+__all__ = [
+    "LSTM",
+    "BuildInfo",
+    "LSTMCell",
+    "__version__",
+    "accelerate",
+    "build_info",
+    "patch",
+    "restore",
+]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from lstm_fast import ops
+from lstm_fast import _dynamo, ops
 
 _Pair = tuple[Tensor, Tensor]
 
@@ -37,6 +37,33 @@ class LSTM(torch.nn.LSTM):
     """
 
     _inherits_checks = True
+
+    # What nn.LSTM has as *args and **kwargs, by name: torch.nn.utils.skip_init reads the signature.
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -111,7 +138,7 @@ class LSTM(torch.nn.LSTM):
             len(weights) != len(state["_flat_weights_names"])
             or not _are_plain([input, *weights] if hx is None else [input, h0, c0, *weights])
             or not _fits(input, weights[0])
-            or torch._C._is_tracing()
+            or torch.jit.is_tracing()  # type: ignore[attr-defined]
         ):
             return None
 
@@ -121,7 +148,12 @@ class LSTM(torch.nn.LSTM):
         else:
             if input.dim() != 2:
                 return None
-            T, B, input_size = len(batch_sizes), int(batch_sizes[0]), input.size(1)
+            T, input_size = len(batch_sizes), input.size(1)
+            # Dynamo must not decide on the number in a tensor; there the op compares the two.
+            if h0 is not None and torch.compiler.is_dynamo_compiling():
+                B = h0.size(1)
+            else:
+                B = int(batch_sizes[0])
         if T == 0 or input_size != state["input_size"]:
             return None
         if h0 is not None and c0 is not None:
@@ -263,3 +295,6 @@ def _autocast(*tensors: Any) -> list[Any]:
         else t
         for t in tensors
     ]
+
+
+_dynamo.allow(LSTM)

@@ -48,7 +48,7 @@ class LSTMCell(torch.nn.LSTMCell):
             not _are_plain(tensors)
             or not _fits(input, params[0])
             or torch._C._is_any_autocast_enabled()
-            or torch._C._is_tracing()
+            or torch.jit.is_tracing()  # type: ignore[attr-defined]
         ):
             return False
         shape, state = input.shape, self.__dict__

@@ -77,6 +77,10 @@ def lstm(
         or (c0 is not None and c0.requires_grad)
         or any([p.requires_grad for p in params])
     ):
+        if torch.compiler.is_dynamo_compiling():
+            # Dynamo refuses a tensor that is given twice: one state as h0 and c0, tied weights.
+            h0, c0 = (None if t is None else t.view_as(t) for t in (h0, c0))
+            params = [p.view_as(p) for p in params]
         return _LSTM.apply(
             input, batch_sizes, h0, c0, has_biases, num_layers, bidirectional, *params
         )
@@ -136,9 +140,20 @@ def _beyond_kernels() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _is_batched(grad: Tensor | None) -> bool:
-    """Whether `autograd.grad(is_grads_batched=True)` runs backward; no transform is active then."""
-    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
+def _is_differentiated(grads: tuple[Tensor | None, ...]) -> bool:
+    """Whether backward must be made of plain ops: it is to be differentiated or transformed itself.
+
+    `autograd.grad(is_grads_batched=True)` passes batched gradients while no transform is active.
+    What dynamo traces is backward as the kernels do it, since torch compiles one order only.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    return (
+        torch.is_grad_enabled()
+        or _beyond_kernels()
+        or any([grad is not None and is_batched(grad) for grad in grads])
+    )
 
 
 class _LSTM(torch.autograd.Function):
@@ -178,7 +193,7 @@ class _LSTM(torch.autograd.Function):
             "need_hx": needs_h0 or needs_c0,
             "need_params": any(needs_params),
         }
-        if torch.is_grad_enabled() or _beyond_kernels() or any(map(_is_batched, grads)):
+        if _is_differentiated(grads):
             results = reference.lstm_backward(*grads, *forward_args, **needs)
         else:
             results = _lstm_backward(*grads, *forward_args, output, saved, **needs, parts=ctx.parts)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from lstm_fast import ops
 
 # The same examples in every run: a failure in CI is the failure of the change under test.
 settings.register_profile(
@@ -37,3 +40,17 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One element for each call that reached the ops."""
+    calls: list[None] = []
+    run = ops.lstm
+
+    def counting(*args: Any) -> Any:
+        calls.append(None)
+        return run(*args)
+
+    monkeypatch.setattr(ops, "lstm", counting)
+    return calls

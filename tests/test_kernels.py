@@ -252,3 +252,15 @@ def test_wrong_arguments_are_named():
         _kernels.lstm(np.ones((3, 3)), good, batch_sizes=np.array([1, 2]))
     with pytest.raises(ValueError, match="isa must be one of"):
         _kernels.lstm(x, good, isa="sse9")
+
+
+def test_numbers_too_large_to_be_multiplied_raise():
+    """Numbers that overflow in products and sums must not pass for small ones."""
+    p = Problem(T=2, B=3, I=4, H=5)
+    arguments = p.x.reshape(2, 3, 4), p.params
+    with pytest.raises(RuntimeError, match="params must hold tensors for 4611686018427387904"):
+        _kernels.lstm(*arguments, num_layers=2**62)
+    largest = np.iinfo(np.int64).max
+    sizes = np.array([largest, largest, 8])
+    with pytest.raises(RuntimeError, match="batch_sizes must sum up to"):
+        _kernels.lstm(p.x, p.params, batch_sizes=sizes)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lstm_fast import LSTM, ops
+from lstm_fast import LSTM
 from tests.sample_inputs import (
     CONFIGS,
     DTYPES,
@@ -35,20 +35,6 @@ def twins(**options: Any) -> tuple[Any, Any]:
     ours, theirs = LSTM(**options), torch.nn.LSTM(**options)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
-
-
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """One element for each call that reached the ops."""
-    calls: list[None] = []
-    run = ops.lstm
-
-    def counting(*args: Any) -> Any:
-        calls.append(None)
-        return run(*args)
-
-    monkeypatch.setattr(ops, "lstm", counting)
-    return calls
 
 
 @settings(max_examples=150)
@@ -242,7 +228,7 @@ def test_a_deleted_parameter_is_remembered_as_in_torch():
 
 
 def test_construction_draws_the_numbers_of_torch():
-    options = {"input_size": 3, "hidden_size": 7, "num_layers": 2, "proj_size": 2}
+    options: dict[str, Any] = {"input_size": 3, "hidden_size": 7, "num_layers": 2, "proj_size": 2}
     states = []
     for cls in (LSTM, torch.nn.LSTM):
         torch.manual_seed(3)
@@ -516,17 +502,6 @@ def test_export(save: bool):
         for shape in ((2, 5, 4), (6, 3, 4)):
             sample = torch.randn(shape)
             assert_all_close(program.module()(sample), ours(sample), CONFIGS["deep"])
-
-
-def test_compile():
-    """Dynamo does not look into an nn.LSTM; it breaks the graph there, ours included."""
-    ours, theirs = twins()
-    model = torch.nn.Sequential(ours)
-    compiled = torch.compile(model, backend="aot_eager")
-    assert_all_close(compiled(X), theirs(X), CONFIGS["deep"])
-    compiled(X)[0].sum().backward()
-    expected = torch.autograd.grad(theirs(X)[0].sum(), theirs.parameters())
-    assert_all_close(tuple(p.grad for p in ours.parameters()), expected, CONFIGS["deep"])
 
 
 def test_frozen_weights():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils import parametrizations
 
-from lstm_fast import LSTM, LSTMCell, ops
+from lstm_fast import LSTM, LSTMCell
 from tests.sample_inputs import (
     DTYPES,
     ODD_SIZES,
@@ -33,20 +33,6 @@ def twins(**options: Any) -> tuple[LSTMCell, torch.nn.LSTMCell]:
     ours, theirs = LSTMCell(**options), torch.nn.LSTMCell(**options)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
-
-
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """One element for each call that reached the ops."""
-    calls: list[None] = []
-    run = ops.lstm
-
-    def counting(*args: Any) -> Any:
-        calls.append(None)
-        return run(*args)
-
-    monkeypatch.setattr(ops, "lstm", counting)
-    return calls
 
 
 def forward_and_gradients(

@@ -32,8 +32,8 @@ struct Rows {
   int64_t step = 1;
 };
 
-// W vectors of columns of a matrix: row k begins at data + k * step. With `last` below W * kLanes,
-// only so many columns of the last row may be read; reading on in the others is harmless.
+// W vectors of columns of a matrix: row k begins at data + k * step, and has `last` columns, if
+// below W * kLanes. Reading on is harmless, up to the end of the last row.
 template <typename T>
 struct Columns {
   const T* data;
@@ -72,14 +72,16 @@ INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K,
 template <int R, int W, typename T>
 INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, Columns<T> b, int64_t K) {
   constexpr int lanes = kLanes<T>;
-  const bool whole = b.last >= W * lanes;
-  accumulate<R, W, T>(acc, a, b.data, whole ? K : K - 1, b.step);
-  if (whole) return;
-  const T* row = b.data + (K - 1) * b.step;
-  for (int w = 0; w < W; ++w) {
-    const Vec<T> y = load(row + w * lanes, b.last - w * lanes);
-    for (int r = 0; r < R; ++r) {
-      acc[r][w] = fma(broadcast(a.data[r * a.row + (K - 1) * a.step]), y, acc[r][w]);
+  // Rows near the end, from which a whole read would go on beyond the matrix.
+  const int64_t beyond = W * lanes - b.last;
+  const int64_t masked = beyond > 0 ? min(K, ceil_div(beyond, b.step)) : 0;
+  accumulate<R, W, T>(acc, a, b.data, K - masked, b.step);
+  for (int64_t k = K - masked; k < K; ++k) {
+    for (int w = 0; w < W; ++w) {
+      const Vec<T> y = load(b.data + k * b.step + w * lanes, b.last - w * lanes);
+      for (int r = 0; r < R; ++r) {
+        acc[r][w] = fma(broadcast(a.data[r * a.row + k * a.step]), y, acc[r][w]);
+      }
     }
   }
 }

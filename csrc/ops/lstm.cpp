@@ -3,6 +3,8 @@
 // once; below are raw pointers that are trusted.
 #include "lstm.h"
 
+#include <pthread.h>
+
 #include <cstdlib>
 #include <memory>
 
@@ -27,8 +29,18 @@ std::unique_ptr<T[], Free> allocate(int64_t elements) {
   return std::unique_ptr<T[], Free>(p);
 }
 
-// Torch's own threads, so that torch.set_num_threads is obeyed and no second pool exists.
+// OpenMP's threads do not survive a fork, and a child that called on them would wait forever.
+bool forked = false;
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+// Torch's own threads, so that torch.set_num_threads is obeyed and no second pool exists; in a
+// forked child the calling thread alone.
 Threads torch_threads() {
+  if (forked) {
+    return {1, [](int64_t tasks, void (*f)(const void*, int64_t), const void* context) {
+              for (int64_t task = 0; task < tasks; ++task) f(context, task);
+            }};
+  }
   return {static_cast<int64_t>(torch::stable::get_num_threads()),
           [](int64_t tasks, void (*f)(const void*, int64_t), const void* context) {
             torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {

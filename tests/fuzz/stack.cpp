@@ -1,0 +1,328 @@
+// Any arguments at all at the door of the stack (arguments.h), and, where it lets them in, the
+// kernels behind it on buffers of exactly the promised sizes: with the sanitizers, a search for
+// what reads or writes beyond, divides by zero, overflows or races. Checked as well: the bits of
+// the results do not depend on the number of threads.
+//
+// A case is a string of bytes that choose sizes, options and numbers. LLVMFuzzerTestOneInput is
+// called by libFuzzer, which looks for strings that reach new code, or by main below with random
+// ones (-DLSTM_FAST_RANDOM_CASES).
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "arguments.h"
+#include "stack.h"
+
+namespace lstm_fast {
+namespace {
+
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "%s\n", what);
+  std::abort();
+}
+
+// The case: numbers out of its bytes, zeros when they are used up.
+class Bytes {
+ public:
+  Bytes(const uint8_t* data, size_t size) : data_(data), end_(data + size) {}
+
+  int64_t below(int64_t bound) { return byte() % bound; }
+  bool flag() { return byte() & 1; }
+
+  // Mostly small; now and then what nobody should pass.
+  int64_t any() {
+    constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+    constexpr int64_t kOdd[] = {-1, -kMax - 1, kMax, kMax / 2 + 1, int64_t{1} << 32};
+    const int64_t kind = below(24);
+    return kind < 5 ? kOdd[kind] : below(20);
+  }
+
+ private:
+  uint8_t byte() { return data_ < end_ ? *data_++ : 0; }
+  const uint8_t* data_;
+  const uint8_t* end_;
+};
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+// Exactly so many elements: sanitizers watch the borders.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size, int fill = 0, bool aligned = false) : size_(size) {
+    const size_t bytes = static_cast<size_t>(size) * sizeof(T);
+    void* p = aligned ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : std::malloc(bytes);
+    data_.reset(static_cast<T*>(p));
+    std::memset(p, fill, bytes);
+  }
+  Buffer(int64_t size, std::mt19937& random) : Buffer(size) {
+    constexpr float kSpecial[] = {0, 1e30f, -1e30f, 1e-40f, std::numeric_limits<float>::infinity()};
+    for (int64_t i = 0; i < size; ++i) {
+      const uint32_t bits = random();
+      data_[i] = bits % 97 < 5 ? kSpecial[bits % 97] : static_cast<float>(bits) * 4.7e-10f - 1;
+    }
+  }
+  T* get() { return size_ ? data_.get() : nullptr; }
+  // The same bits, but for those of NaN, which carry no promise.
+  bool equals(const Buffer& other) const {
+    for (int64_t i = 0; i < size_; ++i) {
+      const T a = data_[i], b = other.data_[i];
+      if (std::memcmp(&a, &b, sizeof(T)) != 0 && (a == a || b == b)) return false;
+    }
+    return true;
+  }
+
+ private:
+  int64_t size_;
+  std::unique_ptr<T[], Free> data_;
+};
+
+void on_threads(int64_t tasks, void (*f)(const void*, int64_t), const void* context) {
+  std::atomic<int64_t> next{0};
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < std::min<int64_t>(tasks, 4); ++i) {
+    threads.emplace_back([&] {
+      for (int64_t task; (task = next++) < tasks;) f(context, task);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+void on_this_thread(int64_t tasks, void (*f)(const void*, int64_t), const void* context) {
+  for (int64_t task = 0; task < tasks; ++task) f(context, task);
+}
+
+int64_t elements(const Dims& dims) {
+  int64_t product = 1;
+  for (int64_t i = 0; i < dims.dim; ++i) product *= dims.size[i];
+  return product;
+}
+
+// Arguments that fit, unless the case says where they do not.
+struct Case {
+  StackArguments arguments;
+  std::vector<int64_t> batch_sizes;
+  Dims h0, c0;
+  bool save, keep_output, is_double;
+  int64_t isa, threads;
+
+  explicit Case(Bytes& bytes) {
+    StackArguments& a = arguments;
+    const int64_t L = 1 + bytes.below(3), D = 1 + bytes.flag(), H = 1 + bytes.below(40),
+                  I = 1 + bytes.below(40), T = 1 + bytes.below(6), B = 1 + bytes.below(20);
+    const bool projected = bytes.flag();
+    const int64_t P = projected ? 1 + bytes.below(H) : H;
+    a.num_layers = L;
+    a.bidirectional = D == 2;
+    a.has_biases = bytes.flag();
+    if (bytes.flag()) {
+      int64_t rows = B, total = 0;
+      for (int64_t t = 0; t < T; ++t) {
+        batch_sizes.push_back(rows);
+        total += rows;
+        rows -= std::min(rows - 1, bytes.below(3));
+      }
+      a.input = {2, {total, I}};
+    } else {
+      a.input = {3, {T, B, I}};
+    }
+    for (int64_t l = 0; l < L; ++l) {
+      for (int64_t d = 0; d < D; ++d) {
+        a.params.push_back({2, {4 * H, l ? D * P : I}});
+        a.params.push_back({2, {4 * H, P}});
+        if (a.has_biases) a.params.insert(a.params.end(), 2, {1, {4 * H}});
+        if (projected) a.params.push_back({2, {P, H}});
+      }
+    }
+    h0 = {3, {L * D, B, P}};
+    c0 = {3, {L * D, B, H}};
+    if (bytes.flag()) a.h0 = &h0;
+    if (bytes.flag()) a.c0 = &c0;
+    save = bytes.flag();
+    keep_output = save && bytes.flag();
+    is_double = bytes.flag();
+    isa = bytes.below(8);
+    threads = 1 + bytes.below(4);
+    for (int64_t left = bytes.below(4); left > 0; --left) spoil(bytes);
+    if (!batch_sizes.empty()) {
+      a.batch_sizes = batch_sizes.data();
+      a.batch_sizes_length = static_cast<int64_t>(batch_sizes.size());
+    }
+  }
+
+ private:
+  void spoil(Bytes& bytes) {
+    StackArguments& a = arguments;
+    const auto spoil_dims = [&](Dims& dims) {
+      if (bytes.below(4) == 0) {
+        dims.dim = bytes.below(5);
+      } else {
+        dims.size[bytes.below(3)] = std::max<int64_t>(0, bytes.any());
+      }
+    };
+    switch (bytes.below(7)) {
+      case 0:
+        return spoil_dims(a.input);
+      case 1:
+        return spoil_dims(h0);
+      case 2:
+        return spoil_dims(c0);
+      case 3:
+        return a.params.empty() ? void() : spoil_dims(a.params[bytes.below(a.params.size())]);
+      case 4:
+        return a.params.resize(bytes.below(30));
+      case 5:
+        a.num_layers = bytes.any();
+        return;
+      default:
+        if (!batch_sizes.empty()) batch_sizes[bytes.below(batch_sizes.size())] = bytes.any();
+    }
+  }
+};
+
+const Kernels& kernels_of(int64_t isa) {
+  const Kernels* const* list;
+  const int count = available_kernels(&list);
+  return *list[isa % count];
+}
+
+template <typename T>
+struct Problem {
+  const Case& c;
+  const StackShape& s;
+  std::mt19937 random{1};
+  Buffer<T> x, h0, c0, grad_y, grad_h_n, grad_c_n;
+  std::vector<Buffer<T>> params;
+  std::vector<LayerWeights<T>> weights;
+
+  Problem(const Case& c_, const StackShape& s_)
+      : c(c_),
+        s(s_),
+        x(elements(c.arguments.input), random),
+        h0(c.arguments.h0 ? elements(c.h0) : 0, random),
+        c0(c.arguments.c0 ? elements(c.c0) : 0, random),
+        grad_y(s.steps.total() * s.D * s.P, random),
+        grad_h_n(s.L * s.D * s.steps.B * s.P, random),
+        grad_c_n(s.L * s.D * s.steps.B * s.H, random) {
+    std::vector<const T*> pointers;
+    for (const Dims& dims : c.arguments.params) {
+      params.emplace_back(elements(dims), random);
+      pointers.push_back(params.back().get());
+    }
+    weights = group_params<LayerWeights<T>>(s, c.arguments.has_biases, pointers);
+  }
+
+  const T* given(const Dims* dims, Buffer<T>& buffer) { return dims ? buffer.get() : nullptr; }
+
+  // All results of forward and backward. Memory is filled with the byte `fill` before, so that what
+  // is read or left unwritten shows when two runs are compared.
+  std::vector<Buffer<T>> run(const Threads& threads, int fill) {
+    const Kernels& kernels = kernels_of(c.isa);
+    const SavedLayout layout{s, c.keep_output};
+    const int64_t N = s.steps.total(), rows = s.L * s.D * s.steps.B;
+    std::vector<Buffer<T>> out;
+    out.reserve(7 + params.size());
+    const auto add = [&](int64_t size) {
+      out.emplace_back(size, fill);
+      return out.back().get();
+    };
+
+    StackForward<T> f{};
+    f.shape = s;
+    f.weights = weights.data();
+    f.x = x.get();
+    f.h0 = given(c.arguments.h0, h0);
+    f.c0 = given(c.arguments.c0, c0);
+    f.saved = c.save ? add(layout.size()) : nullptr;
+    f.y = c.keep_output ? f.saved + layout.output(s.L - 1) : add(N * s.D * s.P);
+    f.h_n = add(rows * s.P);
+    f.c_n = add(rows * s.H);
+    Buffer<T> forward_workspace(forward_workspace_size(kernels, f, threads), fill, true);
+    f.workspace = forward_workspace.get();
+    forward(kernels, f, threads);
+    if (!c.save) return out;
+
+    StackBackward<T> b{};
+    b.shape = s;
+    b.weights = f.weights;
+    b.x = f.x;
+    b.h0 = f.h0;
+    b.c0 = f.c0;
+    b.y = f.y;
+    b.saved = f.saved;
+    b.keep_output = c.keep_output;
+    b.grad_y = grad_y.get();
+    b.grad_h_n = given(c.arguments.h0, grad_h_n);
+    b.grad_c_n = given(c.arguments.c0, grad_c_n);
+    if (c.threads != 2) b.grad_x = add(N * s.I);
+    if (c.threads != 3) {
+      b.grad_h0 = add(rows * s.P);
+      b.grad_c0 = add(rows * s.H);
+    }
+    std::vector<T*> pointers;
+    for (const Dims& dims : c.arguments.params) pointers.push_back(add(elements(dims)));
+    const auto grads = group_params<LayerWeightGrads<T>>(s, c.arguments.has_biases, pointers);
+    b.grad_weights = grads.data();
+    Buffer<T> backward_workspace(backward_workspace_size(kernels, b, threads), fill, true);
+    b.workspace = backward_workspace.get();
+    backward(kernels, b, threads);
+    return out;
+  }
+};
+
+template <typename T>
+void run(const Case& c, const StackShape& shape) {
+  Problem<T> problem(c, shape);
+  const auto alone = problem.run({1, on_this_thread}, 0xff);
+  const auto together = problem.run({c.threads, on_threads}, 0x40);
+  for (size_t i = 0; i < alone.size(); ++i) {
+    if (!alone[i].equals(together[i])) fail("the result depends on the number of threads");
+  }
+}
+
+}  // namespace
+}  // namespace lstm_fast
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace lstm_fast;
+  Bytes bytes(data, size);
+  const Case c(bytes);
+  std::vector<int64_t> offsets;
+  StackShape shape;
+  try {
+    shape = infer_shape(c.arguments, offsets);
+  } catch (const std::runtime_error&) {
+    return 0;
+  }
+  if (shape.steps.T < 0 || shape.steps.B < 0 || shape.I < 1 || shape.H < 1 || shape.P < 1)
+    fail("a shape that cannot be was let in");
+  // Sizes that are no tensor's, as nothing shows them to be wrong, or too large to be run here.
+  constexpr int64_t kLimit = 1 << 10;
+  if (shape.steps.T > kLimit || shape.steps.B > kLimit || shape.I > kLimit) return 0;
+  c.is_double ? run<double>(c, shape) : run<float>(c, shape);
+  return 0;
+}
+
+#ifdef LSTM_FAST_RANDOM_CASES
+int main(int argc, char** argv) {
+  const long count = argc > 1 ? std::atol(argv[1]) : 1000;
+  std::mt19937 random(2);
+  std::vector<uint8_t> data(96);
+  for (long i = 0; i < count; ++i) {
+    for (uint8_t& byte : data) byte = static_cast<uint8_t>(random());
+    LLVMFuzzerTestOneInput(data.data(), data.size());
+  }
+  std::printf("%ld cases, nothing found\n", count);
+}
+#endif

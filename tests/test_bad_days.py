@@ -1,0 +1,321 @@
+"""Numbers, memory layouts, sizes and moments that go wrong: what nn.LSTM makes of them, we make."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lstm_fast import LSTM, LSTMCell
+from tests.sample_inputs import CONFIGS, Config, assert_all_close
+
+T, B, I, H = 7, 5, 4, 6  # noqa: E741
+CLOSE = Config(T=T, B=B, input_size=I, hidden_size=H, num_layers=2)
+
+
+def twins(**options: Any) -> tuple[nn.LSTM, nn.LSTM]:
+    options = {"input_size": I, "hidden_size": H, "num_layers": 2} | options
+    ours, theirs = LSTM(**options), nn.LSTM(**options)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def results(module: nn.LSTM, x: Tensor, hx: Any = None) -> dict[str, Tensor]:
+    """Outputs, and the gradients of their sum of squares."""
+    x = x.detach().requires_grad_()
+    output, (h_n, c_n) = module(x, hx)
+    loss = output.square().sum() + h_n.sum() + c_n.sum()
+    grads = torch.autograd.grad(loss, (x, *module.parameters()))
+    return {"output": output, "h_n": h_n, "c_n": c_n} | {str(i): g for i, g in enumerate(grads)}
+
+
+SPECIAL = [float("nan"), float("inf"), -float("inf"), 3e38, -1e30, 1e4, 1e-40, -1e-45, 0.0]
+
+
+@pytest.mark.parametrize("value", SPECIAL)
+@pytest.mark.parametrize("everywhere", [False, True], ids=["one", "all"])
+@pytest.mark.parametrize("where", ["input", "h0", "c0"])
+def test_special_numbers(value: float, everywhere: bool, where: str):
+    """NaN and infinities come out where nn.LSTM has them; everything finite is as close.
+
+    A gate errs by its precision, so that a gradient, which is gates times inputs, errs by as much
+    times the largest input; and nothing times infinity is NaN where next to nothing is infinite.
+    """
+    ours, theirs = twins()
+    arguments = {
+        "input": torch.randn(T, B, I),
+        "h0": torch.randn(2, B, H),
+        "c0": torch.randn(2, B, H),
+    }
+    target = arguments[where]
+    target[... if everywhere else (1, 2, 3)] = value
+    hx = arguments["h0"], arguments["c0"]
+    with torch.no_grad():
+        assert_all_close(ours(arguments["input"], hx), theirs(arguments["input"], hx), CLOSE)
+    got, expected = (results(m, arguments["input"], hx) for m in (ours, theirs))
+    scale = abs(value) if 1 < abs(value) < float("inf") else 1.0
+    for name in got:
+        a, b = (
+            torch.where(t[name].isfinite(), t[name] / scale, float("nan")) for t in (got, expected)
+        )
+        assert_all_close(a, b, CLOSE)
+
+
+@pytest.mark.parametrize("value", SPECIAL)
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l1"])
+def test_special_weights(value: float, name: str):
+    ours, theirs = twins()
+    with torch.no_grad():
+        for module in (ours, theirs):
+            getattr(module, name)[3] = value
+    x = torch.randn(T, B, I)
+    assert_all_close(ours(x), theirs(x), CLOSE)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_row_stays_alone(value: float):
+    """The other rows of its batch, and the steps before, have the bits they have without it."""
+    ours, _ = twins()
+    good = torch.randn(T, B, I)
+    bad = good.clone()
+    bad[3, 2, 1] = value
+    with torch.no_grad():
+        clean, dirty = ours(good)[0], ours(bad)[0]
+    others = [0, 1, 3, 4]
+    assert torch.equal(clean[:, others], dirty[:, others])
+    assert torch.equal(clean[:3], dirty[:3])
+    assert not torch.equal(clean[3:, 2], dirty[3:, 2])
+
+
+@pytest.mark.parametrize("shape", [(T, 0, I), (1, 1, I)])
+def test_empty_batches(shape: tuple[int, ...]):
+    ours, theirs = twins()
+    x = torch.randn(shape)
+    assert_all_close(results(ours, x), results(theirs, x), CLOSE)
+
+
+def strided(tensor: Tensor) -> dict[str, Tensor]:
+    """The numbers of a 3-D tensor in other layouts."""
+    a, b, c = tensor.shape
+    gaps = torch.full((2 * a, b + 1, 3 * c + 1), float("nan"))
+    gaps[::2, :-1, 1::3] = tensor
+    return {
+        "gaps": gaps[::2, :-1, 1::3],
+        "offset": torch.cat([torch.ones(3), tensor.flatten()])[3:].view(a, b, c),
+        "transposed": tensor.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+        "batch first": tensor.transpose(0, 1).contiguous().transpose(0, 1),
+    }
+
+
+@pytest.mark.parametrize("layout", ["gaps", "offset", "transposed", "batch first"])
+def test_layouts(layout: str):
+    """Of every tensor that goes in: input, states, weights and the gradients of the results."""
+    ours, _ = twins()
+    tensors = [torch.randn(T, B, I), torch.randn(2, B, H), torch.randn(2, B, H)]
+    other = LSTM(I, H, num_layers=2)
+    for name, p in ours.named_parameters():
+        moved = strided(p.detach()[None] if p.dim() == 2 else p.detach()[None, None])[layout]
+        setattr(other, name, nn.Parameter(moved.view_as(p) if p.dim() == 2 else moved[0, 0]))
+    grad = torch.randn(T, B, H)
+    found = []
+    for module, (x, h0, c0, grad_output) in (
+        (ours, (*tensors, grad)),
+        (other, [strided(t)[layout] for t in (*tensors, grad)]),
+    ):
+        x = x.detach().requires_grad_()
+        output, state = module(x, (h0, c0))
+        leaves = (x, *module.parameters())
+        found.append((output, state, torch.autograd.grad(output, leaves, grad_output)))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_zero_strides():
+    """Expanded tensors: one row for a whole batch, one step for all of time, one number for all."""
+    ours, _ = twins()
+    for source in (torch.randn(T, 1, I), torch.randn(1, B, I), torch.randn(1, 1, 1)):
+        x = source.expand(T, B, I)
+        h0, c0 = (torch.randn(2, 1, H).expand(2, B, H) for _ in range(2))
+        got = results(ours, x, (h0, c0))
+        expected = results(ours, x.contiguous(), (h0.contiguous(), c0.contiguous()))
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    leaf = torch.randn(T, 1, I, requires_grad=True)
+    ours(leaf.expand(T, B, I))[0].sum().backward()
+    twin = leaf.detach().expand(T, B, I).clone().requires_grad_()
+    ours(twin)[0].sum().backward()
+    assert twin.grad is not None
+    assert_all_close(leaf.grad, twin.grad.sum(1, keepdim=True), CLOSE)
+
+
+def test_overlapping_memory():
+    """Windows over one series, as `unfold` makes them."""
+    ours, _ = twins(input_size=1, batch_first=True)
+    windows = torch.randn(40).unfold(0, T, 1)[..., None]
+    torch.testing.assert_close(ours(windows), ours(windows.clone()), rtol=0, atol=0)
+
+
+def test_outputs_are_not_views_of_inputs():
+    ours, _ = twins()
+    x, h0, c0 = torch.randn(1, B, I), torch.zeros(2, B, H), torch.zeros(2, B, H)
+    output, (h_n, c_n) = ours(x, (h0, c0))
+    copies = output.clone(), h_n.clone(), c_n.clone()
+    for t in (x, h0, c0):
+        t.fill_(7)
+    torch.testing.assert_close((output, h_n, c_n), copies, rtol=0, atol=0)
+
+
+def test_a_changed_input_is_noticed_in_backward():
+    for module in twins():
+        x = torch.randn(T, B, I)
+        output, _ = module(x)
+        x.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.sum().backward()
+
+
+def test_backward_twice_needs_retain_graph():
+    for module in twins():
+        loss = module(torch.randn(T, B, I))[0].sum()
+        loss.backward()
+        with pytest.raises(RuntimeError, match="second time"):
+            loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"input_size": 0}, ValueError),
+        ({"hidden_size": 0}, ValueError),
+        ({"num_layers": 0}, ValueError),
+        ({"hidden_size": 2.5}, TypeError),
+        ({"dropout": 1.5}, ValueError),
+        ({"dropout": True}, ValueError),
+        ({"proj_size": -1}, ValueError),
+        ({"proj_size": H}, ValueError),
+        ({"dtype": torch.int64}, RuntimeError),
+        ({"nonlinearity": "relu"}, TypeError),
+    ],
+)
+def test_bad_options_raise_as_in_torch(options: dict[str, Any], error: type[Exception]):
+    options = {"input_size": I, "hidden_size": H} | options
+    with pytest.raises(error) as expected:
+        nn.LSTM(**options)
+    with pytest.raises(error) as got:
+        LSTM(**options)
+    assert str(got.value).split(".")[-1] == str(expected.value).split(".")[-1]
+
+
+def test_sizes_beyond_32_bits_in_fakes():
+    """Shapes whose numbers of elements pass 2^31 and 2^32, worked out without memory."""
+    with FakeTensorMode():
+        module = LSTM(1, 2**10, num_layers=2)
+        for steps in (2**18, 2**20):
+            output, (h_n, _) = module(torch.empty(steps, 16, 1))
+            assert output.shape == (steps, 16, 2**10)
+            assert output.numel() > 2**31
+            output.sum().backward()
+        assert h_n.shape == (2, 16, 2**10)
+
+
+def available_memory() -> int:
+    meminfo = Path("/proc/meminfo").read_text()
+    line = next(line for line in meminfo.splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="relies on memory that is given when touched")
+def test_an_input_beyond_32_bits():
+    """More than 2^31 numbers, all zero but for the last rows; the zeros take no memory."""
+    rows, width = 2**15 + 3, 2**16
+    if available_memory() < 4 * rows * width:
+        pytest.skip("needs 9 GB of memory, should the system hand it out at once")
+    module = LSTM(width, 1)
+    x = torch.from_numpy(np.zeros((1, rows, width), np.float32))  # torch.zeros writes them
+    x[:, -2:, -3:] = 1.0
+    with torch.no_grad():
+        output, (_, c_n) = module(x)
+        few, (_, c_few) = module(x[:, -4:])
+    torch.testing.assert_close((output[:, -4:], c_n[:, -4:]), (few, c_few), rtol=0, atol=0)
+    assert output[0, -1] != output[0, -3]
+    assert (output[0, :-2] == output[0, 0]).all()
+
+
+def run_python(code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_interrupt():
+    """A Ctrl-C in a long call is raised when the kernel is done; the module goes on working."""
+    process = run_python("""
+        import torch, lstm_fast
+        torch.set_num_threads(1)
+        module, x = lstm_fast.LSTM(4, 128), torch.randn(2000, 16, 4)
+        small = x[:3]
+        expected = module(small)[0]
+        try:
+            print("ready", flush=True)
+            while True:
+                module(x)[0].sum().backward()
+        except KeyboardInterrupt:
+            assert torch.equal(module(small)[0], expected)
+            print("fine", flush=True)
+    """)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.kill(process.pid, signal.SIGINT)
+    output, errors = process.communicate()
+    assert (output, process.returncode) == ("fine\n", 0), errors
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["train", "infer", "packed", "cell", "refused"])
+def test_memory_does_not_grow(kind: str):
+    """10,000 calls, a leak of 100 bytes in each of which would be 1 MB."""
+    module, cell = LSTM(3, 8), LSTMCell(3, 8)
+    x, step = torch.randn(4, 2, 3), torch.randn(2, 3)
+    packed = CONFIGS["packed"].pack(torch.randn(5, 3, 3))
+    shapes = [torch.randn(n, 2, 3) for n in range(1, 20)]
+
+    def call(index: int) -> None:
+        if kind == "train":
+            module(x)[0].sum().backward()
+        elif kind == "packed":
+            module(packed)[0].data.sum().backward()
+        elif kind == "cell":
+            cell(step)[0].sum().backward()
+        elif kind == "infer":
+            with torch.no_grad():
+                module(shapes[index % len(shapes)])
+        else:
+            with pytest.raises(RuntimeError):
+                module(x[..., :2])
+
+    repeat(call, 1000)
+    before = resident()
+    repeat(call, 10_000)
+    assert resident() - before < 2**20
+
+
+def repeat(call: Callable[[int], None], times: int) -> None:
+    for index in range(times):
+        call(index)
