@@ -130,6 +130,12 @@ def _parts(input: Tensor) -> int:
     """
     if input.is_cuda:
         return 2 if torch.backends.cudnn.rnn.fp32_precision == "tf32" else 3
+    return _cpu_parts()
+
+
+# Read when a graph is compiled, as dynamo knows no function of torch that returns a word.
+@torch.compiler.assume_constant_result
+def _cpu_parts() -> int:
     if torch.are_deterministic_algorithms_enabled():
         return 0
     return _PARTS[torch.get_float32_matmul_precision()]
