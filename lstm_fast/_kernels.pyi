@@ -23,7 +23,7 @@ def cuda_plan(
     dtype: str,
     T: int,
     B: int,
-    I: int,  # noqa: E741
+    I: int,
     H: int,
     P: int | None = None,
     L: int = 1,

@@ -88,7 +88,7 @@ def test_gradients_of_single_arguments(wanted: str):
     module, input, hx = config.module(LSTM), config.input(), config.hx()
     assert hx is not None
     module.requires_grad_(wanted == "weight_hh_l0")
-    leaf = {"input": input, "hx": hx[0], "weight_hh_l0": module.weight_hh_l0}[wanted]
+    leaf: Any = {"input": input, "hx": hx[0], "weight_hh_l0": module.weight_hh_l0}[wanted]
     leaf.requires_grad_()
     (grad,) = torch.autograd.grad(module(config.pack(input), hx)[1][1].sum(), leaf)
     theirs = torch.nn.LSTM(**config.options, dtype=config.dtype)

@@ -51,8 +51,8 @@ T* of(void* p) {
 // Where the output of a layer lies.
 template <typename T>
 struct Output {
-  Wide<T>* y;     // [N, D * P]
-  T* rounded;     // the same in the caller's type, if that is another and the layer the last one
+  Wide<T>* y;  // [N, D * P]
+  T* rounded;  // the same in the caller's type, if that is another and the layer the last one
 };
 
 template <typename T, Unit kUnit>
@@ -126,13 +126,13 @@ class Stack {
   }
 
   struct BackwardPlan {
-    A* grad_between[2];    // gradients of the outputs of inner layers, taken in turn
-    A* grad_gates;         // [D][N, G]
-    A* grad_hidden;        // [D][N, P] if projected
-    A* grad_cells;         // [D][B, H]
+    A* grad_between[2];  // gradients of the outputs of inner layers, taken in turn
+    A* grad_gates;       // [D][N, G]
+    A* grad_hidden;      // [D][N, P] if projected
+    A* grad_cells;       // [D][B, H]
     StepArrays steps;
-    int64_t* previous;     // [D][N]
-    A* parts;              // of the weight gradients
+    int64_t* previous;  // [D][N]
+    A* parts;           // of the weight gradients
     int64_t bytes;
   };
 
@@ -254,8 +254,8 @@ class Stack {
   A* gates(const StackForward& p, const ForwardPlan& plan, int64_t l, int64_t d, int64_t t,
            int64_t first) const {
     if (p.saved) return of<A>(p.saved) + saved_.gates(l, d) + s_.steps.offset(t) * 4 * s_.H;
-    return plan.gates + (d * plan.chunk * s_.steps.B + s_.steps.offset(t) -
-                         s_.steps.offset(first)) * 4 * s_.H;
+    return plan.gates +
+           (d * plan.chunk * s_.steps.B + s_.steps.offset(t) - s_.steps.offset(first)) * 4 * s_.H;
   }
   int64_t first_step(int64_t s0, int64_t chunk, int64_t d) const {
     return d ? std::max<int64_t>(0, s_.steps.T - s0 - chunk) : s0;
@@ -274,8 +274,8 @@ class Stack {
       product.M = s_.steps.offset(t1) + s_.steps.rows(t1) - s_.steps.offset(t0);
       product.N = 4 * s_.H;
       product.K = s_.input_size(l);
-      product.segment[0] = {x + s_.steps.offset(t0) * product.K, product.M, product.K,
-                            w.weight_ih, product.K};
+      product.segment[0] = {x + s_.steps.offset(t0) * product.K, product.M, product.K, w.weight_ih,
+                            product.K};
       product.bias_ih = w.bias_ih;
       product.bias_hh = w.bias_hh;
       product.output = gates(p, plan, l, d, t0, first_step(s0, plan.chunk, d));
@@ -286,8 +286,8 @@ class Stack {
   }
 
   // Step number s, in each direction's own order; s0 is the first one of its chunk.
-  void forward_step(const StackForward& p, const ForwardPlan& plan, int64_t l,
-                    const Output<T>& out, int64_t s, int64_t s0) const {
+  void forward_step(const StackForward& p, const ForwardPlan& plan, int64_t l, const Output<T>& out,
+                    int64_t s, int64_t s0) const {
     const int64_t B = s_.steps.B, H = s_.H, P = s_.P;
     StepsForward<T> steps;
     Products<T> projections;
@@ -322,8 +322,8 @@ class Stack {
       q.c_n = of<T>(p.c_n) + i * B * H;
       T* h_n = of<T>(p.h_n) + i * B * P;
       if (s_.projected) {
-        q.hidden = p.saved ? of<A>(p.saved) + saved_.hidden(l, d) + row * H
-                           : plan.hidden + d * B * H;
+        q.hidden =
+            p.saved ? of<A>(p.saved) + saved_.hidden(l, d) + row * H : plan.hidden + d * B * H;
         q.hidden_stride = H;
         projections.of[d] = projection(q, w, h_n);
         projections.of[d].output = out.y + y_row;
@@ -390,8 +390,8 @@ class Stack {
     }
   }
 
-  void backward_blocks(const StackBackward& p, const BackwardPlan& plan, int64_t l,
-                       Array<T> grad_y, const Steps& steps) const {
+  void backward_blocks(const StackBackward& p, const BackwardPlan& plan, int64_t l, Array<T> grad_y,
+                       const Steps& steps) const {
     if constexpr (kUnit == Unit::Tensor) {
       if (N_ == 0) return;
       const int64_t B = s_.steps.B, H = s_.H;
@@ -450,8 +450,8 @@ class Stack {
 
       // From the step after: the gradient of y [rows, P].
       const Segment<T> recurrent{
-          Array<T>::ours(q.ending ? grad_gates + s_.steps.offset(after) * G : grad_gates),
-          q.ending, G, w.weight_hh, P};
+          Array<T>::ours(q.ending ? grad_gates + s_.steps.offset(after) * G : grad_gates), q.ending,
+          G, w.weight_hh, P};
       const Array<T> from_above = grad_y + (row * width_ + d * P);
       const T* grad_h_n = offset(of<T>(p.grad_h_n), i * B * P);
       if (s_.projected) {
@@ -547,8 +547,7 @@ class Stack {
   }
   WeightGrads<T> in_parts(WeightGrads<T> grads) const {
     grads.N = N_;
-    grads.parts =
-        static_cast<int>(weight_grad_parts(device_, grads.M, grads.columns(), N_, s_.D));
+    grads.parts = static_cast<int>(weight_grad_parts(device_, grads.M, grads.columns(), N_, s_.D));
     return grads;
   }
 

@@ -142,8 +142,8 @@ class Sums<T, Unit::Tensor, kM, kN, kK> {
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
-        float* row = c + (first_row() + i * 16 + g) * (kN + kResultPadding) + first_column() +
-                     j * 8 + 2 * t;
+        float* row =
+            c + (first_row() + i * 16 + g) * (kN + kResultPadding) + first_column() + j * 8 + 2 * t;
         row[0] = sum_[i][j][0];
         row[1] = sum_[i][j][1];
         row += 8 * (kN + kResultPadding);

@@ -2,9 +2,9 @@
 // standard output; a process of its own, so that sanitizers watch the kernels and nothing else.
 //
 // Input and output are arrays of float64. Input: the numbers below in this order, then, each if it
-// is given, batch_sizes, x, h0, c0, grad_y, grad_h_n, grad_c_n, and the parameters in torch's order.
-// Output: y, h_n, c_n, the gradients of x, h0, c0 and the parameters, and the y, h_n, c_n of a run
-// that keeps nothing for backward.
+// is given, batch_sizes, x, h0, c0, grad_y, grad_h_n, grad_c_n, and the parameters in torch's
+// order. Output: y, h_n, c_n, the gradients of x, h0, c0 and the parameters, and the y, h_n, c_n of
+// a run that keeps nothing for backward.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -201,10 +201,18 @@ int main() {
   const std::vector<double> numbers = read_all();
   if (numbers.size() * sizeof(double) < sizeof(Header)) return EXIT_FAILURE;
   switch (const auto dtype = static_cast<Dtype>(static_cast<int>(numbers[0])); dtype) {
-    case Dtype::Float32: Run<float>(dtype, numbers)(); break;
-    case Dtype::Float64: Run<double>(dtype, numbers)(); break;
-    case Dtype::Float16: Run<__half>(dtype, numbers)(); break;
-    case Dtype::BFloat16: Run<__nv_bfloat16>(dtype, numbers)(); break;
+    case Dtype::Float32:
+      Run<float>(dtype, numbers)();
+      break;
+    case Dtype::Float64:
+      Run<double>(dtype, numbers)();
+      break;
+    case Dtype::Float16:
+      Run<__half>(dtype, numbers)();
+      break;
+    case Dtype::BFloat16:
+      Run<__nv_bfloat16>(dtype, numbers)();
+      break;
   }
   return EXIT_SUCCESS;
 }
