@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+import lstm_fast
 from lstm_fast._load import load_kernels
 
 TURING = {"compute_capability": 75, "multiprocessors": 68, "shared_bytes": 64 * 1024}
@@ -70,3 +72,24 @@ def test_inference_works_through_long_sequences_in_chunks():
 def test_unknown_dtype_is_refused():
     with pytest.raises(ValueError, match="dtype must be"):
         plan(HOPPER, "int8", H=64)
+
+
+def test_explain():
+    x = torch.ones(5, 2, 3)
+    isa = lstm_fast.build_info()["isa"]
+    assert lstm_fast.explain(lstm_fast.LSTM(3, 4), x) == f"CPU kernels, {isa}"
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [5, 3])
+    assert lstm_fast.explain(lstm_fast.LSTM(3, 4), packed) == f"CPU kernels, {isa}"
+    assert lstm_fast.explain(torch.nn.LSTM(3, 4), x) == "torch.nn.LSTM"
+    assert lstm_fast.explain(lstm_fast.LSTM(3, 4), x.double()) == "torch.nn.LSTM"
+    assert lstm_fast.explain(lstm_fast.LSTM(3, 4, device="meta"), x.to("meta")) == "torch.nn.LSTM"
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or not lstm_fast.build_info()["cuda"],
+    reason="no CUDA device, or a build without CUDA kernels",
+)
+def test_explain_on_cuda():
+    module = lstm_fast.LSTM(3, 64, dtype=torch.float16).cuda()
+    x = torch.ones(5, 2, 3, dtype=torch.float16, device="cuda")
+    assert lstm_fast.explain(module, x) == "CUDA kernels, one-block, tensor cores"

@@ -48,6 +48,12 @@ T* of(void* p) {
   return static_cast<T*>(p);
 }
 
+// A type as an argument.
+template <typename T>
+struct Type {
+  using type = T;
+};
+
 // Where the output of a layer lies.
 template <typename T>
 struct Output {
@@ -201,47 +207,33 @@ class Stack {
     return steps;
   }
 
-  // Launches `kernel` of small or large tiles on an output of [M, N] for each direction.
-  template <template <typename> class Launch, typename Params>
-  void in_tiles(int64_t M, int64_t N, int64_t directions, const Params& params) const {
-    if (M == 0 || N == 0) return;
-    if (large_tiles(device_, M, N, directions)) {
-      Launch<Large>::run(M, N, directions, stream_, params);
-    } else {
-      Launch<Small>::run(M, N, directions, stream_, params);
-    }
-  }
   static dim3 tiles(int64_t M, int64_t N, int64_t tile_M, int64_t tile_N, int64_t depth) {
     return {static_cast<unsigned>((M + tile_M - 1) / tile_M),
             static_cast<unsigned>((N + tile_N - 1) / tile_N), static_cast<unsigned>(depth)};
   }
-  template <bool kByK>
-  struct LaunchProduct {
-    template <typename Tile>
-    struct With {
-      static void run(int64_t M, int64_t N, int64_t directions, void* stream,
-                      const Products<T>& p) {
-        launch(product_kernel<T, kByK, Tile>, tiles(M, N, Tile::kM, Tile::kN, directions),
-               Tile::kThreads, Tile::kSharedBytes, stream, p);
-      }
+
+  // Launches what kernel(tile type) returns on an output of [M, N] for each direction.
+  template <typename Kernel, typename Params>
+  void in_tiles(int64_t M, int64_t N, int64_t directions, const Params& params,
+                const Kernel& kernel) const {
+    if (M == 0 || N == 0) return;
+    const auto launch_with = [&](auto type) {
+      using Tile = typename decltype(type)::type;
+      launch(kernel(type), tiles(M, N, Tile::kM, Tile::kN, directions), Tile::kThreads,
+             Tile::kSharedBytes, stream_, params);
     };
-  };
-  template <typename Tile>
-  struct LaunchForward {
-    static void run(int64_t M, int64_t N, int64_t directions, void* stream,
-                    const StepsForward<T>& p) {
-      launch(step_forward_kernel<T, Tile>, tiles(M, N, Tile::kM, Tile::kN, directions),
-             Tile::kThreads, Tile::kSharedBytes, stream, p);
+    if (large_tiles(device_, M, N, directions)) {
+      launch_with(Type<Large>());
+    } else {
+      launch_with(Type<Small>());
     }
-  };
-  template <typename Tile>
-  struct LaunchBackward {
-    static void run(int64_t M, int64_t N, int64_t directions, void* stream,
-                    const StepsBackward<T>& p) {
-      launch(step_backward_kernel<T, Tile>, tiles(M, N, Tile::kM, Tile::kN, directions),
-             Tile::kThreads, Tile::kSharedBytes, stream, p);
-    }
-  };
+  }
+  // kByK: whether k runs fastest in the second operand.
+  template <bool kByK>
+  void multiply(int64_t M, int64_t N, int64_t directions, const Products<T>& products) const {
+    in_tiles(M, N, directions, products,
+             [](auto type) { return product_kernel<T, kByK, typename decltype(type)::type>; });
+  }
 
   Output<T> output(const StackForward& p, const ForwardPlan& plan, int64_t l) const {
     const bool last = l == s_.L - 1;
@@ -282,7 +274,7 @@ class Stack {
       product.output_stride = product.N;
       most = std::max(most, product.M);
     }
-    in_tiles<LaunchProduct<true>::template With>(most, 4 * s_.H, s_.D, products);
+    multiply<true>(most, 4 * s_.H, s_.D, products);
   }
 
   // Step number s, in each direction's own order; s0 is the first one of its chunk.
@@ -336,8 +328,9 @@ class Stack {
       }
       most = std::max(most, q.rows);
     }
-    in_tiles<LaunchForward>(most, 4 * H, s_.D, steps);
-    if (s_.projected) in_tiles<LaunchProduct<true>::template With>(most, P, s_.D, projections);
+    in_tiles(most, 4 * H, s_.D, steps,
+             [](auto type) { return step_forward_kernel<T, typename decltype(type)::type>; });
+    if (s_.projected) multiply<true>(most, P, s_.D, projections);
   }
 
   // y = hidden weight_hr^T
@@ -477,8 +470,9 @@ class Stack {
       }
       most = std::max(most, q.rows);
     }
-    if (s_.projected) in_tiles<LaunchProduct<false>::template With>(most, P, s_.D, products);
-    in_tiles<LaunchBackward>(most, H, s_.D, steps);
+    if (s_.projected) multiply<false>(most, P, s_.D, products);
+    in_tiles(most, H, s_.D, steps,
+             [](auto type) { return step_backward_kernel<T, typename decltype(type)::type>; });
   }
 
   // grad_h0 = grad_gates weight_hh, of the first step of each row.
@@ -497,7 +491,7 @@ class Stack {
             M, product.K, of<T>(p.weights[i].weight_hh), s_.P};
         product.rounded_output = of<T>(p.grad_h0) + (i * s_.steps.B + carried) * s_.P;
         product.output_stride = s_.P;
-        in_tiles<LaunchProduct<false>::template With>(M, s_.P, 1, products);
+        multiply<false>(M, s_.P, 1, products);
       }
     }
   }
@@ -520,7 +514,7 @@ class Stack {
       product.rounded_output = of<T>(p.grad_x);
     }
     product.output_stride = product.N;
-    in_tiles<LaunchProduct<false>::template With>(N_, product.N, 1, products);
+    multiply<false>(N_, product.N, 1, products);
   }
 
   void find_previous_rows(const BackwardPlan& plan, const Steps& steps) const {
