@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -22,9 +24,8 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
         For example "CUDA kernels, one-block, tensor cores". What the words mean: csrc/README.md.
     """
     data = input.data if isinstance(input, PackedSequence) else input
-    weight = module.weight_ih_l0
-    fused = isinstance(module, LSTM) and _are_plain([data, weight]) and _fits(data, weight)
-    if not fused:
+    weight: Any = module._flat_weights[0]
+    if not isinstance(module, LSTM) or not _are_plain([data, weight]) or not _fits(data, weight):
         return "torch.nn.LSTM"
     if data.is_cpu:
         return f"CPU kernels, {build_info()['isa']}"
@@ -46,7 +47,6 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
         allow_tf32=ops._parts(data) < 3,
         compute_capability=10 * properties.major + properties.minor,
         multiprocessors=properties.multi_processor_count,
-        shared_bytes=properties.shared_memory_per_block_optin,
     )
     units = "tensor cores" if plan["tensor_cores"] else "exact products"
     return f"CUDA kernels, {plan['regime']}, {units}"

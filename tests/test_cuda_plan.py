@@ -10,9 +10,9 @@ import torch
 import lstm_fast
 from lstm_fast._load import load_kernels
 
-TURING = {"compute_capability": 75, "multiprocessors": 68, "shared_bytes": 64 * 1024}
-AMPERE = {"compute_capability": 80, "multiprocessors": 108, "shared_bytes": 163 * 1024}
-HOPPER = {"compute_capability": 90, "multiprocessors": 132, "shared_bytes": 227 * 1024}
+TURING = {"compute_capability": 75, "multiprocessors": 68}
+AMPERE = {"compute_capability": 80, "multiprocessors": 108}
+HOPPER = {"compute_capability": 90, "multiprocessors": 132}
 
 
 def plan(device: dict[str, int], dtype: str = "float32", **problem: Any) -> dict[str, Any]:

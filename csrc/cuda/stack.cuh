@@ -101,7 +101,8 @@ class Stack {
     if (!p.saved) {
       if (regime_ == Regime::Stepwise) plan.chunk = steps_per_chunk(s_, sizeof(A));
       for (int i = 0; i < 2; ++i) {
-        if (kHalf || s_.L - 1 > i) plan.between[i] = arena.take<A>(N_ * width_);
+        // The last layer needs one only where its output is rounded for the caller.
+        if (i < (kHalf ? s_.L : s_.L - 1)) plan.between[i] = arena.take<A>(N_ * width_);
       }
       plan.gates = arena.take<A>(s_.D * plan.chunk * s_.steps.B * 4 * s_.H);
       plan.cells = arena.take<A>(s_.D * s_.steps.B * s_.H);
@@ -155,7 +156,7 @@ class Stack {
       plan.previous = arena.take<int64_t>(s_.D * N_);
       int64_t most = 0;
       for (int64_t l = 0; l < s_.L; ++l) {
-        for (const WeightGrads<T>& grads : {gate_weights(p, l), projection_weights(p, l)})
+        for (const WeightGrads<T>& grads : {gate_weights(p, l), projection_weights()})
           most = std::max(most, s_.D * grads.parts * grads.M * grads.columns());
       }
       plan.parts = arena.take<A>(most);
@@ -532,7 +533,7 @@ class Stack {
     grads.ones = p.weights[0].bias_ih;
     return in_parts(grads);
   }
-  WeightGrads<T> projection_weights(const StackBackward&, int64_t) const {
+  WeightGrads<T> projection_weights() const {
     WeightGrads<T> grads{};
     if (!s_.projected) return grads;
     grads.M = s_.P;
@@ -546,7 +547,7 @@ class Stack {
   }
 
   void grad_weights(const StackBackward& p, const BackwardPlan& plan, int64_t l) const {
-    WeightGrads<T> gates = gate_weights(p, l), projections = projection_weights(p, l);
+    WeightGrads<T> gates = gate_weights(p, l), projections = projection_weights();
     for (int64_t d = 0; d < s_.D; ++d) {
       const int64_t i = run(l, d);
       const LayerWeightGrads<void>& results = p.grad_weights[i];

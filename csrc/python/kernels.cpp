@@ -277,14 +277,14 @@ py::dict build_info() {
 // What the CUDA planner decides for a device that need not be there.
 py::dict cuda_plan(const std::string& dtype, int64_t T, int64_t B, int64_t I, int64_t H,
                    std::optional<int64_t> P, int64_t L, int64_t D, bool allow_tf32,
-                   int compute_capability, int multiprocessors, int64_t shared_bytes) {
+                   int compute_capability, int multiprocessors) {
   const bool half = dtype == "float16" || dtype == "bfloat16";
   if (!half && dtype != "float32" && dtype != "float64")
     throw std::invalid_argument("dtype must be a floating dtype of 16, 32 or 64 bits");
   const cuda::Element element = half                 ? cuda::Element::Half
                                 : dtype == "float32" ? cuda::Element::Float32
                                                      : cuda::Element::Float64;
-  const cuda::Device device{compute_capability, multiprocessors, shared_bytes};
+  const cuda::Device device{compute_capability, multiprocessors};
   StackShape s{};
   s.steps = {T, B, nullptr, nullptr};
   s.I = I;
@@ -333,7 +333,7 @@ PYBIND11_MODULE(_kernels, m) {
   using py::literals::operator""_a;
   m.def("cuda_plan", &lstm_fast::cuda_plan, "dtype"_a, "T"_a, "B"_a, "I"_a, "H"_a,
         "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "allow_tf32"_a = true,
-        "compute_capability"_a = 90, "multiprocessors"_a = 132, "shared_bytes"_a = 227 * 1024,
+        "compute_capability"_a = 90, "multiprocessors"_a = 132,
         "How the CUDA kernels would compute a problem on a device of these properties.");
   m.def("available_isas", &lstm_fast::available_isas,
         "Instruction sets built in that this machine has, best last.");
