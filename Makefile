@@ -9,6 +9,7 @@
 #   make sanitize  the CPU floor under the address, undefined-behaviour and thread sanitizers
 #   make fuzz     looks for arguments that break it; needs clang;   SECONDS=60
 #   make bench    measure against torch.nn.LSTM;     BENCH=--quick for the short table
+#   make gpu      on a machine with a CUDA device: build, test on it, measure against cuDNN
 #   make clean    remove everything that was built, the environment included
 
 PYTHON ?= python3
@@ -23,9 +24,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INSTALL := $(PIP) install --quiet
 EDITABLE := $(PIP_INSTALL) --no-build-isolation --editable
-CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h')
+CXX_FILES := $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint format build clients wheel compat sanitize fuzz bench clean
+.PHONY: demo test lint format build clients wheel compat sanitize fuzz bench gpu clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -92,6 +93,21 @@ fuzz: $(VENV)/.dev
 bench: $(VENV)/.dev $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-json=$(RESULTS) $(BENCH)
 	$(BIN)/python -m benchmarks.table $(RESULTS)
+
+# Installs nothing: for $(PYTHON), an interpreter that has a torch with CUDA and what the build and
+# the tests need. Interrupted, it goes on where it was; the measuring stops by itself after GPU='--minutes 5'.
+GPU ?=
+gpu: build/gpu/tested
+	$(PYTHON) -m benchmarks.gpu $(GPU)
+
+build/gpu/tested: build/gpu/built tests/test_cuda_device.py tests/test_cuda_plan.py
+	$(PYTHON) -m pytest tests/test_cuda_device.py tests/test_cuda_plan.py
+	touch $@
+
+build/gpu/built: setup.py $(CXX_FILES)
+	mkdir -p $(@D)
+	LSTM_FAST_CUDA=1 $(PYTHON) setup.py build_ext --inplace
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info lstm_fast/*.so demo_output .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -365,7 +365,7 @@ def sources(folder: Path, suffix: str = ".cpp") -> list[Path]:
 
 def add_cpu_objects(ninja: NinjaFile) -> list[Path]:
     """csrc/cpu: kernels.cpp once per instruction set, everything else once, for any CPU."""
-    objects = [ninja.compile(source) for source in sources(CSRC)]
+    objects = []
     for source in sources(CSRC / "cpu"):
         if source.name == "kernels.cpp":
             for isa, isa_flags in ISA_FLAGS.items():
@@ -376,10 +376,15 @@ def add_cpu_objects(ninja: NinjaFile) -> list[Path]:
     return objects
 
 
+def add_common_objects(ninja: NinjaFile) -> list[Path]:
+    """What belongs to no device, and the planner of CUDA kernels, which needs no CUDA."""
+    return [ninja.compile(s) for s in [*sources(CSRC), CSRC / "cuda" / "plan.cpp"]]
+
+
 def add_cuda_objects(ninja: NinjaFile, flags: Sequence[str]) -> list[Path]:
     """csrc/cuda, kernels.cu once per dtype, and the ops over it, which take `flags`."""
     objects = [ninja.compile(source, flags) for source in sources(CSRC / "ops" / "cuda")]
-    objects += [ninja.compile(source) for source in sources(CSRC / "cuda")]
+    objects.append(ninja.compile(CSRC / "cuda" / "dispatch.cpp"))
     for source in sources(CSRC / "cuda", ".cu"):
         if source.name == "kernels.cu":
             for dtype, element in CUDA_ELEMENTS.items():
@@ -406,14 +411,14 @@ class NinjaBuild(build_ext):
             "lstm_fast._kernels": kernels_library(self.distribution.get_version(), cuda),
         }
         ninja = NinjaFile(find_compiler(), cuda)
-        cpu_objects = add_cpu_objects(ninja)
+        common = add_common_objects(ninja) + add_cpu_objects(ninja)
         built = {}
         for name, library in libraries.items():
             objects = [ninja.compile(s, library.flags) for s in sources(library.folder)]
             if cuda and name == "lstm_fast._ops":
                 objects += add_cuda_objects(ninja, library.flags)
             built[name] = BUILD / Path(self.get_ext_filename(name)).name
-            ninja.link(built[name], objects + cpu_objects, library.libraries)
+            ninja.link(built[name], objects + common, library.libraries)
         ninja.run(verbose=self.verbose > 1)
         for name, path in built.items():
             target = Path(self.get_ext_fullpath(name))

@@ -4,6 +4,7 @@ from lstm_fast._load import BuildInfo, build_info, load_ops
 
 load_ops()
 
+from lstm_fast.explain import explain  # noqa: E402
 from lstm_fast.lstm import LSTM  # noqa: E402
 from lstm_fast.lstm_cell import LSTMCell  # noqa: E402
 from lstm_fast.swap import accelerate, patch, restore  # noqa: E402
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "build_info",
+    "explain",
     "patch",
     "restore",
 ]

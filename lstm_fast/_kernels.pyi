@@ -19,6 +19,19 @@ def direct(
     parts: int,
     /,
 ) -> list[Any] | None: ...
+def cuda_plan(
+    dtype: str,
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    P: int | None = None,
+    L: int = 1,
+    D: int = 1,
+    allow_tf32: bool = True,
+    compute_capability: int = 90,
+    multiprocessors: int = 132,
+) -> dict[str, Any]: ...
 def available_isas() -> list[str]: ...
 def activations(x: _Array, isa: str | None = None) -> tuple[_Array, _Array]: ...
 def lstm(

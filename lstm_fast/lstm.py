@@ -32,8 +32,8 @@ class LSTM(torch.nn.LSTM):
     `torch.jit`) is computed by `torch.nn.LSTM`.
 
     Where the two differ: under autocast the states and packed outputs have the autocast dtype too;
-    halves are rounded once, at the end, not at every step; and a parameter replaced by one of the
-    wrong shape raises RuntimeError.
+    on the CPU halves are rounded once, at the end, not at every step; and a parameter replaced by
+    one of the wrong shape raises RuntimeError.
     """
 
     _inherits_checks = True

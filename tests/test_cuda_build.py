@@ -33,7 +33,7 @@ def run_python(
 
 def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = ("setup.py", "build_ext", "--build-lib", str(folder))
-    return run_python(*command, **environment)
+    return run_python(*command, cwd=ROOT, **environment)
 
 
 @dataclass(frozen=True)

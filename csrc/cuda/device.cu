@@ -7,7 +7,7 @@ namespace lstm_fast::cuda {
 #ifdef LSTM_FAST_CUDA_EMULATION
 
 // A small Hopper, so that a few rows and units fill it.
-Device current_device() { return {90, 4, 227 * 1024}; }
+Device current_device() { return {90, 4}; }
 
 #else
 
@@ -20,7 +20,7 @@ Device current_device() {
     return value;
   };
   return {10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor),
-          get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+          get(cudaDevAttrMultiProcessorCount)};
 }
 
 #endif

@@ -51,10 +51,10 @@ void launch(void (*kernel)(Params), dim3 grid, int threads, int64_t shared_bytes
 template <typename T>
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
-#define LSTM_FAST_MMA(shape, type)                                                       \
-  asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type                         \
-               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                    \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                \
+#define LSTM_FAST_MMA(shape, type)                                          \
+  asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type      \
+               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])             \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800

@@ -6,10 +6,14 @@ extern const StackKernels kernels_float32, kernels_float64, kernels_float16, ker
 
 const StackKernels& stack_kernels(Dtype dtype) {
   switch (dtype) {
-    case Dtype::Float32: return kernels_float32;
-    case Dtype::Float64: return kernels_float64;
-    case Dtype::Float16: return kernels_float16;
-    default: return kernels_bfloat16;
+    case Dtype::Float32:
+      return kernels_float32;
+    case Dtype::Float64:
+      return kernels_float64;
+    case Dtype::Float16:
+      return kernels_float16;
+    default:
+      return kernels_bfloat16;
   }
 }
 

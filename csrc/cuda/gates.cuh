@@ -36,7 +36,8 @@ __device__ __forceinline__ A hidden(const Gates<A>& gates, A c) {
 // Gradients before the activations, from those of the hidden value (dm) and of the cell (dc, which
 // leaves as that of the previous cell).
 template <typename A>
-__device__ __forceinline__ Gates<A> gate_gradients(const Gates<A>& gates, A c, A c_prev, A dm, A& dc) {
+__device__ __forceinline__ Gates<A> gate_gradients(const Gates<A>& gates, A c, A c_prev, A dm,
+                                                   A& dc) {
   const A tanh_c = tanh(c);
   const A d = dc + dm * gates.o * (A(1) - tanh_c * tanh_c);
   dc = d * gates.f;

@@ -18,7 +18,7 @@ namespace lstm_fast::cuda {
 enum class Dtype { Float32, Float64, Float16, BFloat16 };
 
 struct StackForward {
-  StackShape shape;  // its arrays are the host's
+  StackShape shape;                   // its arrays are the host's
   const LayerWeights<void>* weights;  // [L][D], of T
   const void* x;                      // T [N, I]
   const void* h0;                     // T [L * D, B, P], or null for zeros

@@ -46,9 +46,8 @@ __device__ __forceinline__ void load_weights(uint32_t (&fragments)[kChunks][4], 
 #pragma unroll 1
     for (int i = 0; i < 4; ++i) {
       const int word = chunk * 8 + t + i / 2 * 4;
-      mine[i * blockDim.x] = Words<T>::pack([&](int e) {
-        return element(g + i % 2 * 8, word * Words<T>::kElements + e);
-      });
+      mine[i * blockDim.x] = Words<T>::pack(
+          [&](int e) { return element(g + i % 2 * 8, word * Words<T>::kElements + e); });
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) fragments[chunk][i] = mine[i * blockDim.x];
@@ -134,9 +133,8 @@ __device__ __forceinline__ void block_forward(const BlocksForward<T>& blocks) {
   uint32_t if_weights[kChunks][4], go_weights[kChunks][4];
   const auto weight = [&](int gate, int r, int k) {
     const int u = threadIdx.x / 32 * 8 + r % 8;
-    return u < H && k < H
-               ? widen(p.weight_hh[(static_cast<int64_t>(gate + r / 8) * H + u) * H + k])
-               : 0.f;
+    return u < H && k < H ? widen(p.weight_hh[(static_cast<int64_t>(gate + r / 8) * H + u) * H + k])
+                          : 0.f;
   };
   load_weights<T>(if_weights, [&](int r, int k) { return weight(0, r, k); });
   load_weights<T>(go_weights, [&](int r, int k) { return weight(2, r, k); });
@@ -185,8 +183,8 @@ __device__ __forceinline__ void block_forward(const BlocksForward<T>& blocks) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       if (alive(t, j)) {
-        const Gates<float> gates = activate(
-            Gates<float>{in_forget[j], in_forget[2 + j], cell_out[j], cell_out[2 + j]});
+        const Gates<float> gates =
+            activate(Gates<float>{in_forget[j], in_forget[2 + j], cell_out[j], cell_out[2 + j]});
         c[j] = next_cell(gates, c[j]);
         h[j] = hidden(gates, c[j]);
         const int64_t n = steps.offset(t) + b0 + row + j;
@@ -222,16 +220,16 @@ __global__ void __launch_bounds__(BlockForwardSizes<T, kChunks>::kMaxThreads, 1)
 
 template <typename T>
 struct BlockBackward {
-  Array<T> grad_y;        // [N, H], rows grad_y_stride apart; null for zeros
-  const T* grad_h_n;      // [B, H], or null for zeros
-  const T* grad_c_n;      // [B, H], or null for zeros
-  const T* c0;            // [B, H], or null for zeros
-  const T* weight_hh;     // [G, H]
-  const float* gates;     // [N, G]
-  const float* cells;     // [N, H]
-  float* grad_gates;      // [N, G]
-  T* grad_h0;             // [B, H], or null when not wanted
-  T* grad_c0;             // [B, H], or null when not wanted
+  Array<T> grad_y;     // [N, H], rows grad_y_stride apart; null for zeros
+  const T* grad_h_n;   // [B, H], or null for zeros
+  const T* grad_c_n;   // [B, H], or null for zeros
+  const T* c0;         // [B, H], or null for zeros
+  const T* weight_hh;  // [G, H]
+  const float* gates;  // [N, G]
+  const float* cells;  // [N, H]
+  float* grad_gates;   // [N, G]
+  T* grad_h0;          // [B, H], or null when not wanted
+  T* grad_c0;          // [B, H], or null when not wanted
 };
 
 template <typename T>
@@ -285,9 +283,8 @@ __device__ __forceinline__ void block_backward(const BlocksBackward<T>& blocks) 
   uint32_t weights[2 * kChunks][4];
   load_weights<T>(weights, [&](int r, int k) {
     const int u = unit0 + r, gate = 2 * half + k / kGate, from = k % kGate;
-    return u < H && from < H
-               ? widen(p.weight_hh[(static_cast<int64_t>(gate) * H + from) * H + u])
-               : 0.f;
+    return u < H && from < H ? widen(p.weight_hh[(static_cast<int64_t>(gate) * H + from) * H + u])
+                             : 0.f;
   });
   __syncthreads();
   for (int i = threadIdx.x; i < kBlockRows * kStride; i += blockDim.x) words[i] = 0;
@@ -334,7 +331,7 @@ __device__ __forceinline__ void block_backward(const BlocksBackward<T>& blocks) 
   }
   for (int64_t s = steps.T - 1; s >= 0; --s) {
     const int64_t t = step(s);
-    if (steps.rows(t) <= b0) continue;  // no row of this block
+    if (steps.rows(t) <= b0) continue;                     // no row of this block
     const FromForward from[2] = {load(s, 0), load(s, 1)};  // on its way during the product
     from_after(dm);
 #pragma unroll

@@ -19,9 +19,12 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool uses_tensor_cores(const Device& device, Element element, bool allow_tf32) {
   switch (element) {
-    case Element::Half: return true;
-    case Element::Float32: return allow_tf32 && device.compute_capability >= 80;
-    case Element::Float64: return false;
+    case Element::Half:
+      return true;
+    case Element::Float32:
+      return allow_tf32 && device.compute_capability >= 80;
+    case Element::Float64:
+      return false;
   }
   return false;
 }

@@ -9,9 +9,8 @@
 namespace lstm_fast::cuda {
 
 struct Device {
-  int compute_capability;     // 10 * major + minor
+  int compute_capability;  // 10 * major + minor
   int multiprocessors;
-  int64_t shared_bytes;       // that a block can ask for
 };
 
 // Of the current CUDA device.

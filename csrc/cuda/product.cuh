@@ -26,12 +26,12 @@ struct Product {
   const T* bias_hh = nullptr;
   Array<T> addend;  // [M, N], rows addend_stride apart, or null
   int64_t addend_stride = 0;
-  int64_t last_from = 0;             // rows [last_from, M) are the last ones of their sequences:
-  const T* last_addend = nullptr;    // [M, N], added to them; or null
-  T* last = nullptr;                 // [M, N], receives them; or null
-  int64_t output_stride = 0;         // from row to row of
-  Wide<T>* output = nullptr;         // [M, N], or null
-  T* rounded_output = nullptr;       // [M, N], or null
+  int64_t last_from = 0;           // rows [last_from, M) are the last ones of their sequences:
+  const T* last_addend = nullptr;  // [M, N], added to them; or null
+  T* last = nullptr;               // [M, N], receives them; or null
+  int64_t output_stride = 0;       // from row to row of
+  Wide<T>* output = nullptr;       // [M, N], or null
+  T* rounded_output = nullptr;     // [M, N], or null
 };
 
 template <typename T>
@@ -64,8 +64,8 @@ struct SegmentB {
 
 // Grid: rows, columns, directions, in tiles.
 template <typename T, bool kByK, typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads) product_kernel(const __grid_constant__
-                                                                 Products<T> products) {
+__global__ void __launch_bounds__(Tile::kThreads)
+    product_kernel(const __grid_constant__ Products<T> products) {
   const Product<T>& p = products.of[blockIdx.z];
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * Tile::kM;
   const int64_t column0 = static_cast<int64_t>(blockIdx.y) * Tile::kN;

@@ -48,11 +48,17 @@ T* of(void* p) {
   return static_cast<T*>(p);
 }
 
+// A type as an argument.
+template <typename T>
+struct Type {
+  using type = T;
+};
+
 // Where the output of a layer lies.
 template <typename T>
 struct Output {
-  Wide<T>* y;     // [N, D * P]
-  T* rounded;     // the same in the caller's type, if that is another and the layer the last one
+  Wide<T>* y;  // [N, D * P]
+  T* rounded;  // the same in the caller's type, if that is another and the layer the last one
 };
 
 template <typename T, Unit kUnit>
@@ -95,7 +101,8 @@ class Stack {
     if (!p.saved) {
       if (regime_ == Regime::Stepwise) plan.chunk = steps_per_chunk(s_, sizeof(A));
       for (int i = 0; i < 2; ++i) {
-        if (kHalf || s_.L - 1 > i) plan.between[i] = arena.take<A>(N_ * width_);
+        // The last layer needs one only where its output is rounded for the caller.
+        if (i < (kHalf ? s_.L : s_.L - 1)) plan.between[i] = arena.take<A>(N_ * width_);
       }
       plan.gates = arena.take<A>(s_.D * plan.chunk * s_.steps.B * 4 * s_.H);
       plan.cells = arena.take<A>(s_.D * s_.steps.B * s_.H);
@@ -126,13 +133,13 @@ class Stack {
   }
 
   struct BackwardPlan {
-    A* grad_between[2];    // gradients of the outputs of inner layers, taken in turn
-    A* grad_gates;         // [D][N, G]
-    A* grad_hidden;        // [D][N, P] if projected
-    A* grad_cells;         // [D][B, H]
+    A* grad_between[2];  // gradients of the outputs of inner layers, taken in turn
+    A* grad_gates;       // [D][N, G]
+    A* grad_hidden;      // [D][N, P] if projected
+    A* grad_cells;       // [D][B, H]
     StepArrays steps;
-    int64_t* previous;     // [D][N]
-    A* parts;              // of the weight gradients
+    int64_t* previous;  // [D][N]
+    A* parts;           // of the weight gradients
     int64_t bytes;
   };
 
@@ -149,7 +156,7 @@ class Stack {
       plan.previous = arena.take<int64_t>(s_.D * N_);
       int64_t most = 0;
       for (int64_t l = 0; l < s_.L; ++l) {
-        for (const WeightGrads<T>& grads : {gate_weights(p, l), projection_weights(p, l)})
+        for (const WeightGrads<T>& grads : {gate_weights(p, l), projection_weights()})
           most = std::max(most, s_.D * grads.parts * grads.M * grads.columns());
       }
       plan.parts = arena.take<A>(most);
@@ -201,47 +208,33 @@ class Stack {
     return steps;
   }
 
-  // Launches `kernel` of small or large tiles on an output of [M, N] for each direction.
-  template <template <typename> class Launch, typename Params>
-  void in_tiles(int64_t M, int64_t N, int64_t directions, const Params& params) const {
-    if (M == 0 || N == 0) return;
-    if (large_tiles(device_, M, N, directions)) {
-      Launch<Large>::run(M, N, directions, stream_, params);
-    } else {
-      Launch<Small>::run(M, N, directions, stream_, params);
-    }
-  }
   static dim3 tiles(int64_t M, int64_t N, int64_t tile_M, int64_t tile_N, int64_t depth) {
     return {static_cast<unsigned>((M + tile_M - 1) / tile_M),
             static_cast<unsigned>((N + tile_N - 1) / tile_N), static_cast<unsigned>(depth)};
   }
-  template <bool kByK>
-  struct LaunchProduct {
-    template <typename Tile>
-    struct With {
-      static void run(int64_t M, int64_t N, int64_t directions, void* stream,
-                      const Products<T>& p) {
-        launch(product_kernel<T, kByK, Tile>, tiles(M, N, Tile::kM, Tile::kN, directions),
-               Tile::kThreads, Tile::kSharedBytes, stream, p);
-      }
+
+  // Launches what kernel(tile type) returns on an output of [M, N] for each direction.
+  template <typename Kernel, typename Params>
+  void in_tiles(int64_t M, int64_t N, int64_t directions, const Params& params,
+                const Kernel& kernel) const {
+    if (M == 0 || N == 0) return;
+    const auto launch_with = [&](auto type) {
+      using Tile = typename decltype(type)::type;
+      launch(kernel(type), tiles(M, N, Tile::kM, Tile::kN, directions), Tile::kThreads,
+             Tile::kSharedBytes, stream_, params);
     };
-  };
-  template <typename Tile>
-  struct LaunchForward {
-    static void run(int64_t M, int64_t N, int64_t directions, void* stream,
-                    const StepsForward<T>& p) {
-      launch(step_forward_kernel<T, Tile>, tiles(M, N, Tile::kM, Tile::kN, directions),
-             Tile::kThreads, Tile::kSharedBytes, stream, p);
+    if (large_tiles(device_, M, N, directions)) {
+      launch_with(Type<Large>());
+    } else {
+      launch_with(Type<Small>());
     }
-  };
-  template <typename Tile>
-  struct LaunchBackward {
-    static void run(int64_t M, int64_t N, int64_t directions, void* stream,
-                    const StepsBackward<T>& p) {
-      launch(step_backward_kernel<T, Tile>, tiles(M, N, Tile::kM, Tile::kN, directions),
-             Tile::kThreads, Tile::kSharedBytes, stream, p);
-    }
-  };
+  }
+  // kByK: whether k runs fastest in the second operand.
+  template <bool kByK>
+  void multiply(int64_t M, int64_t N, int64_t directions, const Products<T>& products) const {
+    in_tiles(M, N, directions, products,
+             [](auto type) { return product_kernel<T, kByK, typename decltype(type)::type>; });
+  }
 
   Output<T> output(const StackForward& p, const ForwardPlan& plan, int64_t l) const {
     const bool last = l == s_.L - 1;
@@ -254,8 +247,8 @@ class Stack {
   A* gates(const StackForward& p, const ForwardPlan& plan, int64_t l, int64_t d, int64_t t,
            int64_t first) const {
     if (p.saved) return of<A>(p.saved) + saved_.gates(l, d) + s_.steps.offset(t) * 4 * s_.H;
-    return plan.gates + (d * plan.chunk * s_.steps.B + s_.steps.offset(t) -
-                         s_.steps.offset(first)) * 4 * s_.H;
+    return plan.gates +
+           (d * plan.chunk * s_.steps.B + s_.steps.offset(t) - s_.steps.offset(first)) * 4 * s_.H;
   }
   int64_t first_step(int64_t s0, int64_t chunk, int64_t d) const {
     return d ? std::max<int64_t>(0, s_.steps.T - s0 - chunk) : s0;
@@ -274,20 +267,20 @@ class Stack {
       product.M = s_.steps.offset(t1) + s_.steps.rows(t1) - s_.steps.offset(t0);
       product.N = 4 * s_.H;
       product.K = s_.input_size(l);
-      product.segment[0] = {x + s_.steps.offset(t0) * product.K, product.M, product.K,
-                            w.weight_ih, product.K};
+      product.segment[0] = {x + s_.steps.offset(t0) * product.K, product.M, product.K, w.weight_ih,
+                            product.K};
       product.bias_ih = w.bias_ih;
       product.bias_hh = w.bias_hh;
       product.output = gates(p, plan, l, d, t0, first_step(s0, plan.chunk, d));
       product.output_stride = product.N;
       most = std::max(most, product.M);
     }
-    in_tiles<LaunchProduct<true>::template With>(most, 4 * s_.H, s_.D, products);
+    multiply<true>(most, 4 * s_.H, s_.D, products);
   }
 
   // Step number s, in each direction's own order; s0 is the first one of its chunk.
-  void forward_step(const StackForward& p, const ForwardPlan& plan, int64_t l,
-                    const Output<T>& out, int64_t s, int64_t s0) const {
+  void forward_step(const StackForward& p, const ForwardPlan& plan, int64_t l, const Output<T>& out,
+                    int64_t s, int64_t s0) const {
     const int64_t B = s_.steps.B, H = s_.H, P = s_.P;
     StepsForward<T> steps;
     Products<T> projections;
@@ -322,8 +315,8 @@ class Stack {
       q.c_n = of<T>(p.c_n) + i * B * H;
       T* h_n = of<T>(p.h_n) + i * B * P;
       if (s_.projected) {
-        q.hidden = p.saved ? of<A>(p.saved) + saved_.hidden(l, d) + row * H
-                           : plan.hidden + d * B * H;
+        q.hidden =
+            p.saved ? of<A>(p.saved) + saved_.hidden(l, d) + row * H : plan.hidden + d * B * H;
         q.hidden_stride = H;
         projections.of[d] = projection(q, w, h_n);
         projections.of[d].output = out.y + y_row;
@@ -336,8 +329,9 @@ class Stack {
       }
       most = std::max(most, q.rows);
     }
-    in_tiles<LaunchForward>(most, 4 * H, s_.D, steps);
-    if (s_.projected) in_tiles<LaunchProduct<true>::template With>(most, P, s_.D, projections);
+    in_tiles(most, 4 * H, s_.D, steps,
+             [](auto type) { return step_forward_kernel<T, typename decltype(type)::type>; });
+    if (s_.projected) multiply<true>(most, P, s_.D, projections);
   }
 
   // y = hidden weight_hr^T
@@ -390,8 +384,8 @@ class Stack {
     }
   }
 
-  void backward_blocks(const StackBackward& p, const BackwardPlan& plan, int64_t l,
-                       Array<T> grad_y, const Steps& steps) const {
+  void backward_blocks(const StackBackward& p, const BackwardPlan& plan, int64_t l, Array<T> grad_y,
+                       const Steps& steps) const {
     if constexpr (kUnit == Unit::Tensor) {
       if (N_ == 0) return;
       const int64_t B = s_.steps.B, H = s_.H;
@@ -450,8 +444,8 @@ class Stack {
 
       // From the step after: the gradient of y [rows, P].
       const Segment<T> recurrent{
-          Array<T>::ours(q.ending ? grad_gates + s_.steps.offset(after) * G : grad_gates),
-          q.ending, G, w.weight_hh, P};
+          Array<T>::ours(q.ending ? grad_gates + s_.steps.offset(after) * G : grad_gates), q.ending,
+          G, w.weight_hh, P};
       const Array<T> from_above = grad_y + (row * width_ + d * P);
       const T* grad_h_n = offset(of<T>(p.grad_h_n), i * B * P);
       if (s_.projected) {
@@ -477,8 +471,9 @@ class Stack {
       }
       most = std::max(most, q.rows);
     }
-    if (s_.projected) in_tiles<LaunchProduct<false>::template With>(most, P, s_.D, products);
-    in_tiles<LaunchBackward>(most, H, s_.D, steps);
+    if (s_.projected) multiply<false>(most, P, s_.D, products);
+    in_tiles(most, H, s_.D, steps,
+             [](auto type) { return step_backward_kernel<T, typename decltype(type)::type>; });
   }
 
   // grad_h0 = grad_gates weight_hh, of the first step of each row.
@@ -497,7 +492,7 @@ class Stack {
             M, product.K, of<T>(p.weights[i].weight_hh), s_.P};
         product.rounded_output = of<T>(p.grad_h0) + (i * s_.steps.B + carried) * s_.P;
         product.output_stride = s_.P;
-        in_tiles<LaunchProduct<false>::template With>(M, s_.P, 1, products);
+        multiply<false>(M, s_.P, 1, products);
       }
     }
   }
@@ -520,7 +515,7 @@ class Stack {
       product.rounded_output = of<T>(p.grad_x);
     }
     product.output_stride = product.N;
-    in_tiles<LaunchProduct<false>::template With>(N_, product.N, 1, products);
+    multiply<false>(N_, product.N, 1, products);
   }
 
   void find_previous_rows(const BackwardPlan& plan, const Steps& steps) const {
@@ -538,7 +533,7 @@ class Stack {
     grads.ones = p.weights[0].bias_ih;
     return in_parts(grads);
   }
-  WeightGrads<T> projection_weights(const StackBackward&, int64_t) const {
+  WeightGrads<T> projection_weights() const {
     WeightGrads<T> grads{};
     if (!s_.projected) return grads;
     grads.M = s_.P;
@@ -547,13 +542,12 @@ class Stack {
   }
   WeightGrads<T> in_parts(WeightGrads<T> grads) const {
     grads.N = N_;
-    grads.parts =
-        static_cast<int>(weight_grad_parts(device_, grads.M, grads.columns(), N_, s_.D));
+    grads.parts = static_cast<int>(weight_grad_parts(device_, grads.M, grads.columns(), N_, s_.D));
     return grads;
   }
 
   void grad_weights(const StackBackward& p, const BackwardPlan& plan, int64_t l) const {
-    WeightGrads<T> gates = gate_weights(p, l), projections = projection_weights(p, l);
+    WeightGrads<T> gates = gate_weights(p, l), projections = projection_weights();
     for (int64_t d = 0; d < s_.D; ++d) {
       const int64_t i = run(l, d);
       const LayerWeightGrads<void>& results = p.grad_weights[i];

@@ -71,8 +71,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
   if (row0 >= p.rows) return;
   Tile tile;
   const bool all_zero = row0 >= p.carried && !p.h0;
-  tile.accumulate(PreviousHidden<T>{p, row0}, GateRows<T, kUnits>{p, unit0}, 0,
-                  all_zero ? 0 : p.P);
+  tile.accumulate(PreviousHidden<T>{p, row0}, GateRows<T, kUnits>{p, unit0}, 0, all_zero ? 0 : p.P);
   tile.finish(kUnits, [&](int row, int u, const auto& sum) {
     const int64_t b = row0 + row, unit = unit0 + u;
     if (b >= p.rows || unit >= p.H) return;
@@ -109,13 +108,13 @@ template <typename T>
 struct StepBackward {
   int64_t rows, carried, ending;  // as forward
   int64_t H, K;
-  Segment<T> product;     // a [rows, K]; b [K, H]
-  Array<T> grad_y;        // [rows, H], rows grad_y_stride apart; null for zeros
-  int64_t grad_y_stride;  //
-  const T* grad_h_n;      // [B, H], or null for zeros; for rows at their last step
-  const T* grad_c_n;      // [B, H], or null for zeros; likewise
-  const Wide<T>* gates;   // [rows, G]
-  const Wide<T>* cells;   // [rows, H]
+  Segment<T> product;         // a [rows, K]; b [K, H]
+  Array<T> grad_y;            // [rows, H], rows grad_y_stride apart; null for zeros
+  int64_t grad_y_stride;      //
+  const T* grad_h_n;          // [B, H], or null for zeros; for rows at their last step
+  const T* grad_c_n;          // [B, H], or null for zeros; likewise
+  const Wide<T>* gates;       // [rows, G]
+  const Wide<T>* cells;       // [rows, H]
   const Wide<T>* cells_prev;  // [carried, H]
   const T* c0;                // [B, H], or null for zeros
   Wide<T>* grad_cells;        // [B, H], the running gradient
@@ -159,7 +158,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
                                          : Wide<T>(0);
     const Wide<T>* g = p.gates + b * 4 * p.H + unit;
     const Gates<Wide<T>> da = gate_gradients(Gates<Wide<T>>{g[0], g[p.H], g[2 * p.H], g[3 * p.H]},
-                                       p.cells[cell], c_prev, dm, dc);
+                                             p.cells[cell], c_prev, dm, dc);
     Wide<T>* grads = p.grad_gates + b * 4 * p.H + unit;
     grads[0] = da.i;
     grads[p.H] = da.f;

@@ -52,7 +52,7 @@ class Sums<T, Unit::Exact, kM, kN, kK> {
   static_assert(kM % 8 == 0 && kN % 16 == 0);
 
  public:
-  // Rows begin 4 banks apart, so that vectors of 16 bytes from several rows do not collide.
+  // Rows begin 20 banks apart, so that vectors of 16 bytes from eight rows do not collide.
   static constexpr int kStride = kK + 16 / sizeof(S);
 
   __device__ __forceinline__ void multiply(const S* a, const S* b) {
@@ -104,7 +104,7 @@ class Sums<T, Unit::Tensor, kM, kN, kK> {
   static constexpr int kWords = kK * static_cast<int>(sizeof(S)) / 4;  // of a row
 
  public:
-  // Rows begin 4 or 20 banks apart: the eight rows and four words of a fragment never collide.
+  // Rows begin 20 banks apart: the eight rows and four words of a fragment never collide.
   static constexpr int kStride = kK + 16 / sizeof(S);
 
   __device__ __forceinline__ void multiply(const S* a, const S* b) {
@@ -142,8 +142,8 @@ class Sums<T, Unit::Tensor, kM, kN, kK> {
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
-        float* row = c + (first_row() + i * 16 + g) * (kN + kResultPadding) + first_column() +
-                     j * 8 + 2 * t;
+        float* row =
+            c + (first_row() + i * 16 + g) * (kN + kResultPadding) + first_column() + j * 8 + 2 * t;
         row[0] = sum_[i][j][0];
         row[1] = sum_[i][j][1];
         row += 8 * (kN + kResultPadding);

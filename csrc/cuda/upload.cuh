@@ -15,15 +15,15 @@ struct Numbers {
   int64_t values[kMost];
 };
 
-static __global__ void __launch_bounds__(Numbers::kMost) upload_kernel(const __grid_constant__
-                                                                   Numbers p) {
+static __global__ void __launch_bounds__(Numbers::kMost)
+    upload_kernel(const __grid_constant__ Numbers p) {
   if (static_cast<int>(threadIdx.x) < p.count) p.to[threadIdx.x] = p.values[threadIdx.x];
 }
 
 inline void upload(const int64_t* from, int64_t count, int64_t* to, void* stream) {
   for (int64_t done = 0; done < count; done += Numbers::kMost) {
-    Numbers numbers{to + done, static_cast<int>(std::min<int64_t>(Numbers::kMost, count - done)),
-                    {}};
+    Numbers numbers{
+        to + done, static_cast<int>(std::min<int64_t>(Numbers::kMost, count - done)), {}};
     std::copy_n(from + done, numbers.count, numbers.values);
     launch(upload_kernel, 1, Numbers::kMost, 0, stream, numbers);
   }

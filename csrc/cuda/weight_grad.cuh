@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(Tile::kThreads)
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * Tile::kM;
   const int64_t column0 = static_cast<int64_t>(blockIdx.y) * Tile::kN;
   Tile tile;
-  tile.accumulate(GradColumns<T>{p, d, row0}, InputColumns<T>{p, d, column0},
-                  p.N * part / p.parts, p.N * (part + 1) / p.parts);
+  tile.accumulate(GradColumns<T>{p, d, row0}, InputColumns<T>{p, d, column0}, p.N * part / p.parts,
+                  p.N * (part + 1) / p.parts);
   Wide<T>* result = d.parts + part * p.M * p.columns();
   tile.finish(Tile::kN, [&](int row, int column, const auto& sum) {
     const int64_t m = row0 + row, j = column0 + column;

@@ -15,6 +15,7 @@
 #include "../arguments.h"
 #include "../cpu/stack.h"
 #include "../direct.h"
+#include "../cuda/plan.h"
 
 namespace py = pybind11;
 
@@ -273,6 +274,35 @@ py::dict build_info() {
   return info;
 }
 
+// What the CUDA planner decides for a device that need not be there.
+py::dict cuda_plan(const std::string& dtype, int64_t T, int64_t B, int64_t I, int64_t H,
+                   std::optional<int64_t> P, int64_t L, int64_t D, bool allow_tf32,
+                   int compute_capability, int multiprocessors) {
+  const bool half = dtype == "float16" || dtype == "bfloat16";
+  if (!half && dtype != "float32" && dtype != "float64")
+    throw std::invalid_argument("dtype must be a floating dtype of 16, 32 or 64 bits");
+  const cuda::Element element = half                 ? cuda::Element::Half
+                                : dtype == "float32" ? cuda::Element::Float32
+                                                     : cuda::Element::Float64;
+  const cuda::Device device{compute_capability, multiprocessors};
+  StackShape s{};
+  s.steps = {T, B, nullptr, nullptr};
+  s.I = I;
+  s.H = H;
+  s.P = P.value_or(H);
+  s.projected = P.has_value();
+  s.L = L;
+  s.D = D;
+  py::dict plan;
+  plan["regime"] = cuda::name(cuda::regime(device, s, element, allow_tf32));
+  plan["tensor_cores"] = cuda::uses_tensor_cores(device, element, allow_tf32);
+  plan["large_input_tiles"] = cuda::large_tiles(device, T * B, 4 * H, D);
+  plan["large_step_tiles"] = cuda::large_tiles(device, B, 4 * H, D);
+  plan["weight_grad_parts"] = cuda::weight_grad_parts(device, 4 * H, I + 1 + s.P, T * B, D);
+  plan["steps_per_chunk"] = cuda::steps_per_chunk(s, element == cuda::Element::Float64 ? 8 : 4);
+  return plan;
+}
+
 template <typename T>
 void bind(py::module_& m) {
   using py::literals::operator""_a;
@@ -300,6 +330,11 @@ PYBIND11_MODULE(_kernels, m) {
   m.doc() = "The kernels of lstm-fast on NumPy arrays.";
   m.def("build_info", &lstm_fast::build_info,
         "What was built, and what is in use on this machine.");
+  using py::literals::operator""_a;
+  m.def("cuda_plan", &lstm_fast::cuda_plan, "dtype"_a, "T"_a, "B"_a, "I"_a, "H"_a,
+        "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "allow_tf32"_a = true,
+        "compute_capability"_a = 90, "multiprocessors"_a = 132,
+        "How the CUDA kernels would compute a problem on a device of these properties.");
   m.def("available_isas", &lstm_fast::available_isas,
         "Instruction sets built in that this machine has, best last.");
   m.def("bind_direct", &lstm_fast::bind_direct,

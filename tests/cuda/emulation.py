@@ -117,7 +117,6 @@ class Device:
 
     compute_capability: int = 90
     multiprocessors: int = 4
-    shared_bytes: int = 227 * 1024
 
 
 class EmulationError(Exception):
@@ -137,7 +136,7 @@ def run(
         list(ELEMENTS).index(dtype),
         *(problem.T, problem.B, problem.I, problem.H, problem.out, problem.L, problem.D),
         *(bool(problem.P), problem.biases, problem.states, problem.lengths is not None),
-        *(allow_tf32, device.compute_capability, device.multiprocessors, device.shared_bytes),
+        *(allow_tf32, device.compute_capability, device.multiprocessors),
     ]
     arrays = [np.array(header), *([problem.batch_sizes] if problem.lengths else []), problem.x]
     arrays += [problem.h0, problem.c0] if problem.states else []

@@ -2,9 +2,9 @@
 // standard output; a process of its own, so that sanitizers watch the kernels and nothing else.
 //
 // Input and output are arrays of float64. Input: the numbers below in this order, then, each if it
-// is given, batch_sizes, x, h0, c0, grad_y, grad_h_n, grad_c_n, and the parameters in torch's order.
-// Output: y, h_n, c_n, the gradients of x, h0, c0 and the parameters, and the y, h_n, c_n of a run
-// that keeps nothing for backward.
+// is given, batch_sizes, x, h0, c0, grad_y, grad_h_n, grad_c_n, and the parameters in torch's
+// order. Output: y, h_n, c_n, the gradients of x, h0, c0 and the parameters, and the y, h_n, c_n of
+// a run that keeps nothing for backward.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -20,7 +20,7 @@ namespace {
 
 struct Header {
   double dtype, T, B, I, H, P, L, D, projected, biases, states, packed, allow_tf32,
-      compute_capability, multiprocessors, shared_bytes;
+      compute_capability, multiprocessors;
 };
 
 std::vector<double> read_all() {
@@ -58,8 +58,7 @@ class Run {
     const double* next = numbers.data();
     const Header h = *reinterpret_cast<const Header*>(next);
     next += sizeof(Header) / sizeof(double);
-    device_ = {static_cast<int>(h.compute_capability), static_cast<int>(h.multiprocessors),
-               static_cast<int64_t>(h.shared_bytes)};
+    device_ = {static_cast<int>(h.compute_capability), static_cast<int>(h.multiprocessors)};
     allow_tf32_ = h.allow_tf32 != 0;
     biases_ = h.biases != 0;
     s_.steps = {static_cast<int64_t>(h.T), static_cast<int64_t>(h.B), nullptr, nullptr};
@@ -201,10 +200,18 @@ int main() {
   const std::vector<double> numbers = read_all();
   if (numbers.size() * sizeof(double) < sizeof(Header)) return EXIT_FAILURE;
   switch (const auto dtype = static_cast<Dtype>(static_cast<int>(numbers[0])); dtype) {
-    case Dtype::Float32: Run<float>(dtype, numbers)(); break;
-    case Dtype::Float64: Run<double>(dtype, numbers)(); break;
-    case Dtype::Float16: Run<__half>(dtype, numbers)(); break;
-    case Dtype::BFloat16: Run<__nv_bfloat16>(dtype, numbers)(); break;
+    case Dtype::Float32:
+      Run<float>(dtype, numbers)();
+      break;
+    case Dtype::Float64:
+      Run<double>(dtype, numbers)();
+      break;
+    case Dtype::Float16:
+      Run<__half>(dtype, numbers)();
+      break;
+    case Dtype::BFloat16:
+      Run<__nv_bfloat16>(dtype, numbers)();
+      break;
   }
   return EXIT_SUCCESS;
 }

@@ -1,0 +1,52 @@
+"""`explain`: how a call of an LSTM is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from lstm_fast import ops
+from lstm_fast._load import build_info, load_kernels
+from lstm_fast.lstm import LSTM, _are_plain, _fits
+
+
+def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
+    """Say in a line how `module(input)` is computed: by which kernels, or by torch.nn.LSTM.
+
+    Args:
+        module: an `lstm_fast.LSTM` or `torch.nn.LSTM`.
+        input: as for a call, batched or packed; only its shape, dtype and device matter.
+
+    Returns:
+        For example "CUDA kernels, one-block, tensor cores". What the words mean: csrc/README.md.
+    """
+    data = input.data if isinstance(input, PackedSequence) else input
+    weight: Any = module._flat_weights[0]
+    if not isinstance(module, LSTM) or not _are_plain([data, weight]) or not _fits(data, weight):
+        return "torch.nn.LSTM"
+    if data.is_cpu:
+        return f"CPU kernels, {build_info()['isa']}"
+    if isinstance(input, PackedSequence):
+        T, B = len(input.batch_sizes), int(input.batch_sizes[0])
+    else:
+        batch_dim = 0 if module.batch_first else 1
+        T, B = data.size(1 - batch_dim), data.size(batch_dim)
+    properties = torch.cuda.get_device_properties(data.device)
+    plan = load_kernels().cuda_plan(
+        str(data.dtype).removeprefix("torch."),
+        T=T,
+        B=B,
+        I=data.size(-1),
+        H=module.hidden_size,
+        P=module.proj_size or None,
+        L=module.num_layers,
+        D=2 if module.bidirectional else 1,
+        allow_tf32=ops._parts(data) in (1, 2),
+        compute_capability=10 * properties.major + properties.minor,
+        multiprocessors=properties.multi_processor_count,
+    )
+    units = "tensor cores" if plan["tensor_cores"] else "exact products"
+    return f"CUDA kernels, {plan['regime']}, {units}"
