@@ -54,7 +54,7 @@ clients: $(VENV)/.dev $(VENV)/.built
 
 # torch's own libraries stay out of the wheel; whoever installs it has them.
 wheel: $(VENV)/.dev
-	rm -rf dist build/wheel
+	rm -rf dist build/lib* build/wheel
 	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
 	$(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 	$(BIN)/auditwheel show dist/*.whl
