@@ -8,6 +8,7 @@
 #   make compat   that wheel under several versions of torch;   COMPAT='2.10.0 2.13.0'
 #   make sanitize  the CPU floor under the address, undefined-behaviour and thread sanitizers
 #   make fuzz     looks for arguments that break it; needs clang;   SECONDS=60
+#   make backtest forecast real series over again, table and pictures (half an hour)
 #   make bench    measure against torch.nn.LSTM;     BENCH=--quick for the short table
 #   make clean    remove everything that was built, the environment included
 
@@ -18,6 +19,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 RESULTS := benchmarks/results/$(shell date +%Y-%m-%d-%H%M).json
 BENCH ?=
+BACKTEST ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -25,7 +27,7 @@ PIP_INSTALL := $(PIP) install --quiet
 EDITABLE := $(PIP_INSTALL) --no-build-isolation --editable
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint format build clients wheel compat sanitize fuzz bench clean
+.PHONY: demo test lint format build clients wheel compat sanitize fuzz bench backtest clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -93,6 +95,9 @@ bench: $(VENV)/.dev $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-json=$(RESULTS) $(BENCH)
 	$(BIN)/python -m benchmarks.table $(RESULTS)
 
+backtest: $(VENV)/.backtest $(VENV)/.built
+	$(BIN)/python -m benchmarks.backtest $(BACKTEST)
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info lstm_fast/*.so demo_output .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -104,7 +109,7 @@ $(VENV)/.torch:
 	$(PIP_INSTALL) 'setuptools>=77' wheel ninja 'pybind11>=2.12'
 	touch $@
 
-$(VENV)/.forecast $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
+$(VENV)/.forecast $(VENV)/.dev $(VENV)/.backtest: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
 	$(EDITABLE) '.[$*]'
 	touch $@
 

@@ -13,12 +13,14 @@ from lstm_fast.forecast.forecaster import Forecaster, seasonal_naive
 from lstm_fast.forecast.losses import LOSSES
 from lstm_fast.forecast.metrics import accuracy, coverage, evaluate, mae, mase, rmse, smape
 from lstm_fast.forecast.model import ACTIVATIONS, DECODINGS, RecursiveLSTM, SeasonalLSTM
+from lstm_fast.forecast.training import History
 
 __all__ = [
     "ACTIVATIONS",
     "DECODINGS",
     "LOSSES",
     "Forecaster",
+    "History",
     "RecursiveLSTM",
     "SeasonalLSTM",
     "accuracy",

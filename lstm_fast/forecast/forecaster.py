@@ -223,6 +223,12 @@ class Forecaster:
         windows = panel.last_windows(self.input_size, self._scale, place)
         return self._forecast_frame(panel, windows, levels)
 
+    def future_rows(self, df: pd.DataFrame) -> pd.DataFrame:
+        """``unique_id`` and ``ds`` of the `h` rows that come after `df`."""
+        frame, freq = check_frame(df, self.freq, self.fill)
+        features = Features.of(frame, freq, self.season_length, ())
+        return Panel.from_frame(frame, features, self.h).future
+
     def cross_validation(
         self,
         df: pd.DataFrame,

@@ -172,7 +172,7 @@ def _infer_freq(frame: pd.DataFrame) -> str:
     ds = pd.DatetimeIndex(frame["ds"][frame["unique_id"] == unique_id])
     if len(ds) < 3:
         raise ValueError(f"series {unique_id!r} has {len(ds)} rows: give freq, or 3 rows or more")
-    freq = _inferred(ds) or _most_common_freq(ds)
+    freq = infer_freq(ds) or _most_common_freq(ds)
     if freq is None:
         raise ValueError(
             f"series {unique_id!r} must have regular timestamps, but no frequency fits "
@@ -181,7 +181,10 @@ def _infer_freq(frame: pd.DataFrame) -> str:
     return to_offset(freq).freqstr
 
 
-def _inferred(ds: pd.DatetimeIndex) -> str | None:
+def infer_freq(ds: pd.DatetimeIndex) -> str | None:
+    """The frequency that all of `ds` follows, if there is one."""
+    if len(ds) < 3:
+        return None
     with warnings.catch_warnings():
         # pandas 4 will return an offset in place of its alias; `to_offset` takes either.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -191,7 +194,7 @@ def _inferred(ds: pd.DatetimeIndex) -> str | None:
 def _most_common_freq(ds: pd.DatetimeIndex) -> str | None:
     """What most stretches of a series with gaps follow."""
     starts = range(0, len(ds) - _STRETCH + 1, max(1, len(ds) // 100))
-    votes = Counter(_inferred(ds[start : start + _STRETCH]) for start in starts)
+    votes = Counter(infer_freq(ds[start : start + _STRETCH]) for start in starts)
     del votes[None]
     return votes.most_common(1)[0][0] if votes else None
 

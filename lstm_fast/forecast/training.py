@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
@@ -176,6 +177,35 @@ class BestWeights(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict
+
+
+class History(Callback):
+    """Losses of every training of a forecaster that has it among its callbacks.
+
+    `Forecaster(trainer_options={"callbacks": [history]})` fills it.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, str, float]] = []
+        self._trainings = 0
+
+    def frame(self) -> pd.DataFrame:
+        """Columns ``training`` (0, 1 ... in the order they were run), ``step``, ``name``
+        (``train_loss`` or ``val_loss``) and ``loss``."""
+        return pd.DataFrame(self._rows, columns=["training", "step", "name", "loss"])
+
+    def on_train_start(self, *_: Any) -> None:
+        self._trainings += 1
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._record(trainer, "train_loss")
+
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._record(trainer, "val_loss")
+
+    def _record(self, trainer: lightning.Trainer, name: str) -> None:
+        loss = trainer.callback_metrics[name].item()
+        self._rows.append((self._trainings - 1, trainer.global_step, name, loss))
 
 
 class Checkpoint(Callback):

@@ -1,0 +1,55 @@
+"""Other methods over the same windows."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from lstm_fast.forecast import seasonal_naive
+from lstm_fast.forecast.backtest import (
+    STATISTICAL,
+    cross_validate_naive,
+    cross_validate_statistical,
+)
+from tests.forecast.series import monthly
+
+
+def two_series() -> pd.DataFrame:
+    return pd.concat([monthly(72, "a"), monthly(60, "bb", "2001-03-01")], ignore_index=True)
+
+
+def test_naive_is_that_of_each_origin():
+    df = two_series()
+    result = cross_validate_naive(df, 6, 12, n_windows=3, step_size=2)
+    assert list(result.columns) == ["unique_id", "ds", "cutoff", "y", "y_hat"]
+    from_end = df.groupby("unique_id").cumcount(ascending=False)
+    for k, hidden in enumerate((10, 8, 6)):
+        known = df[from_end >= hidden]
+        window = result[12 * k : 12 * (k + 1)].reset_index(drop=True)
+        expected = seasonal_naive(known, 6, 12)
+        pd.testing.assert_frame_equal(window[["unique_id", "ds", "y_hat"]], expected)
+        assert window["cutoff"].iloc[-1] == known["ds"][known["unique_id"] == "bb"].max()
+    truth = df.set_index(["unique_id", "ds"])["y"]
+    assert (
+        truth[pd.MultiIndex.from_frame(result[["unique_id", "ds"]])].to_numpy() == result["y"]
+    ).all()
+
+
+@pytest.mark.parametrize("method", STATISTICAL)
+def test_windows_are_the_same_for_statistical_methods(method, small):
+    pytest.importorskip("statsforecast")
+    df = two_series()
+    ours = small(max_steps=1, n_models=1).cross_validation(df, n_windows=2, step_size=2)
+    theirs = cross_validate_statistical(df, method, 6, 12, n_windows=2, step_size=2)
+    assert list(theirs.columns) == list(ours.columns)
+    rows = ["unique_id", "ds", "cutoff", "y"]
+    pd.testing.assert_frame_equal(
+        theirs[rows].sort_values(rows, ignore_index=True),
+        ours[rows].sort_values(rows, ignore_index=True),
+    )
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "statsforecast", None)
+    with pytest.raises(ImportError, match=r"AutoETS needs statsforecast: pip install .*backtest"):
+        cross_validate_statistical(two_series(), "AutoETS", 6, 12, 1, 1)
