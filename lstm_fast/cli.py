@@ -450,12 +450,12 @@ def bench(
                     )
         Console().print(table)
         if plot is not None:
-            from lstm_fast.forecast.plot import plot_speedup
+            from lstm_fast.forecast.plot import plot_bars
 
             title = f"lstm_fast.LSTM against {BASELINE}, torch threads: {torch.get_num_threads()}"
-            _save_picture(
-                console, plot_speedup([str(size) for size in SIZES], speedups, title=title), plot
-            )
+            sizes = [str(size) for size in SIZES]
+            picture = plot_bars(sizes, speedups, title=title, xlabel="times as fast", mark=1)
+            _save_picture(console, picture, plot)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from lstm_fast.forecast.metrics import levels_of
 
 _BLUE, _ORANGE, _INK = "#1f6fb4", "#d9730d", "#1b1b1b"
+_COLORS = (_BLUE, _ORANGE, "#6f9f3a", "#9a9a9a")
 
 
 def plot_forecast(
@@ -239,22 +240,29 @@ def plot_search(trials: pd.DataFrame, *, title: str) -> Figure:
     return figure
 
 
-def plot_speedup(
-    labels: Sequence[str], speedups: Mapping[str, Sequence[float]], *, title: str
+def plot_bars(
+    labels: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+    mark: float | None = None,
 ) -> Figure:
-    """Draw how many times faster each work is at each size; 1 is as fast as the baseline."""
-    figure = Figure(figsize=(9, 0.55 * len(labels) + 1.6), dpi=150, layout="constrained")
+    """Draw a group of bars for each label, one of each name in `values`, and a line at `mark`."""
+    rows = len(labels) * (len(values) + 1)
+    figure = Figure(figsize=(9, 0.19 * rows + 1.4), dpi=150, layout="constrained")
     axes = figure.subplots()
-    height = 0.8 / len(speedups)
-    for k, (work, values) in enumerate(speedups.items()):
-        places = [row + (k - (len(speedups) - 1) / 2) * height for row in range(len(labels))]
-        bars = axes.barh(places, values, height * 0.9, color=(_BLUE, _ORANGE)[k % 2], label=work)
-        axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, fontsize=8)
-    axes.axvline(1, color=_INK, lw=0.9)
+    height = 0.84 / len(values)
+    for k, (name, ones) in enumerate(values.items()):
+        places = [row + (k - (len(values) - 1) / 2) * height for row in range(len(labels))]
+        bars = axes.barh(places, ones, height * 0.9, color=_COLORS[k % len(_COLORS)], label=name)
+        axes.bar_label(bars, [f"{value:.2f}" for value in ones], padding=3, fontsize=7.5)
+    if mark is not None:
+        axes.axvline(mark, color=_INK, lw=0.9)
     axes.set_yticks(range(len(labels)), labels, fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.12 * max(max(values) for values in speedups.values()))
-    axes.set_xlabel("times as fast")
+    axes.set_xlim(0, 1.12 * max(max(ones) for ones in values.values()))
+    axes.set_xlabel(xlabel)
     axes.grid(axis="x", color="#e3e3e3", lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

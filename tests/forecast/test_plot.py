@@ -8,9 +8,9 @@ from matplotlib.patches import Rectangle
 
 from lstm_fast.forecast.plot import (
     plot_backtest,
+    plot_bars,
     plot_forecasts,
     plot_search,
-    plot_speedup,
     plot_training,
 )
 from tests.forecast.series import monthly
@@ -84,10 +84,9 @@ def test_search(tmp_path):
     assert ticks == ["gelu", "relu", "tanh"]
 
 
-def test_speedup(tmp_path):
-    figure = plot_speedup(
-        ["small", "large"], {"inference": [2.0, 1.0], "training": [3.0, 1.5]}, title="speed"
-    )
+def test_bars(tmp_path):
+    values = {"inference": [2.0, 1.0], "training": [3.0, 1.5]}
+    figure = plot_bars(["small", "large"], values, title="speed", xlabel="times", mark=1)
     draw(figure, tmp_path)
     widths = [bar.get_width() for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
     assert widths == [2.0, 1.0, 3.0, 1.5]
