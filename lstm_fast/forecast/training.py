@@ -25,6 +25,7 @@ from lstm_fast.forecast.model import SeasonalLSTM
 from lstm_fast.forecast.windows import Batch, Windows
 
 _CHUNK = 1024  # windows at a time where no gradient is needed
+_LOG_STEPS = 10  # logging each step would take a tenth of a small one
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,14 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout of a step is decided by the step, so that resuming needs no random state.
-        torch.manual_seed(_mix(self.options.seed, self.global_step, self.global_rank))
+        seed = _mix(self.options.seed, self.global_step, self.global_rank)
+        # torch.manual_seed asks every kind of device, for half of the time of a small step.
+        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.network.loss(self.network.training_output(batch), batch.target)
-        self.log("train_loss", loss, prog_bar=True)
+        if self.global_step % _LOG_STEPS == 0:
+            self.log("train_loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -197,15 +201,16 @@ class History(Callback):
     def on_train_start(self, *_: Any) -> None:
         self._trainings += 1
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        self._record(trainer, "train_loss")
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, *_: Any
+    ) -> None:
+        self._record(trainer, "train_loss", outputs["loss"])
 
     def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        self._record(trainer, "val_loss")
+        self._record(trainer, "val_loss", trainer.callback_metrics["val_loss"])
 
-    def _record(self, trainer: lightning.Trainer, name: str) -> None:
-        loss = trainer.callback_metrics[name].item()
-        self._rows.append((self._trainings - 1, trainer.global_step, name, loss))
+    def _record(self, trainer: lightning.Trainer, name: str, loss: Tensor) -> None:
+        self._rows.append((self._trainings - 1, trainer.global_step, name, loss.item()))
 
 
 class Checkpoint(Callback):
