@@ -93,7 +93,7 @@ def draw_windows(name: str, df: pd.DataFrame, forecasts: pd.DataFrame) -> None:
     figure = plot_backtest(
         df[df["unique_id"] == first],
         forecasts[forecasts["unique_id"] == first],
-        title=f"{COLLECTIONS[name].title}: forecasts of rows that were not known",
+        title=f"{COLLECTIONS[name].title}: forecast as if not known",
     )
     figure.savefig(IMAGES / f"backtest_{name}.png")
 

@@ -304,9 +304,8 @@ def backtest(
         with _progress(console, forecaster, [], trainings=windows):
             results["lstm-fast"] = forecaster.cross_validation(df, windows, step)
         scores = {name: evaluate(result, df, season_length) for name, result in results.items()}
-        title = (
-            f"{windows} origins, {horizon} rows ahead, mean over {len(scores['lstm-fast'])} series"
-        )
+        series = len(scores["lstm-fast"])
+        title = f"origins: {windows}, rows ahead: {horizon}, series that are averaged: {series}"
         Console().print(_accuracy_table(scores, title))
         if out is not None:
             _write(console, results["lstm-fast"], out)
@@ -317,7 +316,7 @@ def backtest(
             picture = plot_backtest(
                 df[df["unique_id"] == first],
                 results["lstm-fast"][results["lstm-fast"]["unique_id"] == first],
-                title=f"{first}: forecasts of rows that were not known",
+                title=f"{first}: forecast as if not known",
                 ylabel=str(reading.names.y),
             )
             _save_picture(console, picture, plot)

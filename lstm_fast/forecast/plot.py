@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from lstm_fast.forecast.metrics import levels_of
 
@@ -159,7 +159,8 @@ def plot_backtest(
     chosen = cutoffs[:: max(1, math.ceil(len(cutoffs) / at_most))]
     columns = min(3, len(chosen))
     lines = math.ceil(len(chosen) / columns)
-    figure = Figure(figsize=(4.2 * columns, 2.6 * lines + 0.9), dpi=150, layout="constrained")
+    width = max(8, 4.2 * columns)
+    figure = Figure(figsize=(width, 2.6 * lines + 0.9), dpi=150, layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
     for axes, cutoff in zip(grid, chosen, strict=False):
         window = forecasts[forecasts["cutoff"] == cutoff]
@@ -234,6 +235,7 @@ def plot_search(trials: pd.DataFrame, *, title: str) -> Figure:
     order.step(best["number"], best["value"].cummin(), where="post",
                color=_ORANGE, lw=1.4, label="best so far")  # fmt: skip
     order.set_xlabel("trial", fontsize=9)
+    order.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supylabel("loss", fontsize=10)
     _title(figure, title)
     _legend(figure, order)

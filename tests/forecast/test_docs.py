@@ -33,7 +33,8 @@ def client(block: str) -> str | None:
 @pytest.fixture
 def _short(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    load_beer_wine_sales().to_csv("sales.csv", index=False)
+    sales = load_beer_wine_sales().rename(columns={"ds": "month", "y": "sales"})
+    sales[["month", "sales"]].to_csv("sales.csv", index=False)
     options = Forecaster._training_options
 
     def two_steps(self, *arguments):
@@ -102,7 +103,7 @@ def test_other_libraries(name, capsys):
 
 @pytest.mark.usefixtures("_short")
 def test_shown_output_is_what_the_command_prints():
-    shown = re.search(r"^```text\n(guessed: column 'ds'.*?)^```$", DOCUMENT, re.M | re.S)
+    shown = re.search(r"^```text\n(guessed: column 'month'.*?)^```$", DOCUMENT, re.M | re.S)
     assert shown is not None
     command = BLOCKS[0][1].splitlines()[0]
     result = CliRunner().invoke(app, shlex.split(command)[1:])

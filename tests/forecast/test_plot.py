@@ -24,8 +24,16 @@ def forecast_of(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(figure, tmp_path) -> list[str]:
-    """Save it, which is when matplotlib lays it out; return the titles of its axes."""
+    """Save it, which is when matplotlib lays it out; return the titles of its axes.
+
+    Title and legend must lie within the picture.
+    """
     figure.savefig(tmp_path / "picture.png")
+    for artist in (figure._suptitle, *figure.legends):
+        box = artist.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
     return [axes.get_title(loc="left") for axes in figure.axes]
 
 
