@@ -201,6 +201,7 @@ def forecast(
         history = History()
         if model is not None:
             forecaster = Forecaster.load(model)
+            forecaster.fill = fill
             known = reading.frame
         else:
             options = _options(

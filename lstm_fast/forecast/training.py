@@ -76,7 +76,7 @@ def train(
         if done is not None and part is not None and trainer.is_global_zero:
             _replace(done, lambda file: torch.save(network.state_dict(), file))
             part.unlink(missing_ok=True)
-    return network.eval().requires_grad_(False)
+    return network.cpu().eval().requires_grad_(False)
 
 
 @torch.inference_mode()

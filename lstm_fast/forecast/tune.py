@@ -17,6 +17,8 @@ from lstm_fast.forecast.model import ACTIVATIONS
 
 try:
     import optuna
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
 except ImportError as error:
     raise ImportError(
         f"tuning needs {error.name}: pip install --no-build-isolation '.[tune]'"
@@ -50,17 +52,19 @@ def open_study(storage: Path, df: pd.DataFrame, setup: dict[str, Any], seed: int
         setup: what the losses of trials depend on, beside `df`.
 
     Raises:
-        ValueError: if the file holds a study of other data or another setup.
+        ValueError: if the file cannot be opened, or holds a study of other data or another setup.
     """
     rows = pd.util.hash_pandas_object(df, index=False).to_numpy().tobytes()
     claim = {"setup": json.dumps(setup, sort_keys=True), "data": hashlib.sha256(rows).hexdigest()}
-    study = optuna.create_study(
-        study_name=STUDY,
-        storage=f"sqlite:///{storage}",
-        load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
-    )
+    try:
+        study = optuna.create_study(
+            study_name=STUDY,
+            storage=f"sqlite:///{storage}",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+        )
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise ValueError(f"{storage} cannot be used for a search: {error}") from error
     if not study.user_attrs:
         for name, value in claim.items():
             study.set_user_attr(name, value)

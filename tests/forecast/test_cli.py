@@ -127,6 +127,14 @@ def test_forecast_writes_files_and_forecasts_from_a_saved_model(csv, tmp_path):
     again = invoke("forecast", csv, "--horizon", 6, "--model", model)
     assert again.exit_code == 0, again.output
     pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(again.stdout)), first)
+    rows = pd.read_csv(csv).drop(index=80)
+    rows.to_csv(tmp_path / "gap.csv", index=False)
+    gap = invoke("forecast", tmp_path / "gap.csv", "--horizon", 6, "--model", model)
+    assert gap.exit_code == 1
+    filled = invoke(
+        "forecast", tmp_path / "gap.csv", "--horizon", 6, "--model", model, "--fill", "linear"
+    )
+    assert len(filled.stdout.splitlines()) == 13
     other = invoke("forecast", csv, "--horizon", 5, "--model", model)
     assert other.exit_code == 1
     assert "forecasts 6 rows, not 5" in other.stderr

@@ -62,6 +62,14 @@ def test_a_study_of_something_else_is_refused(tmp_path):
         tune.open_study(path, monthly(120), {**SETUP, "h": 7}, seed=0)
 
 
+def test_a_file_that_is_no_study(tmp_path):
+    (tmp_path / "text.db").write_text("precious" * 100)
+    for path in (tmp_path / "text.db", tmp_path / "nowhere" / "study.db"):
+        with pytest.raises(ValueError, match=r"db cannot be used for a search"):
+            tune.open_study(path, monthly(120), SETUP, seed=0)
+    assert (tmp_path / "text.db").read_text() == "precious" * 100
+
+
 def test_bad_trials_are_cut_off(tmp_path, monkeypatch):
     """After five trials, one that does ten times worse stops at its first window."""
     windows = []
