@@ -255,6 +255,7 @@ def _trainer_options(options: TrainingOptions, validation: Windows | None) -> di
         callbacks.append(Checkpoint(part, options.checkpoint_steps, validation is not None))
     return {
         "accelerator": "cpu",
+        "max_epochs": 1,
         "max_steps": options.max_steps,
         "val_check_interval": min(options.val_check_steps, options.max_steps),
         "check_val_every_n_epoch": None,
