@@ -1,6 +1,6 @@
 """Forecast the real series of `benchmarks.series` over again, against methods known to be good.
 
-    python -m benchmarks.backtest [names of collections] [--only-draw]
+    python -m benchmarks.backtest [names of collections] [--methods METHOD ...] [--only-draw]
 
 Writes `docs/backtest.md`, its pictures and `benchmarks/results/backtest.json`. Every collection is
 forecast with the defaults of `Forecaster`, whatever it is; told are only the horizon, the season
@@ -15,6 +15,7 @@ import logging
 import platform
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ IMAGES = ROOT / "docs" / "images"
 
 NAIVE, OURS, TORCHS = "seasonal naive", "lstm_fast.LSTM", "torch.nn.LSTM"
 LAYERS: dict[str, type[nn.LSTM]] = {OURS: LSTM, TORCHS: nn.LSTM}
+METHODS = (NAIVE, *STATISTICAL, *LAYERS)
 
 
 def forecaster(collection: Collection, layer: type[nn.LSTM] = LSTM) -> Forecaster:
@@ -62,11 +64,11 @@ def run(collection: Collection, df: pd.DataFrame, method: str) -> pd.DataFrame:
     return forecaster(c, LAYERS[method]).cross_validation(df, c.n_windows, c.step_size)
 
 
-def backtest(name: str) -> dict[str, Any]:
-    """Scores and seconds of every method; draws the windows of the first series."""
-    collection, methods = COLLECTIONS[name], (NAIVE, *STATISTICAL, *LAYERS)
+def backtest(name: str, methods: Sequence[str], known: dict[str, Any]) -> dict[str, Any]:
+    """Scores and seconds of `methods`, and the `known` ones; draws windows of the first series."""
+    collection = COLLECTIONS[name]
     df = collection.load()
-    scores = {}
+    scores = dict(known)
     for method in methods:
         start = time.perf_counter()
         forecasts = run(collection, df, method)
@@ -77,6 +79,7 @@ def backtest(name: str) -> dict[str, Any]:
         print(f"{name}: {method}: MASE {means['MASE']:.3f}, {seconds:.1f} s", flush=True)
         if method == OURS:
             draw_windows(name, df, forecasts)
+    scores = {method: scores[method] for method in METHODS if method in scores}
     return {"series": df["unique_id"].nunique(), "rows": len(df), "scores": scores}
 
 
@@ -151,6 +154,7 @@ def _row(method: str, score: dict[str, float]) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(COLLECTIONS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only-draw", action="store_true", help="from the results of the last run")
     arguments = parser.parse_args()
@@ -169,7 +173,8 @@ def main() -> None:
     results = saved["results"]
     if not arguments.only_draw:
         for name in arguments.names or COLLECTIONS:
-            results[name] = backtest(name)
+            known = results.get(name, {}).get("scores", {})
+            results[name] = backtest(name, arguments.methods, known)
             results = {n: results[n] for n in COLLECTIONS if n in results}
             cpu = torch.backends.cpu.get_cpu_capability()
             machine = f"{platform.machine()} with {cpu}, torch threads: {arguments.threads}"
