@@ -125,6 +125,8 @@ def document(results: dict[str, Any], machine: str) -> str:
         "",
         f"Machine: {machine}.",
         "",
+        _wins(results),
+        "",
         "![errors](images/backtest.png)",
     ]
     for name, result in results.items():
@@ -144,6 +146,19 @@ def document(results: dict[str, Any], machine: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _wins(results: dict[str, Any]) -> str:
+    """Where ours is better than the seasonal naive, and where it is not."""
+    lost = [
+        COLLECTIONS[name].title
+        for name, result in results.items()
+        if result["scores"][OURS]["MASE"] >= result["scores"][NAIVE]["MASE"]
+    ]
+    won = (
+        f"{OURS} is better than the seasonal naive on {len(results) - len(lost)} of {len(results)}"
+    )
+    return f"{won}; it is not on: {'; '.join(lost)}." if lost else f"{won}."
+
+
 def _row(method: str, score: dict[str, float]) -> str:
     rmse = f"{score['RMSE']:,.4g} ({score['RMSE by origin']:,.4g})"
     shares = [f"{score[c]:.0f}" if c in score else "" for c in ("coverage-80", "coverage-95")]
@@ -156,6 +171,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(COLLECTIONS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--note", default="", help="what the page should say of the machine")
     parser.add_argument("--only-draw", action="store_true", help="from the results of the last run")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in COLLECTIONS]
@@ -178,6 +194,7 @@ def main() -> None:
             results = {n: results[n] for n in COLLECTIONS if n in results}
             cpu = torch.backends.cpu.get_cpu_capability()
             machine = f"{platform.machine()} with {cpu}, torch threads: {arguments.threads}"
+            machine += f"; {arguments.note}" if arguments.note else ""
             saved = {"machine": machine, "results": results}
             RESULTS.write_text(json.dumps(saved, indent=1))
     draw_scores(results)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from benchmarks.backtest import document, rmse_by_origin
+from benchmarks.backtest import NAIVE, OURS, document, rmse_by_origin
 from benchmarks.series import COLLECTIONS
 from lstm_fast.forecast import seasonal_naive
 from lstm_fast.forecast.backtest import (
@@ -73,11 +73,14 @@ def test_page_of_the_backtest_has_a_row_for_each_method():
     score = {"MASE": 1.0, "sMAPE": 2.0, "RMSE": 1234.5, "RMSE by origin": 1200.0, "seconds": 3.0}
     intervals = {"coverage-80": 81.0, "coverage-95": 94.0}
     results = {"tourism": {"series": 20, "rows": 1520,
-                           "scores": {"naive": score, "ours": {**score, **intervals}}}}  # fmt: skip
+                           "scores": {NAIVE: score, OURS: {**score, **intervals}}}}  # fmt: skip
     page = document(results, "a machine")
-    assert "| naive | 1.000 | 2.00 | 1,234 (1,200) |  |  | 3.0 |" in page
-    assert "| ours | 1.000 | 2.00 | 1,234 (1,200) | 81 | 94 | 3.0 |" in page
+    assert f"| {NAIVE} | 1.000 | 2.00 | 1,234 (1,200) |  |  | 3.0 |" in page
+    assert f"| {OURS} | 1.000 | 2.00 | 1,234 (1,200) | 81 | 94 | 3.0 |" in page
     assert "20 series, 1,520 rows" in page
+    assert "naive on 0 of 1; it is not on: visitor nights in 20 Australian regions." in page
+    results["tourism"]["scores"][OURS]["MASE"] = 0.9
+    assert "naive on 1 of 1." in document(results, "a machine")
 
 
 def test_rmse_by_origin_is_the_mean_over_origins():
