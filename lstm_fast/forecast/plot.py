@@ -262,7 +262,7 @@ def plot_bars(
     if mark is not None:
         axes.axvline(mark, color=_INK, lw=0.9)
     axes.set_yticks(range(len(labels)), labels, fontsize=9)
-    axes.invert_yaxis()
+    axes.set_ylim(len(labels) - 0.45, -0.55)  # the first on top
     axes.set_xlim(0, 1.12 * max(max(ones) for ones in values.values()))
     axes.set_xlabel(xlabel)
     axes.grid(axis="x", color="#e3e3e3", lw=0.7)

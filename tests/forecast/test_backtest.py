@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import pytest
 
@@ -72,7 +74,7 @@ def test_collections_are_regular_and_leave_rows_to_train_on(name):
 def test_page_of_the_backtest_has_a_row_for_each_method():
     score = {"MASE": 1.0, "sMAPE": 2.0, "RMSE": 1234.5, "RMSE by origin": 1200.0, "seconds": 3.0}
     intervals = {"coverage-80": 81.0, "coverage-95": 94.0}
-    results = {"tourism": {"series": 20, "rows": 1520,
+    results: dict[str, Any] = {"tourism": {"series": 20, "rows": 1520,
                            "scores": {NAIVE: score, OURS: {**score, **intervals}}}}  # fmt: skip
     page = document(results, "a machine")
     assert f"| {NAIVE} | 1.000 | 2.00 | 1,234 (1,200) |  |  | 3.0 |" in page
