@@ -8,6 +8,7 @@
 #   make compat   that wheel under several versions of torch;   COMPAT='2.10.0 2.13.0'
 #   make sanitize  the CPU floor under the address, undefined-behaviour and thread sanitizers
 #   make fuzz     looks for arguments that break it; needs clang;   SECONDS=60
+#   make backtest forecast real series over again, table and pictures (half an hour)
 #   make bench    measure against torch.nn.LSTM;     BENCH=--quick for the short table
 #   make gpu      on a machine with a CUDA device: build, test on it, measure against cuDNN
 #   make clean    remove everything that was built, the environment included
@@ -19,6 +20,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 RESULTS := benchmarks/results/$(shell date +%Y-%m-%d-%H%M).json
 BENCH ?=
+BACKTEST ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -26,7 +28,7 @@ PIP_INSTALL := $(PIP) install --quiet
 EDITABLE := $(PIP_INSTALL) --no-build-isolation --editable
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint format build clients wheel compat sanitize fuzz bench gpu clean
+.PHONY: demo test lint format build clients wheel compat sanitize fuzz bench backtest gpu clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -109,6 +111,9 @@ build/gpu/built: setup.py $(CXX_FILES)
 	LSTM_FAST_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 	touch $@
 
+backtest: $(VENV)/.backtest $(VENV)/.built
+	$(BIN)/python -m benchmarks.backtest $(BACKTEST)
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info lstm_fast/*.so demo_output .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -120,7 +125,7 @@ $(VENV)/.torch:
 	$(PIP_INSTALL) 'setuptools>=77' wheel ninja 'pybind11>=2.12'
 	touch $@
 
-$(VENV)/.forecast $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
+$(VENV)/.forecast $(VENV)/.dev $(VENV)/.backtest: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
 	$(EDITABLE) '.[$*]'
 	touch $@
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 try:
     import typer
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 except ModuleNotFoundError as error:
     raise SystemExit(
@@ -15,11 +20,66 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lstm_fast.forecast.demo import Result
+    from lstm_fast.forecast.guess import Settings
+    from lstm_fast.forecast.reading import Reading
 
 HISTORY_MONTHS = 72
 
-app = typer.Typer(help="Forecasting with fused LSTM layers.", no_args_is_help=True)
+app = typer.Typer(
+    help="Forecasting with fused LSTM layers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+_File = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE.csv", help="A header, then a row for each timestamp of each series."
+    ),
+]
+_Horizon = Annotated[int, typer.Option("--horizon", "-h", min=1, help="Rows to forecast.")]
+_Season = Annotated[
+    int | None, typer.Option(min=1, help="Rows in a season; 1 for none. (default: by frequency)")
+]
+_Freq = Annotated[
+    str | None, typer.Option(help="Frequency, as pandas names it: MS, W-SUN, D, h, 15min ...")
+]
+_Fill = Annotated[
+    str | None, typer.Option(help="Close gaps by linear, previous or zero. (default: refuse them)")
+]
+_IdCol = Annotated[str | None, typer.Option(help="Column that names the series.")]
+_TimeCol = Annotated[str | None, typer.Option(help="Column of the timestamps.")]
+_TargetCol = Annotated[str | None, typer.Option(help="Column of the values.")]
+_Covariates = Annotated[
+    list[str] | None,
+    typer.Option("--covariate", help="Column whose future is known too; may be repeated."),
+]
+_Options = Annotated[
+    Path | None,
+    typer.Option("--options", help="Settings of the forecaster: JSON, as `tune` writes it."),
+]
+_Steps = Annotated[int | None, typer.Option(min=1, help="Training steps of each network.")]
+_Models = Annotated[int | None, typer.Option(min=1, help="Networks to average.")]
+_Loss = Annotated[
+    str | None, typer.Option(help="mse, mae, huber, quantile, normal or laplace. (default: mse)")
+]
+_Levels = Annotated[
+    list[float] | None,
+    typer.Option("--level", help="Coverage of an interval in per cent. (default: 80 and 95)"),
+]
+_Seed = Annotated[int, typer.Option(help="Seed of the first network.")]
+_Threads = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Threads of torch. On an idle machine 2 are faster, on a busy one far slower."
+    ),
+]
+_Out = Annotated[Path | None, typer.Option(help="CSV file for the forecasts.")]
+_Plot = Annotated[Path | None, typer.Option(help="Picture, .png, .svg or .pdf.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
 
 @app.callback()
@@ -82,6 +142,491 @@ def demo(
     )
     picture = save_figure(figure, out / f"beer_wine_{vintage}.png", overwrite=overwrite)
     console.print(f"Picture: {picture}", soft_wrap=True)
+
+
+@app.command()
+def forecast(
+    file: _File,
+    horizon: _Horizon,
+    season: _Season = None,
+    freq: _Freq = None,
+    fill: _Fill = None,
+    id_col: _IdCol = None,
+    time_col: _TimeCol = None,
+    target_col: _TargetCol = None,
+    covariates: _Covariates = None,
+    future: Annotated[
+        Path | None, typer.Option(help="CSV file with the covariates of the rows to forecast.")
+    ] = None,
+    loss: _Loss = None,
+    levels: _Levels = None,
+    steps: _Steps = None,
+    models: _Models = None,
+    seed: _Seed = 0,
+    threads: _Threads = 1,
+    val_size: Annotated[
+        int, typer.Option(min=0, help="Last rows that decide when training stops; 0 for none.")
+    ] = 0,
+    options_file: _Options = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Folder from which a training that was cut off goes on.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Forecast with this saved forecaster, without training.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="File for the trained forecaster.")] = None,
+    out: _Out = None,
+    plot: _Plot = None,
+    plot_training: Annotated[
+        Path | None, typer.Option(help="Picture of the losses in training.")
+    ] = None,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Train on the series of a file and forecast what comes next.
+
+    What the file does not say is guessed, and told: columns, format of dates, frequency, season.
+    Without --out the forecast is printed.
+
+    Example: lstm-fast forecast sales.csv --horizon 12 --plot sales.png --out forecast.csv
+    """
+    console = Console(stderr=True)
+    with _explained(console):
+        _refuse_existing(overwrite, out, plot, plot_training, save)
+        import torch
+
+        from lstm_fast.forecast import Forecaster, History
+
+        torch.set_num_threads(threads)
+        reading = _read(console, file, id_col, time_col, target_col, covariates)
+        history = History()
+        if model is not None:
+            forecaster = Forecaster.load(model)
+            forecaster.fill = fill
+            known = reading.frame
+        else:
+            options = _options(
+                options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
+                levels=levels, max_steps=steps, n_models=models, seed=seed,
+            )  # fmt: skip
+            settings = _guess(console, reading, horizon, season, options)
+            known = settings.frame
+            forecaster = Forecaster(**settings.options, checkpoint_dir=checkpoints)
+            with _progress(console, forecaster, [history]):
+                forecaster.fit(known, val_size)
+        forecaster.trainer_options = {}
+        if save is not None:
+            forecaster.save(save, overwrite=overwrite)
+        futr_df = None if future is None else _future(future, reading, forecaster, known)
+        forecasts = forecaster.predict(None if model is None else known, futr_df)
+        if len(forecasts) != horizon * forecasts["unique_id"].nunique():
+            raise ValueError(f"the saved forecaster forecasts {forecaster.h} rows, not {horizon}")
+        _write(console, forecasts, out)
+        if plot is not None:
+            from lstm_fast.forecast.plot import plot_forecasts
+
+            name = str(reading.names.y)
+            picture = plot_forecasts(
+                known,
+                forecasts,
+                title=f"{name}: {horizon} rows ahead",
+                rows=6 * horizon,
+                ylabel=name,
+            )
+            _save_picture(console, picture, plot)
+        if plot_training is not None and model is None:
+            from lstm_fast.forecast.plot import plot_training as draw
+
+            picture = draw(history.frame(), title=f"training on {file.name}")
+            _save_picture(console, picture, plot_training)
+
+
+@app.command()
+def backtest(
+    file: _File,
+    horizon: _Horizon,
+    windows: Annotated[int, typer.Option(min=1, help="Origins to forecast from.")] = 5,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="Rows between origins. (default: the horizon)")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="AutoETS or AutoARIMA (needs statsforecast); may be repeated."),
+    ] = None,
+    season: _Season = None,
+    freq: _Freq = None,
+    fill: _Fill = None,
+    id_col: _IdCol = None,
+    time_col: _TimeCol = None,
+    target_col: _TargetCol = None,
+    covariates: _Covariates = None,
+    loss: _Loss = None,
+    levels: _Levels = None,
+    steps: _Steps = None,
+    models: _Models = None,
+    seed: _Seed = 0,
+    threads: _Threads = 1,
+    options_file: _Options = None,
+    out: _Out = None,
+    plot: _Plot = None,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Forecast the last rows of a file as if they were not known, and say how well that went.
+
+    The forecaster is trained anew at each origin and sees nothing that came later. It is compared
+    with the seasonal naive and, if asked for, with methods of the package statsforecast.
+
+    Example: lstm-fast backtest sales.csv --horizon 12 --windows 5 --plot windows.png
+    """
+    console = Console(stderr=True)
+    with _explained(console):
+        _refuse_existing(overwrite, out, plot)
+        import torch
+
+        from lstm_fast.forecast import Forecaster, evaluate
+        from lstm_fast.forecast.backtest import cross_validate_naive, cross_validate_statistical
+
+        torch.set_num_threads(threads)
+        reading = _read(console, file, id_col, time_col, target_col, covariates)
+        options = _options(
+            options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
+            levels=levels, max_steps=steps, n_models=models, seed=seed,
+        )  # fmt: skip
+        settings = _guess(
+            console, reading, horizon, season, options, test_size=windows * (step or horizon)
+        )
+        df, season_length = settings.frame, settings.options["season_length"]
+        forecaster = Forecaster(**settings.options)
+        step = step or horizon
+        place = (horizon, season_length, windows, step)
+        results = {"seasonal naive": cross_validate_naive(df, *place)}
+        for method in against or []:
+            with console.status(f"{method} ..."):
+                results[method] = cross_validate_statistical(df, method, *place)
+        with _progress(console, forecaster, [], trainings=windows):
+            results["lstm-fast"] = forecaster.cross_validation(df, windows, step)
+        scores = {name: evaluate(result, df, season_length) for name, result in results.items()}
+        series = len(scores["lstm-fast"])
+        title = f"origins: {windows}, rows ahead: {horizon}, series that are averaged: {series}"
+        Console().print(_accuracy_table(scores, title))
+        if out is not None:
+            _write(console, results["lstm-fast"], out)
+        if plot is not None:
+            from lstm_fast.forecast.plot import plot_backtest
+
+            first = df["unique_id"].iloc[0]
+            picture = plot_backtest(
+                df[df["unique_id"] == first],
+                results["lstm-fast"][results["lstm-fast"]["unique_id"] == first],
+                title=f"{first}: forecast as if not known",
+                ylabel=str(reading.names.y),
+            )
+            _save_picture(console, picture, plot)
+
+
+@app.command()
+def tune(
+    file: _File,
+    horizon: _Horizon,
+    study: Annotated[Path, typer.Option(help="SQLite file of the search; goes on if it exists.")],
+    trials: Annotated[int, typer.Option(min=1, help="Further trials to run.")] = 30,
+    windows: Annotated[int, typer.Option(min=1, help="Origins that a trial forecasts from.")] = 3,
+    holdout: Annotated[
+        int, typer.Option(min=0, help="Last rows that the search must not see, for a backtest.")
+    ] = 0,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds after which no further trial begins.")
+    ] = None,
+    season: _Season = None,
+    freq: _Freq = None,
+    fill: _Fill = None,
+    id_col: _IdCol = None,
+    time_col: _TimeCol = None,
+    target_col: _TargetCol = None,
+    covariates: _Covariates = None,
+    loss: _Loss = None,
+    seed: _Seed = 0,
+    threads: _Threads = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file for the best settings; see --options.")
+    ] = None,
+    plot: _Plot = None,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Search for good settings of the forecaster with Optuna, and go on with a search.
+
+    Tried are the input size, nodes and layers of the LSTM, units and activation of the dense layer,
+    dropout, learning rate, batch size and steps. Bad trials are cut off.
+
+    Example: lstm-fast tune sales.csv --horizon 12 --study sales.db --out best.json, then
+    lstm-fast forecast sales.csv --horizon 12 --options best.json
+    """
+    console = Console(stderr=True)
+    with _explained(console):
+        _refuse_existing(overwrite, out, plot)
+        import optuna
+        import torch
+
+        from lstm_fast.forecast.tune import best_options, open_study, search
+
+        torch.set_num_threads(threads)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        reading = _read(console, file, id_col, time_col, target_col, covariates)
+        options = _options(
+            None, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss, seed=seed
+        )
+        settings = _guess(console, reading, horizon, season, options, tuned=("input_size",))
+        df = settings.frame
+        if holdout:
+            from_end = df.groupby("unique_id", sort=False).cumcount(ascending=False)
+            df = df[from_end >= holdout].reset_index(drop=True)
+        setup = {**settings.options, "windows": windows}
+        searched = open_study(study, df, setup, seed)
+        if searched.trials:
+            console.print(f"{study} has {len(searched.trials)} trials: the search goes on")
+
+        def tell(searched: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            loss = "cut off" if trial.state.name == "PRUNED" else f"loss {trial.value:.4f}"
+            best = f", best {searched.best_value:.4f}" if _finished(searched) else ""
+            console.print(f"trial {trial.number}: {loss}{best}", highlight=False)
+
+        search(searched, df, settings.options, n_trials=trials, n_windows=windows,
+               timeout=timeout, on_trial=tell)  # fmt: skip
+        best = best_options(searched, settings.options["season_length"])
+        text = json.dumps(best, indent=2)
+        if out is None:
+            print(text)
+        else:
+            out.write_text(text + "\n", encoding="utf-8")
+            console.print(f"Settings: {out}", soft_wrap=True)
+        if plot is not None:
+            from lstm_fast.forecast.plot import plot_search
+
+            picture = plot_search(
+                searched.trials_dataframe(), title=f"{file.name}: search for settings"
+            )
+            _save_picture(console, picture, plot)
+
+
+@app.command()
+def bench(
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds for each row of the table.")] = 2,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch. (default: torch's own choice)")
+    ] = None,
+    plot: _Plot = None,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Time lstm_fast.LSTM against torch.nn.LSTM on this machine.
+
+    Both take turns on the same weights and inputs. Shown is the lowest decile of a call; do nothing
+    else on the machine meanwhile.
+    """
+    console = Console(stderr=True)
+    with _explained(console):
+        _refuse_existing(overwrite, plot)
+        import torch
+
+        from lstm_fast.forecast.speed import BASELINE, SIZES, measure
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        works = ("inference", "training")
+        table = Table(title=f"Time of a call, torch threads: {torch.get_num_threads()}")
+        table.add_column("size", no_wrap=True)
+        for name in ("work", "lstm_fast.LSTM", BASELINE, "times as fast"):
+            table.add_column(name, justify="right")
+        speedups: dict[str, list[float]] = {work: [] for work in works}
+        with console.status("timing ...") as status:
+            for size in SIZES:
+                for work in works:
+                    status.update(f"{work}, {size} ...")
+                    timing = measure(size, work, seconds)
+                    speedups[work].append(timing.speedup)
+                    table.add_row(
+                        str(size),
+                        work,
+                        *(f"{1e6 * value:,.0f} us" for value in timing.seconds.values()),
+                        f"{timing.speedup:.2f}",
+                    )
+        Console().print(table)
+        if plot is not None:
+            from lstm_fast.forecast.plot import plot_bars
+
+            title = f"lstm_fast.LSTM against {BASELINE}, torch threads: {torch.get_num_threads()}"
+            sizes = [str(size) for size in SIZES]
+            picture = plot_bars(sizes, speedups, title=title, xlabel="times as fast", mark=1)
+            _save_picture(console, picture, plot)
+
+
+@app.command()
+def info() -> None:
+    """What was built, which instruction set is in use and what this machine has."""
+    import torch
+
+    import lstm_fast
+
+    table = Table(show_header=False)
+    facts: dict[str, object] = {
+        **lstm_fast.build_info(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch threads": torch.get_num_threads(),
+        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "devices": ", ".join(_devices()),
+    }
+    for name, value in facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        table.add_row(name, shown)
+    Console().print(table)
+
+
+def _devices() -> list[str]:
+    import torch
+
+    cards = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    return ["cpu", *(f"cuda:{k} {name}" for k, name in enumerate(cards))]
+
+
+@contextmanager
+def _explained(console: Console) -> Iterator[None]:
+    """Errors of the user's input end with one line and status 1; others are shown in full."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        console.print(f"[red]error:[/red] {_escaped(error)}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from error
+
+
+def _escaped(error: BaseException) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))
+
+
+def _refuse_existing(overwrite: bool, *paths: Path | None) -> None:
+    """Before any work, so that none is lost at its end."""
+    for path in paths:
+        if path is None:
+            continue
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists: choose another name, or add --overwrite")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}")
+
+
+def _read(
+    console: Console,
+    file: Path,
+    id_col: str | None,
+    time_col: str | None,
+    target_col: str | None,
+    covariates: list[str] | None,
+) -> Reading:
+    from lstm_fast.forecast.reading import Columns, read_series
+
+    reading = read_series(file, Columns(id_col, time_col, target_col, tuple(covariates or ())))
+    _tell(console, reading.guesses)
+    rows, series = len(reading.frame), reading.frame["unique_id"].nunique()
+    console.print(f"{file}: {rows:,} rows, {series:,} series", highlight=False, soft_wrap=True)
+    return reading
+
+
+def _options(path: Path | None, **given: Any) -> dict[str, Any]:
+    """Arguments of `Forecaster`: from a file, then from the command line."""
+    options: dict[str, Any] = {}
+    if path is not None:
+        from dataclasses import fields
+
+        from lstm_fast.forecast import Forecaster
+
+        try:
+            options = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} must be JSON: {error}") from error
+        unknown = set(options) - {field.name for field in fields(Forecaster)}
+        if unknown:
+            raise ValueError(f"{path} has settings that a forecaster has not: {sorted(unknown)}")
+    return {**options, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _guess(
+    console: Console,
+    reading: Reading,
+    horizon: int,
+    season: int | None,
+    options: dict[str, Any],
+    test_size: int = 0,
+    tuned: tuple[str, ...] = (),
+) -> Settings:
+    from lstm_fast.forecast.guess import guess_settings
+
+    settings = guess_settings(reading.frame, horizon, options, season, test_size)
+    for name in tuned:
+        del settings.options[name]
+    _tell(console, [guess for guess in settings.guesses if not (tuned and "reads" in guess)])
+    return settings
+
+
+def _tell(console: Console, guesses: list[str]) -> None:
+    for guess in guesses:
+        console.print(f"guessed: {guess}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _future(path: Path, reading: Reading, forecaster: Any, known: pd.DataFrame) -> pd.DataFrame:
+    from lstm_fast.forecast.reading import read_future
+
+    return read_future(path, reading, forecaster.future_rows(known))
+
+
+@contextmanager
+def _progress(
+    console: Console, forecaster: Any, callbacks: list[Any], trainings: int = 1
+) -> Iterator[None]:
+    """A bar over the steps of all networks that `forecaster` trains, where it can be seen."""
+    from lightning.pytorch.callbacks import Callback
+
+    networks = forecaster.n_models * (2 if forecaster.levels and forecaster.calibration_size else 1)
+    columns = (
+        TextColumn("training step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=networks * trainings * forecaster.max_steps)
+
+        class Advance(Callback):
+            def on_train_batch_end(self, *_: Any) -> None:
+                progress.advance(task)
+
+        forecaster.trainer_options = {"callbacks": [Advance(), *callbacks]}
+        yield
+
+
+def _write(console: Console, forecasts: pd.DataFrame, out: Path | None) -> None:
+    if out is None:
+        print(forecasts.to_csv(index=False, float_format="%.8g"), end="")
+    else:
+        forecasts.to_csv(out, index=False, float_format="%.8g")
+        console.print(f"Forecast: {out}", soft_wrap=True)
+
+
+def _save_picture(console: Console, picture: Any, path: Path) -> None:
+    picture.savefig(path)
+    console.print(f"Picture: {path}", soft_wrap=True)
+
+
+def _finished(study: Any) -> bool:
+    return any(trial.state.name == "COMPLETE" for trial in study.trials)
+
+
+def _accuracy_table(scores: dict[str, pd.DataFrame], title: str) -> Table:
+    columns = [c for c in scores["lstm-fast"].columns if c != "unique_id"]
+    table = Table(title=title, title_justify="left")
+    table.add_column("forecast")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name, score in scores.items():
+        means = score.drop(columns="unique_id").mean()
+        table.add_row(name, *(f"{means[c]:,.4g}" if c in means else "-" for c in columns))
+    return table
 
 
 def _table(results: dict[str, Result], title: str) -> Table:

@@ -8,17 +8,26 @@ except ModuleNotFoundError as error:
         f"lstm_fast.forecast needs {error.name}: pip install --no-build-isolation '.[forecast]'"
     ) from error
 
-from lstm_fast.forecast.datasets import load_beer_wine_sales
+from lstm_fast.forecast.datasets import load_beer_wine_sales, load_liquor_store_sales
 from lstm_fast.forecast.forecaster import Forecaster, seasonal_naive
-from lstm_fast.forecast.metrics import accuracy, mae, mase, rmse, smape
-from lstm_fast.forecast.model import ACTIVATIONS, SeasonalLSTM
+from lstm_fast.forecast.losses import LOSSES
+from lstm_fast.forecast.metrics import accuracy, coverage, evaluate, mae, mase, rmse, smape
+from lstm_fast.forecast.model import ACTIVATIONS, DECODINGS, RecursiveLSTM, SeasonalLSTM
+from lstm_fast.forecast.training import History
 
 __all__ = [
     "ACTIVATIONS",
+    "DECODINGS",
+    "LOSSES",
     "Forecaster",
+    "History",
+    "RecursiveLSTM",
     "SeasonalLSTM",
     "accuracy",
+    "coverage",
+    "evaluate",
     "load_beer_wine_sales",
+    "load_liquor_store_sales",
     "mae",
     "mase",
     "rmse",

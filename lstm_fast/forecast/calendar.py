@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -11,6 +13,8 @@ _PERIODS = {
     "QS": "Q", "QE": "Q", "BQS": "Q", "BQE": "Q",
 }  # fmt: skip
 _DAYS = {"M": 365.25 / 12, "Q": 365.25 / 4}
+CYCLES = {"day": 1.0, "week": 7.0, "year": 365.2425}
+"""Days of each cycle that people and the weather follow."""
 
 
 def trading_days(ds: pd.DatetimeIndex, freq: str) -> NDArray[np.float64]:
@@ -33,5 +37,31 @@ def trading_days(ds: pd.DatetimeIndex, freq: str) -> NDArray[np.float64]:
 
 def season_phase(position: NDArray[np.int64], season_length: int) -> NDArray[np.float64]:
     """Sine and cosine of the place within the season: [rows, 2]."""
-    angle = 2 * np.pi * (position % season_length) / season_length
+    return _circle((position % season_length) / season_length)
+
+
+def useful_cycles(ds: pd.DatetimeIndex, season_length: int) -> list[str]:
+    """Those of `CYCLES` that `ds` goes through twice, in steps, and that are not the season."""
+    span = (ds[-1] - ds[0]) / pd.Timedelta(days=1)
+    step = span / max(1, len(ds) - 1)
+    return [
+        name
+        for name, days in CYCLES.items()
+        if 2 * step <= days <= span / 2 and abs(days / step - season_length) > 0.05 * season_length
+    ]
+
+
+def cycle_phases(ds: pd.DatetimeIndex, cycles: Sequence[str]) -> NDArray[np.float64]:
+    """Sine and cosine of the place within each cycle: [rows, 2 * cycles]."""
+    day = (ds.hour + (ds.minute + ds.second / 60) / 60).to_numpy() / 24
+    place = {
+        "day": day,
+        "week": (ds.day_of_week.to_numpy() + day) / 7,
+        "year": (ds.day_of_year.to_numpy() - 1 + day) / CYCLES["year"],
+    }
+    return np.concatenate([np.empty((len(ds), 0)), *(_circle(place[c]) for c in cycles)], axis=1)
+
+
+def _circle(fraction: NDArray[np.float64]) -> NDArray[np.float64]:
+    angle = 2 * np.pi * fraction
     return np.stack([np.sin(angle), np.cos(angle)], axis=1)

@@ -1,4 +1,4 @@
-"""The series that is shipped with the package."""
+"""The series that are shipped with the package."""
 
 from __future__ import annotations
 
@@ -27,8 +27,24 @@ def load_beer_wine_sales(vintage: int = 2019) -> pd.DataFrame:
     """
     if vintage not in VINTAGES:
         raise ValueError(f"vintage must be one of {VINTAGES}. Got {vintage}")
-    source = files("lstm_fast.forecast") / "data" / f"S4248SM144NCEN_{vintage}.csv"
+    return _read(f"S4248SM144NCEN_{vintage}.csv", "beer_wine_sales")
+
+
+def load_liquor_store_sales() -> pd.DataFrame:
+    """Monthly sales of US beer, wine and liquor stores.
+
+    Millions of US dollars, not seasonally adjusted, 324 months from 1992-01 to 2018-12; US Census
+    Bureau (public domain), FRED id MRTSSM4453USN.
+
+    Returns:
+        A long frame with the columns ``unique_id``, ``ds`` (first day of the month) and ``y``.
+    """
+    return _read("MRTSSM4453USN.csv", "liquor_store_sales")
+
+
+def _read(name: str, unique_id: str) -> pd.DataFrame:
+    source = files("lstm_fast.forecast") / "data" / name
     with source.open("r", encoding="utf-8") as file:
         frame = pd.read_csv(file, header=0, names=["ds", "y"], parse_dates=["ds"])
-    frame.insert(0, "unique_id", "beer_wine_sales")
+    frame.insert(0, "unique_id", unique_id)
     return frame.astype({"y": "float64"})

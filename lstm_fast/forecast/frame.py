@@ -3,46 +3,100 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pandas.tseries.frequencies import to_offset
 
 COLUMNS = ("unique_id", "ds", "y")
+FILLS = ("linear", "previous", "zero")
+
+# Rows that show a frequency: with fewer, five weekdays in a row would pass for every day.
+_STRETCH = 6
 
 
-def check_frame(df: pd.DataFrame, freq: str | None = None) -> tuple[pd.DataFrame, str]:
-    """A sorted copy of `df` with its three columns, and the frequency of its timestamps.
+def check_frame(
+    df: pd.DataFrame,
+    freq: str | None = None,
+    fill: str | None = None,
+    covariates: Sequence[str] = (),
+) -> tuple[pd.DataFrame, str]:
+    """A sorted copy of `df` with the columns that are used, and the frequency of its timestamps.
 
     Args:
         df: long frame; ``ds`` may be anything that `pandas.to_datetime` reads.
-        freq: pandas frequency alias; inferred from the first series where it is None.
+        freq: pandas frequency alias; inferred from the longest series where it is None.
+        fill: what to do about missing timestamps and values: None refuses them, ``"linear"`` draws
+            a line between the neighbours (beyond the first and the last value it repeats these),
+            ``"previous"`` repeats the value before, ``"zero"`` takes 0.
+        covariates: further columns of numbers.
 
     Raises:
         ValueError: naming the series and the row, if a column is missing, a value is missing,
             infinite or not a number, a timestamp is repeated, or timestamps are not regular.
+            Rows are named as the index of `df` names them.
     """
-    missing = [column for column in COLUMNS if column not in df.columns]
-    if missing:
-        raise ValueError(f"df must have the columns {', '.join(COLUMNS)}. Missing: {missing}")
-    if df.empty:
-        raise ValueError("df must have rows. Got an empty frame")
-    frame = df[list(COLUMNS)].assign(
-        ds=_timestamps(df["ds"]), y=pd.to_numeric(df["y"], errors="coerce").astype("float64")
+    numbers = ["y", *covariates]
+    columns = ["unique_id", "ds", *numbers]
+    _reject_missing_columns(df, columns)
+    check_fill(fill)
+    frame = df[columns].assign(
+        ds=_timestamps(df),
+        **{name: pd.to_numeric(df[name], errors="coerce").astype("float64") for name in numbers},
     )
-    _reject_missing(df, frame)
+    for column in columns:
+        _reject_missing(df, frame, column, fillable=fill is not None and column in numbers)
     duplicated = frame.duplicated(["unique_id", "ds"])
     if duplicated.any():
         row = frame[duplicated].iloc[0]
-        raise ValueError(f"series {row['unique_id']!r} has {row['ds']} more than once in ds")
-    frame = frame.sort_values(["unique_id", "ds"], ignore_index=True)
-    for unique_id, series in each_series(frame):
-        ds = pd.DatetimeIndex(series["ds"])
-        freq = freq or _infer_freq(unique_id, ds)
-        _reject_irregular(unique_id, ds, freq)
-    assert freq is not None
-    return frame, freq
+        raise ValueError(
+            f"series {row['unique_id']!r} has {row['ds']} more than once in ds "
+            f"({_place(df, row.name)})"
+        )
+    frame = frame.sort_values(["unique_id", "ds"])
+    freq = freq or _infer_freq(frame)
+    position = grid_positions(frame["ds"], freq)
+    if fill is None:
+        _reject_irregular(df, frame, position, freq)
+    else:
+        _reject_off_grid(df, frame, position, freq)
+        frame = _fill(frame, position, freq, fill, numbers)
+    return frame.reset_index(drop=True), freq
+
+
+def check_fill(fill: str | None) -> None:
+    if fill is not None and fill not in FILLS:
+        raise ValueError(f"fill must be None or one of {', '.join(FILLS)}. Got {fill!r}")
+
+
+def check_future(
+    futr_df: pd.DataFrame, unique_id: pd.Series, ds: pd.Series, covariates: Sequence[str]
+) -> pd.DataFrame:
+    """The covariates of the rows that are to be forecast, in their order.
+
+    Raises:
+        ValueError: if a column, a row or a value is missing.
+    """
+    _reject_missing_columns(futr_df, ["unique_id", "ds", *covariates], "futr_df")
+    given = futr_df[["unique_id", "ds", *covariates]].assign(ds=_timestamps(futr_df))
+    if given.duplicated(["unique_id", "ds"]).any():
+        row = given[given.duplicated(["unique_id", "ds"])].iloc[0]
+        raise ValueError(f"futr_df has series {row['unique_id']!r} at {row['ds']} more than once")
+    wanted = pd.DataFrame({"unique_id": unique_id.to_numpy(), "ds": ds.to_numpy()})
+    found = wanted.astype({"ds": given["ds"].dtype}).merge(given, how="left")
+    for name in covariates:
+        found[name] = pd.to_numeric(found[name], errors="coerce").astype("float64")
+        bad = ~np.isfinite(found[name])
+        if bad.any():
+            row = found[bad].iloc[0]
+            raise ValueError(
+                f"futr_df must give a finite {name} for series {row['unique_id']!r} at {row['ds']}"
+            )
+    return found
 
 
 def each_series(frame: pd.DataFrame) -> Iterator[tuple[Hashable, pd.DataFrame]]:
@@ -50,54 +104,145 @@ def each_series(frame: pd.DataFrame) -> Iterator[tuple[Hashable, pd.DataFrame]]:
     return iter(frame.groupby("unique_id", sort=False, observed=True))
 
 
-def _timestamps(ds: pd.Series) -> pd.Series:
-    try:
-        return pd.to_datetime(ds)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"df['ds'] must hold timestamps: {error}") from error
+def grid(ds: pd.Series, freq: str, beyond: int = 0) -> pd.DatetimeIndex:
+    """All timestamps from the first of `ds` to its last, and `beyond` more."""
+    first, last = ds.min(), ds.max()
+    stamps = pd.date_range(first, last, freq=freq)
+    # No stamp lies on the first where `ds` does not fit `freq` at all.
+    start = stamps[-1] if len(stamps) else first
+    return pd.DatetimeIndex(stamps.append(pd.date_range(start, periods=beyond + 1, freq=freq)[1:]))
 
 
-def _reject_missing(df: pd.DataFrame, frame: pd.DataFrame) -> None:
-    for column in COLUMNS:
-        bad = frame[column].isna()
-        if column == "y":
-            bad |= np.isinf(frame[column])
-        if bad.any():
-            row = frame[bad].iloc[0]
-            raise ValueError(
-                f"series {row['unique_id']!r} must have a finite {column} in every row. "
-                f"Got {df[column][bad].iloc[0]!r} at ds {row['ds']}; fill or drop it first"
-            )
-
-
-def _infer_freq(unique_id: object, ds: pd.DatetimeIndex) -> str:
-    if len(ds) < 3:
-        raise ValueError(f"series {unique_id!r} has {len(ds)} rows: give freq, or 3 rows or more")
-    with warnings.catch_warnings():
-        # pandas 4 will return an offset in place of its alias; `to_offset` takes either.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        freq = pd.infer_freq(ds)
-    if freq is None:
-        steps = np.diff(ds.to_numpy()).astype("timedelta64[s]").astype(np.float64)
-        k = int(np.abs(steps - np.median(steps)).argmax())
-        raise ValueError(
-            f"series {unique_id!r} must have regular timestamps. {ds[k]} is followed by "
-            f"{ds[k + 1]}; fill the gap, or give freq if it is none"
-        )
-    return to_offset(freq).freqstr
-
-
-def _reject_irregular(unique_id: object, ds: pd.DatetimeIndex, freq: str) -> None:
-    expected = pd.date_range(ds[0], periods=len(ds), freq=freq)
-    wrong = ds.to_numpy() != expected.to_numpy()
-    if wrong.any():
-        k = int(wrong.argmax())
-        raise ValueError(
-            f"series {unique_id!r} must have regular timestamps of frequency {freq}. "
-            f"Expected {expected[k]}, got {ds[k]}"
-        )
+def grid_positions(ds: pd.Series, freq: str) -> NDArray[np.int64]:
+    """The place of each timestamp in `grid(ds, freq)`; -1 for none."""
+    return np.asarray(grid(ds, freq).get_indexer(pd.DatetimeIndex(ds)), dtype=np.int64)
 
 
 def future_timestamps(last: pd.Timestamp, h: int, freq: str) -> pd.DatetimeIndex:
     """The `h` timestamps that follow `last`."""
     return pd.date_range(last, periods=h + 1, freq=freq)[1:]
+
+
+def _place(df: pd.DataFrame, label: Any) -> str:
+    return f"{df.index.name or 'row'} {label}"
+
+
+def _plain(value: Any) -> Any:
+    """Without numpy's type, which a reader of a message has no use for."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _reject_missing_columns(df: pd.DataFrame, columns: Sequence[str], name: str = "df") -> None:
+    missing = [column for column in columns if column not in df.columns]
+    if missing:
+        raise ValueError(f"{name} must have the columns {', '.join(columns)}. Missing: {missing}")
+    if df.empty:
+        raise ValueError(f"{name} must have rows. Got an empty frame")
+
+
+def _timestamps(df: pd.DataFrame) -> pd.Series:
+    try:
+        return pd.to_datetime(df["ds"])
+    except (ValueError, TypeError) as error:
+        for label, value in df["ds"].items():
+            if pd.isna(pd.to_datetime(value, errors="coerce")) and not pd.isna(value):
+                raise ValueError(
+                    f"df['ds'] must hold timestamps. Got {value!r} ({_place(df, label)})"
+                ) from error
+        raise ValueError(f"df['ds'] must hold timestamps: {error}") from error
+
+
+def _reject_missing(df: pd.DataFrame, frame: pd.DataFrame, column: str, fillable: bool) -> None:
+    bad = frame[column].isna()
+    if fillable:  # what is missing can be filled, text and infinity cannot
+        bad &= df[column].notna()
+    if column not in ("unique_id", "ds"):
+        bad |= np.isinf(frame[column])
+    if bad.any():
+        row = frame[bad].iloc[0]
+        raise ValueError(
+            f"series {row['unique_id']!r} must have a finite {column} in every row. "
+            f"Got {_plain(df[column][bad].iloc[0])!r} at ds {row['ds']} ({_place(df, row.name)}); "
+            "fill or drop it first, or give fill"
+        )
+
+
+def _infer_freq(frame: pd.DataFrame) -> str:
+    unique_id = frame["unique_id"].value_counts().idxmax()
+    ds = pd.DatetimeIndex(frame["ds"][frame["unique_id"] == unique_id])
+    if len(ds) < 3:
+        raise ValueError(f"series {unique_id!r} has {len(ds)} rows: give freq, or 3 rows or more")
+    freq = infer_freq(ds) or _most_common_freq(ds)
+    if freq is None:
+        raise ValueError(
+            f"series {unique_id!r} must have regular timestamps, but no frequency fits "
+            f"{ds[0]}, {ds[1]}, {ds[2]} ...; give freq"
+        )
+    return to_offset(freq).freqstr
+
+
+def infer_freq(ds: pd.DatetimeIndex) -> str | None:
+    """The frequency that all of `ds` follows, if there is one."""
+    if len(ds) < 3:
+        return None
+    with warnings.catch_warnings():
+        # pandas 4 will return an offset in place of its alias; `to_offset` takes either.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return pd.infer_freq(ds)
+
+
+def _most_common_freq(ds: pd.DatetimeIndex) -> str | None:
+    """What most stretches of a series with gaps follow."""
+    starts = range(0, len(ds) - _STRETCH + 1, max(1, len(ds) // 100))
+    votes = Counter(infer_freq(ds[start : start + _STRETCH]) for start in starts)
+    del votes[None]
+    return votes.most_common(1)[0][0] if votes else None
+
+
+def _reject_irregular(
+    df: pd.DataFrame, frame: pd.DataFrame, position: NDArray[np.int64], freq: str
+) -> None:
+    first = ~frame["unique_id"].duplicated().to_numpy()
+    wrong = (position < 0) | (~first & (np.diff(position, prepend=-1) != 1))
+    if not wrong.any():
+        return
+    k = int(wrong.argmax())
+    row = frame.iloc[k]
+    before = frame["ds"].min() if first[k] else frame["ds"].iloc[k - 1]
+    raise ValueError(
+        f"series {row['unique_id']!r} must have regular timestamps of frequency {freq}. "
+        f"Expected {future_timestamps(before, 1, freq)[0]}, got {row['ds']} "
+        f"({_place(df, row.name)}); give fill to close gaps, or freq if there is none"
+    )
+
+
+def _reject_off_grid(
+    df: pd.DataFrame, frame: pd.DataFrame, position: NDArray[np.int64], freq: str
+) -> None:
+    if (position < 0).any():
+        row = frame.iloc[int((position < 0).argmax())]
+        raise ValueError(
+            f"series {row['unique_id']!r} has {row['ds']} ({_place(df, row.name)}), which is no "
+            f"timestamp of frequency {freq} counted from {frame['ds'].min()}"
+        )
+
+
+def _fill(
+    frame: pd.DataFrame, position: NDArray[np.int64], freq: str, fill: str, numbers: list[str]
+) -> pd.DataFrame:
+    """The series without gaps; covariates are filled as values are."""
+    stamps = grid(frame["ds"], freq)
+    filled = []
+    for unique_id, rows in frame.assign(_at=position).groupby("unique_id", sort=False):
+        every = np.arange(rows["_at"].iloc[0], rows["_at"].iloc[-1] + 1)
+        values = rows.set_index("_at")[numbers].reindex(every)
+        if fill == "linear":
+            values = values.interpolate(limit_direction="both")
+        else:
+            values = values.ffill() if fill == "previous" else values.fillna(0.0)
+        if values.isna().any(axis=None):
+            raise ValueError(f"series {unique_id!r} has no value that fill={fill!r} could use")
+        values.insert(0, "ds", stamps[every])
+        values.insert(0, "unique_id", unique_id)
+        filled.append(values)
+    return pd.concat(filled, ignore_index=True)

@@ -4,37 +4,62 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from lstm_fast.forecast.losses import Loss
+
+
+def mean_center(loss: Loss, outputs: Tensor) -> Tensor:
+    """[networks, windows, h, P] -> [windows, h], the forecast of several networks."""
+    return loss.center(outputs).double().mean(dim=0)
+
+
+def mean_band(loss: Loss, outputs: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """[networks, windows, h, P] -> two of [windows, h]: bounds are averaged over networks."""
+    lower, upper = loss.band(outputs, level)
+    return lower.double().mean(dim=0), upper.double().mean(dim=0)
 
 
 @dataclass(frozen=True)
 class ConformalIntervals:
-    """Split conformal intervals, after Lei et al., "Distribution-free predictive inference for
-    regression" (Journal of the American Statistical Association 113, 2018, sections 2.2 and 5.2).
+    """Split conformal intervals: how much wider the networks' own intervals must be.
 
-    The errors are those of a model that never saw the windows. Each is divided by the size that
-    is usual for its lead, and the half-width of an interval is a quantile of these scores times
-    that size. Errors of overlapping windows depend on each other, so the stated coverage is an
-    aim, not the guarantee that exchangeable errors would give.
+    For networks that forecast quantiles this is conformalised quantile regression (Romano et al.,
+    "Conformalized quantile regression", Advances in Neural Information Processing Systems 32,
+    2019). Where the network gives no interval it is that of Lei et al., "Distribution-free
+    predictive inference for regression" (Journal of the American Statistical Association 113, 2018,
+    sections 2.2 and 5.2).
+
+    The windows are ones that the networks never saw. How far an actual value lies outside the
+    interval, or within it, is divided by the error that is usual for its lead, and the widening is
+    a quantile of these scores times that error. Errors of overlapping windows depend on each other,
+    so the stated coverage is an aim, not the guarantee that exchangeable errors would give.
     """
 
-    lead_scale: NDArray[np.float64]
-    """[h], usual error at each lead, not falling with the lead."""
-    scores: NDArray[np.float64]
-    """Absolute errors over `lead_scale`, of all windows and leads, sorted."""
+    loss: Loss
+    outputs: Tensor
+    """[networks, windows, h, P], what the networks gave."""
+    target: Tensor
+    """[windows, h], float64, what came."""
 
-    @classmethod
-    def from_errors(cls, errors: NDArray[np.float64]) -> ConformalIntervals:
-        """`errors`: [windows, h], actual minus forecast."""
+    @cached_property
+    def lead_scale(self) -> NDArray[np.float64]:
+        """[h], usual error at each lead, not falling with the lead."""
         # Few windows make the RMS of a single lead noisy, hence the running mean over leads.
-        mean_square = np.square(errors).mean(axis=0)
-        running = np.cumsum(mean_square) / np.arange(1, errors.shape[1] + 1)
-        lead_scale = np.maximum.accumulate(np.sqrt(running)).clip(min=np.finfo(np.float64).tiny)
-        return cls(lead_scale, np.sort((np.abs(errors) / lead_scale).ravel()))
+        errors = self.target - mean_center(self.loss, self.outputs)
+        mean_square = errors.square().mean(dim=0).numpy()
+        running = np.cumsum(mean_square) / np.arange(1, len(mean_square) + 1)
+        return np.maximum.accumulate(np.sqrt(running)).clip(min=np.finfo(np.float64).tiny)
 
-    def half_width(self, level: float) -> NDArray[np.float64]:
-        """[h], half-width of the interval that should cover `level` per cent."""
-        rank = math.ceil((len(self.scores) + 1) * level / 100)
-        return self.scores[min(rank, len(self.scores)) - 1] * self.lead_scale
+    def widening(self, level: float) -> Tensor:
+        """[h], float64, what to add on either side for an interval that covers `level` per cent."""
+        lower, upper = mean_band(self.loss, self.outputs, level)
+        outside = torch.maximum(lower - self.target, self.target - upper).numpy()
+        scores = np.sort((outside / self.lead_scale).ravel())
+        rank = math.ceil((len(scores) + 1) * level / 100)
+        return torch.from_numpy(scores[min(rank, len(scores)) - 1] * self.lead_scale)

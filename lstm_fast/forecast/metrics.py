@@ -10,6 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+# Of the columns of `evaluate`.
+POINT_METRICS = ("MAE", "RMSE", "sMAPE", "MASE")
+
 
 def _pair(y: ArrayLike, y_hat: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     actual, forecast = np.asarray(y, dtype=np.float64), np.asarray(y_hat, dtype=np.float64)
@@ -69,3 +72,47 @@ def accuracy(
         "sMAPE": smape(y, y_hat),
         "MASE": mase(y, y_hat, train["y"].to_numpy(), season_length),
     }
+
+
+def coverage(forecast: pd.DataFrame, level: float) -> float:
+    """Per cent of the rows whose ``y`` lies within the bounds of the level, or on them."""
+    y, name = forecast["y"], f"{level:g}"
+    return float(100 * y.between(forecast[f"lo-{name}"], forecast[f"hi-{name}"]).mean())
+
+
+def levels_of(forecast: pd.DataFrame) -> list[float]:
+    """The levels of the intervals in a forecast, ascending."""
+    return sorted(float(str(name)[3:]) for name in forecast.columns if str(name).startswith("lo-"))
+
+
+def evaluate(forecasts: pd.DataFrame, df: pd.DataFrame, season_length: int) -> pd.DataFrame:
+    """The accuracy of a cross-validation, one row a series.
+
+    Errors of all windows and leads of a series count alike. MASE is scaled by what came before the
+    first cutoff of the series, so that no forecast row has a part in it.
+
+    Args:
+        forecasts: what `Forecaster.cross_validation` returns.
+        df: the frame that it was given, without gaps.
+
+    Returns:
+        A frame with the columns ``unique_id``, ``MAE``, ``RMSE``, ``sMAPE`` and ``MASE``, and
+        ``coverage-80`` and so on for each level, in per cent.
+    """
+    rows = []
+    levels = levels_of(forecasts)
+    ds = pd.to_datetime(df["ds"])
+    for unique_id, windows in forecasts.groupby("unique_id", sort=False):
+        before = df[(df["unique_id"] == unique_id) & (ds <= windows["cutoff"].min())]
+        y, y_hat = windows["y"].to_numpy(), windows["y_hat"].to_numpy()
+        rows.append(
+            {
+                "unique_id": unique_id,
+                "MAE": mae(y, y_hat),
+                "RMSE": rmse(y, y_hat),
+                "sMAPE": smape(y, y_hat),
+                "MASE": mase(y, y_hat, before["y"].to_numpy(), season_length),
+                **{f"coverage-{level:g}": coverage(windows, level) for level in levels},
+            }
+        )
+    return pd.DataFrame(rows)

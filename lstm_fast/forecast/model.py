@@ -1,13 +1,11 @@
-"""The network and how it is trained. `W` input steps, `h` steps ahead, `B` windows."""
+"""The networks. `W` input steps, `h` steps ahead, `B` windows, `P` outputs a step (`Loss`)."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import lightning
 import torch
 from torch import Tensor, nn
 
+from lstm_fast.forecast.losses import Loss
 from lstm_fast.forecast.windows import Batch
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -24,11 +22,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class SeasonalLSTM(nn.Module):
     """The value of a season ago, plus a correction that an LSTM reads from the window.
 
-    The effect of trading days is linear and is taken out of the inputs, and put back into the
-    forecast, so the LSTM sees the series without it. All `h` steps are forecast at once.
+    The effects of trading days and of covariates are linear, as far as that goes: they are taken
+    out of the inputs and put back into the forecast, so the LSTM sees the series without them. It
+    sees the covariates too, for what is not linear. All `h` steps are forecast at once.
 
     Args:
-        trading_size: number of trading-day regressors, possibly 0.
+        season_size, trading_size, known_size: columns of `Batch.season`, `.trading` and `.known`.
+        n_series: number of series, of which each has a learned vector of `id_size` numbers.
         dropout: of the encoding and of the dense layer, and between the layers of the LSTM.
         lstm_class: `torch.nn.LSTM` or a subclass of it.
 
@@ -38,10 +38,15 @@ class SeasonalLSTM(nn.Module):
     def __init__(
         self,
         *,
+        loss: Loss,
         h: int,
         input_size: int,
         season_length: int,
+        season_size: int,
         trading_size: int,
+        known_size: int,
+        n_series: int,
+        id_size: int,
         hidden_size: int,
         num_layers: int,
         dense_size: int,
@@ -50,49 +55,108 @@ class SeasonalLSTM(nn.Module):
         lstm_class: type[nn.LSTM],
     ) -> None:
         super().__init__()
-        self.input_size = input_size
+        self.loss = loss
+        self.h, self.input_size, self.season_length = h, input_size, season_length
         self.encoder = lstm_class(
-            3, hidden_size, num_layers, batch_first=True, dropout=dropout if num_layers > 1 else 0.0
+            1 + season_size + known_size,
+            hidden_size,
+            num_layers,
+            batch_first=True,
+            dropout=dropout if num_layers > 1 else 0.0,
         )
+        n_outputs = len(loss.located)
         self.head = nn.Sequential(
             nn.Dropout(dropout),
-            nn.Linear(hidden_size, dense_size),
+            nn.Linear(self._features(hidden_size, known_size, id_size), dense_size),
             ACTIVATIONS[activation](),
             nn.Dropout(dropout),
-            nn.Linear(dense_size, h),
+            nn.Linear(dense_size, self._steps_at_once() * n_outputs),
+            nn.Unflatten(-1, (self._steps_at_once(), n_outputs)),
         )
-        self.trading_weight = nn.Parameter(torch.zeros(trading_size))
-        season_ago = input_size - season_length + torch.arange(h) % season_length
-        self.season_ago: Tensor
-        self.register_buffer("season_ago", season_ago, persistent=False)
+        self.effect_weight = nn.Parameter(torch.zeros(trading_size + known_size))
+        self.series = nn.Embedding(n_series, id_size) if id_size else None
+        self.located: Tensor
+        self.register_buffer("located", torch.tensor(loss.located), persistent=False)
 
-    def forward(self, values: Tensor, season: Tensor, trading: Tensor) -> Tensor:
-        """[B, W], [B, W + h, 2], [B, W + h, trading_size] -> [B, h]."""
-        W = self.input_size
-        effect = trading @ self.trading_weight
-        adjusted = values - effect[:, :W]
-        steps = torch.cat([adjusted[..., None], season[:, :W]], dim=-1)
+    def _steps_at_once(self) -> int:
+        return self.h
+
+    def _features(self, hidden_size: int, known_size: int, id_size: int) -> int:
+        return hidden_size + self.h * known_size + id_size
+
+    def forward(self, batch: Batch) -> Tensor:
+        """[B, h, P], the outputs for the steps ahead; `batch.target` is not looked at."""
+        W, s = self.input_size, self.season_length
+        effect = self._effect(batch)
+        values = batch.values - effect[:, :W]
+        steps = torch.cat([values[..., None], batch.season[:, :W], batch.known[:, :W]], dim=-1)
         _, (h_n, _) = self.encoder(steps)
-        return adjusted[:, self.season_ago] + self.head(h_n[-1]) + effect[:, W:]
+        ago = W - s + torch.arange(self.h, device=values.device) % s
+        base = values[:, ago] + effect[:, W:]
+        seen = [h_n[-1], batch.known[:, W:].flatten(1), *self._identity(batch)]
+        return self.head(torch.cat(seen, dim=-1)) + base[..., None] * self.located
+
+    def training_output(self, batch: Batch) -> Tensor:
+        """[B, h, P], of which the loss is taken."""
+        return self(batch)
+
+    def _effect(self, batch: Batch) -> Tensor:
+        """[B, W + h], the linear effect of trading days and covariates."""
+        return torch.cat([batch.trading, batch.known], dim=-1) @ self.effect_weight
+
+    def _identity(self, batch: Batch) -> list[Tensor]:
+        """[B, id_size], the vector of the series, if series have any."""
+        return [] if self.series is None else [self.series(batch.series)]
 
 
-class TrainingModule(lightning.LightningModule):
-    """Squared error, Adam, learning rate falling to 0 on half a cosine over `max_steps`."""
+class RecursiveLSTM(SeasonalLSTM):
+    """One step at a time, each read from the forecast before it, the LSTM's state carried along.
 
-    def __init__(self, model: SeasonalLSTM, learning_rate: float, max_steps: int) -> None:
-        super().__init__()
-        self.model = model
-        self.learning_rate = learning_rate
-        self.max_steps = max_steps
+    Training shows the true values in place of forecasts (teacher forcing, as DeepAR does: Salinas
+    et al., "DeepAR", International Journal of Forecasting 36, 2020), so one pass over the window
+    and its targets trains every step ahead.
+    """
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        forecast = self.model(batch.values, batch.season, batch.trading)
-        return nn.functional.mse_loss(forecast, batch.target)
+    def _steps_at_once(self) -> int:
+        return 1
 
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.max_steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+    def _features(self, hidden_size: int, known_size: int, id_size: int) -> int:
+        return hidden_size + id_size
+
+    def forward(self, batch: Batch) -> Tensor:
+        W, s = self.input_size, self.season_length
+        effect = self._effect(batch)
+        values = batch.values - effect[:, :W]
+        encoding, state = self.encoder(self._steps(values, batch, 0))
+        outputs = []
+        for k in range(self.h):
+            base = values[:, W + k - s, None] + effect[:, W + k, None]
+            outputs.append(self._decode(encoding[:, -1:], base, batch))
+            if k + 1 < self.h:
+                forecast = self.loss.center(outputs[-1]) - effect[:, W + k, None]
+                values = torch.cat([values, forecast], dim=1)
+                encoding, state = self.encoder(self._steps(forecast, batch, W + k), state)
+        return torch.cat(outputs, dim=1)
+
+    def training_output(self, batch: Batch) -> Tensor:
+        W, s, h = self.input_size, self.season_length, self.h
+        effect = self._effect(batch)
+        values = torch.cat([batch.values, batch.target], dim=1) - effect
+        encoding, _ = self.encoder(self._steps(values[:, :-1], batch, 0))
+        base = values[:, W - s : W - s + h] + effect[:, W:]
+        return self._decode(encoding[:, W - 1 :], base, batch)
+
+    def _steps(self, values: Tensor, batch: Batch, first: int) -> Tensor:
+        """Inputs from step `first` on: a value, and what is known of the step after it."""
+        after = slice(first + 1, first + 1 + values.shape[1])
+        return torch.cat([values[..., None], batch.season[:, after], batch.known[:, after]], dim=-1)
+
+    def _decode(self, encoding: Tensor, base: Tensor, batch: Batch) -> Tensor:
+        """[B, n, H], [B, n] -> [B, n, P]."""
+        n = encoding.shape[1]
+        identity = [v[:, None].expand(-1, n, -1) for v in self._identity(batch)]
+        output = self.head(torch.cat([encoding, *identity], dim=-1)).squeeze(-2)
+        return output + base[..., None] * self.located
+
+
+DECODINGS: dict[str, type[SeasonalLSTM]] = {"direct": SeasonalLSTM, "recursive": RecursiveLSTM}

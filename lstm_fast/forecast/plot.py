@@ -1,16 +1,23 @@
-"""A picture of a forecast."""
+"""Pictures of forecasts, backtests, trainings, searches and speed."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.dates import ConciseDateFormatter
+from matplotlib.axis import Axis
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-_BLUE, _INK = "#1f6fb4", "#1b1b1b"
+from lstm_fast.forecast.metrics import levels_of
+
+_BLUE, _ORANGE, _INK = "#1f6fb4", "#d9730d", "#1b1b1b"
+_COLORS = (_BLUE, _ORANGE, "#6f9f3a", "#9a9a9a")
 
 
 def plot_forecast(
@@ -32,20 +39,17 @@ def plot_forecast(
         _draw_forecast(axes, forecast, actual, marker_size=3.5 if axes is whole else 5.5)
         _style(axes)
     whole.set_ylabel(ylabel)
-    close.xaxis.set_major_formatter(ConciseDateFormatter(close.xaxis.get_major_locator()))
+    _short_dates(close)
     close.set_title("the forecast, closer", loc="left", fontsize=10)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    handles, labels = whole.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    _title(figure, title)
+    _legend(figure, whole)
     return figure
 
 
 def _draw_forecast(
     axes: Axes, forecast: pd.DataFrame, actual: pd.DataFrame | None, marker_size: float
 ) -> None:
-    names = forecast.columns.astype(str)
-    levels = sorted(float(name[3:]) for name in names if name.startswith("lo-"))
-    for k, level in enumerate(reversed(levels)):
+    for k, level in enumerate(reversed(levels_of(forecast))):
         axes.fill_between(
             forecast["ds"],
             forecast[f"lo-{level:g}"],
@@ -69,12 +73,223 @@ def _draw_forecast(
         )
 
 
+def _title(figure: Figure, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+
+
+def _short_dates(axes: Axes) -> None:
+    locator = AutoDateLocator(minticks=3, maxticks=7)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.xaxis.get_offset_text().set_fontsize(8)
+
+
+def _few_ticks(axis: Axis) -> None:
+    """1, 2, 5, 10 ... on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _style(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
     axes.grid(axis="y", color="#e3e3e3", lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.02)
+
+
+def plot_forecasts(
+    history: pd.DataFrame,
+    forecast: pd.DataFrame,
+    *,
+    title: str,
+    rows: int,
+    ylabel: str = "",
+    at_most: int = 9,
+) -> Figure:
+    """Draw the first `at_most` of several series, the last `rows` of their history each.
+
+    One series alone is drawn as `plot_forecast` does it.
+    """
+    ids = list(forecast["unique_id"].unique())
+    parts = [
+        (history[history["unique_id"] == i].tail(rows), forecast[forecast["unique_id"] == i])
+        for i in ids[:at_most]
+    ]
+    if len(ids) == 1:
+        return plot_forecast(*parts[0], title=title, ylabel=ylabel)
+    columns = min(3, math.ceil(math.sqrt(len(parts))))
+    lines = math.ceil(len(parts) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.5 * lines + 0.9), dpi=150, layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, (known, future) in zip(grid, parts, strict=False):
+        axes.plot(known["ds"], known["y"], color=_INK, lw=1.0, label="history")
+        _draw_forecast(axes, future, None, marker_size=3)
+        _style(axes)
+        _short_dates(axes)
+        axes.set_title(str(future["unique_id"].iloc[0]), loc="left", fontsize=9)
+        axes.tick_params(labelsize=8)
+    for axes in grid[len(parts) :]:
+        axes.remove()
+    shown = "" if len(ids) <= at_most else f" (first {at_most} of {len(ids)} series)"
+    _title(figure, title + shown)
+    _legend(figure, grid[0])
+    return figure
+
+
+def plot_backtest(
+    history: pd.DataFrame,
+    forecasts: pd.DataFrame,
+    *,
+    title: str,
+    ylabel: str = "",
+    at_most: int = 6,
+) -> Figure:
+    """Draw the windows of a cross-validation of one series: the last `at_most` that fit a picture.
+
+    `forecasts` is what `Forecaster.cross_validation` returns, `history` the frame it was given.
+    """
+    cutoffs = sorted(forecasts["cutoff"].unique())
+    chosen = cutoffs[:: max(1, math.ceil(len(cutoffs) / at_most))]
+    columns = min(3, len(chosen))
+    lines = math.ceil(len(chosen) / columns)
+    width = max(8, 4.2 * columns)
+    figure = Figure(figsize=(width, 2.6 * lines + 0.9), dpi=150, layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+    for axes, cutoff in zip(grid, chosen, strict=False):
+        window = forecasts[forecasts["cutoff"] == cutoff]
+        known = history[pd.to_datetime(history["ds"]) <= cutoff].tail(3 * len(window))
+        axes.plot(known["ds"], known["y"], color=_INK, lw=1.1, label="history")
+        _draw_forecast(axes, window, window, marker_size=4)
+        _style(axes)
+        _short_dates(axes)
+        axes.set_title(f"known to {cutoff:%Y-%m-%d}", loc="left", fontsize=9)
+        axes.tick_params(labelsize=8)
+    for axes in grid[len(chosen) :]:
+        axes.remove()
+    figure.supylabel(ylabel, fontsize=10)
+    _title(figure, title)
+    _legend(figure, grid[0])
+    return figure
+
+
+def plot_training(losses: pd.DataFrame, *, title: str) -> Figure:
+    """Draw what `History.frame` returns: a line for each training, thick where it is smoothed."""
+    figure = Figure(figsize=(8, 4.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    kinds = (("train_loss", _BLUE, "training"), ("val_loss", _ORANGE, "validation"))
+    for name, color, label in kinds:
+        for k, one in losses[losses["name"] == name].groupby("training"):
+            window = max(1, len(one) // 20)
+            smooth = one["loss"].rolling(window, min_periods=1, center=True).mean()
+            axes.plot(one["step"], one["loss"], color=color, lw=0.5, alpha=0.15)
+            shown = f"{label} loss" if k == losses["training"].min() else None
+            axes.plot(one["step"], smooth, color=color, lw=1.4, label=shown)
+    _style(axes)
+    axes.set_yscale("log")
+    _few_ticks(axes.yaxis)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    _title(figure, title)
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_search(trials: pd.DataFrame, *, title: str) -> Figure:
+    """Draw a search: its losses in order, and against each setting.
+
+    Args:
+        trials: what `optuna.Study.trials_dataframe` returns.
+    """
+    done = trials[trials["state"] == "COMPLETE"]
+    pruned = trials[trials["state"] == "PRUNED"]
+    knobs = [name for name in trials.columns if name.startswith("params_")]
+    lines = 1 + math.ceil(len(knobs) / 3)
+    figure = Figure(figsize=(11, 2.3 * lines + 0.8), dpi=150, layout="constrained")
+    grid = figure.add_gridspec(lines, 3)
+    order = figure.add_subplot(grid[0, :])
+    top = done["value"].median() + 3 * (done["value"].median() - done["value"].min())
+    for axes, column in [
+        (order, "number"),
+        *((figure.add_subplot(grid[1 + k // 3, k % 3]), knob) for k, knob in enumerate(knobs)),
+    ]:
+        for part, color, label in ((pruned, "#b9b9b9", "cut off"), (done, _BLUE, "finished")):
+            axes.scatter(_places(part[column], trials[column]), part["value"].clip(upper=top),
+                         s=20, color=color, lw=0, label=label)  # fmt: skip
+        _style(axes)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
+        axes.set_xlabel(column.removeprefix("params_"), fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.margins(x=0.05)
+        if column == "params_learning_rate":
+            axes.set_xscale("log")
+            _few_ticks(axes.xaxis)
+        _name_places(axes, trials[column])
+    best = done.sort_values("number")
+    order.step(best["number"], best["value"].cummin(), where="post",
+               color=_ORANGE, lw=1.4, label="best so far")  # fmt: skip
+    order.set_xlabel("trial", fontsize=9)
+    order.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.supylabel("loss", fontsize=10)
+    _title(figure, title)
+    _legend(figure, order)
+    return figure
+
+
+def plot_bars(
+    labels: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+    mark: float | None = None,
+) -> Figure:
+    """Draw a group of bars for each label, one of each name in `values`, and a line at `mark`."""
+    rows = len(labels) * (len(values) + 1)
+    figure = Figure(figsize=(9, 0.19 * rows + 1.4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    height = 0.84 / len(values)
+    for k, (name, ones) in enumerate(values.items()):
+        places = [row + (k - (len(values) - 1) / 2) * height for row in range(len(labels))]
+        bars = axes.barh(places, ones, height * 0.9, color=_COLORS[k % len(_COLORS)], label=name)
+        axes.bar_label(bars, [f"{value:.2f}" for value in ones], padding=3, fontsize=7.5)
+    if mark is not None:
+        axes.axvline(mark, color=_INK, lw=0.9)
+    axes.set_yticks(range(len(labels)), labels, fontsize=9)
+    axes.set_ylim(len(labels) - 0.45, -0.55)  # the first on top
+    axes.set_xlim(0, 1.12 * max(max(ones) for ones in values.values()))
+    axes.set_xlabel(xlabel)
+    axes.grid(axis="x", color="#e3e3e3", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _title(figure, title)
+    _legend(figure, axes)
+    return figure
+
+
+def _places(values: pd.Series, every: pd.Series) -> pd.Series:
+    """Numbers as they are; names, or a few numbers to choose from, in a row."""
+    names = _names(every)
+    return values if names is None else values.map({name: k for k, name in enumerate(names)})
+
+
+def _name_places(axes: Axes, every: pd.Series) -> None:
+    names = _names(every)
+    if names is not None:
+        axes.set_xticks(range(len(names)), [str(name) for name in names])
+        if len("".join(map(str, names))) > 24:
+            axes.tick_params("x", rotation=30)
+
+
+def _names(every: pd.Series) -> list[Any] | None:
+    known = every.dropna().unique()
+    return sorted(known) if every.dtype.kind not in "iuf" or len(known) <= 4 else None
 
 
 def save_figure(figure: Figure, path: Path, *, overwrite: bool = False) -> Path:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from lstm_fast.forecast.calendar import season_phase, trading_days
-from lstm_fast.forecast.frame import each_series, future_timestamps
+from lstm_fast.forecast.calendar import cycle_phases, season_phase, trading_days, useful_cycles
+from lstm_fast.forecast.frame import check_future, grid, grid_positions
 
 
 class Batch(NamedTuple):
@@ -23,9 +22,13 @@ class Batch(NamedTuple):
     values: Tensor
     """[B, W], the inputs."""
     season: Tensor
-    """[B, W + h, 2], sine and cosine of the season."""
+    """[B, W + h, S], sines and cosines of the season and of the calendar's cycles."""
     trading: Tensor
     """[B, W + h, 7 or 0], trading days."""
+    known: Tensor
+    """[B, W + h, F], covariates whose future is known, standardised."""
+    series: Tensor
+    """[B], int64, number of the series."""
     target: Tensor
     """[B, h], what follows the inputs; NaN where it is in the future."""
     mean: Tensor
@@ -35,18 +38,62 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Features:
+    """How features are made, decided on the rows that are fitted and kept for later ones."""
+
+    freq: str
+    season_length: int
+    origin: pd.Timestamp
+    """The season is counted from here."""
+    cycles: list[str]
+    covariates: list[str]
+    mean: list[float]
+    """Of each covariate."""
+    deviation: list[float]
+    """Standard deviation of each covariate; 1 for a constant one."""
+
+    @classmethod
+    def of(
+        cls, frame: pd.DataFrame, freq: str, season_length: int, covariates: Sequence[str]
+    ) -> Features:
+        """`frame`: checked and sorted."""
+        deviation = frame[list(covariates)].std(ddof=0)
+        return cls(
+            freq=freq,
+            season_length=season_length,
+            origin=frame["ds"].min(),
+            cycles=useful_cycles(grid(frame["ds"], freq), season_length),
+            covariates=list(covariates),
+            mean=frame[list(covariates)].mean().tolist(),
+            deviation=deviation.where(deviation > 0, 1.0).tolist(),
+        )
+
+    @property
+    def season_size(self) -> int:
+        """Columns of `Batch.season`."""
+        return 2 + 2 * len(self.cycles)
+
+    @property
+    def trading_size(self) -> int:
+        """Columns of `Batch.trading`."""
+        return trading_days(pd.DatetimeIndex([self.origin]), self.freq).shape[1]
+
+
+@dataclass(frozen=True)
 class Panel:
     """All series end to end, each followed by the `h` rows of its future, of value NaN."""
 
     unique_ids: pd.Index
-    ds: list[pd.DatetimeIndex]
-    """Timestamps of each series, future included."""
+    future: pd.DataFrame
+    """``unique_id`` and ``ds`` of the future rows, series after series."""
     values: Tensor
     """[rows], float64, transformed."""
     season: Tensor
-    """[rows, 2], float32."""
+    """[rows, S], float32."""
     trading: Tensor
     """[rows, 7 or 0], float32."""
+    known: Tensor
+    """[rows, F], float32; NaN in the future where it was not given."""
     offset: NDArray[np.int64]
     """[series], first row of each series."""
     length: NDArray[np.int64]
@@ -55,28 +102,49 @@ class Panel:
 
     @classmethod
     def from_frame(
-        cls, frame: pd.DataFrame, freq: str, h: int, season_length: int, origin: pd.Timestamp
+        cls,
+        frame: pd.DataFrame,
+        features: Features,
+        h: int,
+        futr_df: pd.DataFrame | None = None,
     ) -> Panel:
-        """`frame`: checked and sorted, `y` transformed. The season is counted from `origin`."""
-        ids, stamps, values, season, trading = [], [], [], [], []
-        for unique_id, series in each_series(frame):
-            known = pd.DatetimeIndex(series["ds"])
-            ds = known.append(future_timestamps(known[-1], h, freq))
-            position = _steps_between(origin, ds[0], freq) + np.arange(len(ds))
-            ids.append(unique_id)
-            stamps.append(ds)
-            values.append(np.concatenate([series["y"].to_numpy(), np.full(h, np.nan)]))
-            season.append(season_phase(position, season_length))
-            trading.append(trading_days(ds, freq))
-        rows = np.array([len(ds) for ds in stamps])
+        """`frame`: checked and sorted, `y` transformed. `futr_df`: covariates of the future."""
+        freq = features.freq
+        stamps = grid(frame["ds"], freq, beyond=h)
+        start = np.flatnonzero(~frame["unique_id"].duplicated().to_numpy())
+        length = np.diff(start, append=len(frame))
+        offset = start + h * np.arange(len(start))
+        is_future = np.ones(len(frame) + h * len(start), dtype=bool)
+        is_future[np.arange(len(frame)) + np.repeat(h * np.arange(len(start)), length)] = False
+        # Place of each row on the grid of timestamps.
+        first = grid_positions(frame["ds"], freq)[start]
+        at = np.arange(len(is_future)) + np.repeat(first - offset, length + h)
+        ids = frame["unique_id"].iloc[start]
+        future = pd.DataFrame(
+            {"unique_id": ids.repeat(h).to_numpy(), "ds": stamps[at[is_future]]},
+        )
+        values = np.full(len(at), np.nan)
+        values[~is_future] = frame["y"]
+        known = np.full((len(at), len(features.covariates)), np.nan)
+        known[~is_future] = frame[features.covariates]
+        if features.covariates and futr_df is not None:
+            given = check_future(futr_df, future["unique_id"], future["ds"], features.covariates)
+            known[is_future] = given[features.covariates]
+        known = (known - features.mean) / features.deviation
+        counted = _steps_between(features.origin, stamps[0], freq) + np.arange(len(stamps))
+        season = np.concatenate(
+            [season_phase(counted, features.season_length), cycle_phases(stamps, features.cycles)],
+            axis=1,
+        )
         return cls(
             unique_ids=pd.Index(ids),
-            ds=stamps,
-            values=torch.from_numpy(np.concatenate(values)),
-            season=torch.from_numpy(np.concatenate(season)).float(),
-            trading=torch.from_numpy(np.concatenate(trading)).float(),
-            offset=np.cumsum(rows) - rows,
-            length=rows - h,
+            future=future,
+            values=torch.from_numpy(values),
+            season=torch.from_numpy(season).float()[at],
+            trading=torch.from_numpy(trading_days(stamps, freq)).float()[at],
+            known=torch.from_numpy(known).float(),
+            offset=offset,
+            length=length,
             h=h,
         )
 
@@ -103,14 +171,18 @@ class Panel:
             series.append(np.full(len(origins), k))
         return Windows(self, input_size, scale, np.concatenate(series), np.concatenate(start))
 
-    def last_windows(self, input_size: int, scale: NDArray[np.float64]) -> Windows:
-        """The one window of each series whose targets are its future."""
-        series = np.arange(len(self.unique_ids))
+    def last_windows(
+        self, input_size: int, scale: NDArray[np.float64], series: NDArray[np.int64]
+    ) -> Windows:
+        """The one window of each series whose targets are its future.
+
+        `series`: the number of each under which it was fitted, and under which `scale` lists it.
+        """
         return Windows(self, input_size, scale, series, self.offset + self.length - input_size)
 
 
-class Windows(Dataset[Batch]):
-    """Windows of a panel; `windows.__getitems__(indices)` is a whole batch, gathered at once."""
+class Windows:
+    """Windows of a panel; `windows[indices]` is a whole batch, gathered at once."""
 
     def __init__(
         self,
@@ -122,35 +194,47 @@ class Windows(Dataset[Batch]):
     ) -> None:
         self.panel = panel
         self.input_size = input_size
-        self.scale = torch.from_numpy(scale[series])[:, None]
+        self.scale = torch.from_numpy(scale)
+        self.series = torch.from_numpy(series)
         self.start = torch.from_numpy(start)
         self.steps = torch.arange(input_size + panel.h)
 
     def __len__(self) -> int:
         return len(self.start)
 
-    def __getitem__(self, index: int) -> Batch:
-        return Batch(*(field[0] for field in self.__getitems__([index])))
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        chosen = torch.as_tensor(indices)
-        rows = self.start[chosen, None] + self.steps
-        values, scale = self.panel.values[rows], self.scale[chosen]
+    def __getitem__(self, indices: Tensor) -> Batch:
+        series = self.series[indices]
+        rows = self.start[indices, None] + self.steps
+        values, scale = self.panel.values[rows], self.scale[series, None]
         mean = values[:, : self.input_size].mean(dim=1, keepdim=True)
         scaled = ((values - mean) / scale).float()
         return Batch(
             values=scaled[:, : self.input_size],
             season=self.panel.season[rows],
             trading=self.panel.trading[rows],
+            known=self.panel.known[rows],
+            series=series,
             target=scaled[:, self.input_size :],
             mean=mean,
             scale=scale,
         )
 
+    def all(self) -> Batch:
+        """One batch of every window."""
+        return self[torch.arange(len(self))]
 
-def as_is(batch: Any) -> Any:
-    """The collate function for a dataset that yields whole batches."""
-    return batch
+    def at_most(self, count: int) -> Windows:
+        """Not more than `count` of the windows, evenly spread."""
+        if len(self) <= count:
+            return self
+        chosen = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
+        return Windows(
+            self.panel,
+            self.input_size,
+            self.scale.numpy(),
+            self.series.numpy()[chosen],
+            self.start.numpy()[chosen],
+        )
 
 
 def _steps_between(origin: pd.Timestamp, ds: pd.Timestamp, freq: str) -> int:

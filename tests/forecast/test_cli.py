@@ -1,12 +1,22 @@
-"""The `lstm-fast` command, on a shortened run."""
+"""The `lstm-fast` command, on shortened runs."""
 
 from __future__ import annotations
 
+import io
+import json
+import re
+import subprocess
+import sys
+
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+import lstm_fast
 from lstm_fast.cli import app
+from lstm_fast.forecast import Forecaster, evaluate, speed
+from tests.forecast.series import monthly
 
 
 def invoke(*arguments: object) -> Result:
@@ -71,3 +81,221 @@ def test_help_names_the_command():
     result = invoke("--help")
     assert result.exit_code == 0
     assert "demo" in result.output
+
+
+SHORT = ("--horizon", 6, "--steps", 2, "--models", 1)
+
+
+@pytest.fixture
+def csv(tmp_path):
+    """A file of two series with a covariate."""
+    df = pd.concat([monthly(90, "a"), monthly(80, "bb")])
+    df["price"] = range(len(df))
+    path = tmp_path / "series.csv"
+    df.to_csv(path, index=False)
+    return path
+
+
+def test_forecast_prints_what_it_guessed_and_the_forecast(csv):
+    result = invoke("forecast", csv, *SHORT)
+    assert result.exit_code == 0, result.output
+    for told in (
+        "guessed: column 'ds' holds the time",
+        "guessed: timestamps have the frequency MS",
+        "guessed: a season has 12 rows",
+        "170 rows, 2 series",
+    ):
+        assert told in result.stderr
+    forecast = pd.read_csv(io.StringIO(result.stdout), parse_dates=["ds"])
+    assert forecast["unique_id"].tolist() == ["a"] * 6 + ["bb"] * 6
+    assert forecast["ds"].iloc[0] == pd.Timestamp("2007-07-01")
+    assert list(forecast.columns[2:]) == ["y_hat", "lo-80", "hi-80", "lo-95", "hi-95"]
+
+
+def test_forecast_writes_files_and_forecasts_from_a_saved_model(csv, tmp_path):
+    out, plot, curve, model = (tmp_path / n for n in ("f.csv", "f.png", "t.svg", "m.pt"))
+    result = invoke(
+        "forecast", csv, *SHORT, "--out", out, "--plot", plot, "--plot-training", curve,
+        "--save", model, "--level", 50, "--loss", "normal",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in curve.read_text()
+    first = pd.read_csv(out)
+    assert list(first.columns[2:]) == ["y_hat", "lo-50", "hi-50"]
+    again = invoke("forecast", csv, "--horizon", 6, "--model", model)
+    assert again.exit_code == 0, again.output
+    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(again.stdout)), first)
+    rows = pd.read_csv(csv).drop(index=80)
+    rows.to_csv(tmp_path / "gap.csv", index=False)
+    gap = invoke("forecast", tmp_path / "gap.csv", "--horizon", 6, "--model", model)
+    assert gap.exit_code == 1
+    filled = invoke(
+        "forecast", tmp_path / "gap.csv", "--horizon", 6, "--model", model, "--fill", "linear"
+    )
+    assert len(filled.stdout.splitlines()) == 13
+    other = invoke("forecast", csv, "--horizon", 5, "--model", model)
+    assert other.exit_code == 1
+    assert "forecasts 6 rows, not 5" in other.stderr
+
+
+def test_forecast_with_a_covariate(csv, tmp_path):
+    arguments = ("forecast", csv, *SHORT, "--covariate", "price")
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert "futr_df must give the future of ['price']" in result.stderr
+    future = pd.concat([monthly(96, "a")[90:], monthly(86, "bb")[80:]]).assign(price=1.0)
+    future.drop(columns="y").to_csv(tmp_path / "future.csv", index=False)
+    result = invoke(*arguments, "--future", tmp_path / "future.csv")
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 13
+
+
+def test_forecast_goes_on_from_checkpoints(csv, tmp_path):
+    arguments = ("forecast", csv, *SHORT, "--checkpoints", tmp_path / "state")
+    first = invoke(*arguments)
+    assert (tmp_path / "state" / "final-0.pt").exists()
+    assert invoke(*arguments).stdout == first.stdout
+
+
+@pytest.mark.parametrize("command", ["forecast", "backtest"])
+def test_files_are_not_overwritten_unasked(csv, tmp_path, command):
+    out = tmp_path / "out.csv"
+    out.write_text("precious")
+    result = invoke(command, csv, *SHORT, "--out", out)
+    assert result.exit_code == 1
+    assert "out.csv exists: choose another name, or add --overwrite" in result.stderr
+    assert out.read_text() == "precious"
+    windows = ("--windows", 1) if command == "backtest" else ()
+    assert invoke(command, csv, *SHORT, *windows, "--out", out, "--overwrite").exit_code == 0
+    assert out.read_text() != "precious"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.drop(index=5), "Expected 2000-06-01 00:00:00, got 2000-07-01 .*line 7"),
+        (lambda rows: rows.assign(y=rows["y"].where(rows.index != 5)), r"finite y .* \(line 7\)"),
+        (lambda rows: pd.concat([rows, rows[5:6]]), r"2000-06-01 00:00:00 more than once in ds"),
+        (lambda rows: rows.assign(y="many"), "line 2: y must be a number. Got 'many'"),
+        (lambda rows: rows[:20], "series 'a' is too short"),
+    ],
+)
+def test_errors_name_the_line(tmp_path, change, message):
+    path = tmp_path / "bad.csv"
+    change(monthly(90)).to_csv(path, index=False)
+    result = invoke("forecast", path, *SHORT)
+    assert result.exit_code == 1
+    assert re.search(message, result.stderr), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none.csv", *SHORT), "there is no file none.csv"),
+        (("{csv}", *SHORT, "--out", "/nowhere/f.csv"), "there is no folder /nowhere"),
+        (("{csv}", *SHORT, "--loss", "rmse"), "loss must be one of mse"),
+        (("{csv}", *SHORT, "--id-col", "shop"), "no column 'shop'"),
+        (("{csv}", *SHORT, "--options", "{csv}"), "must be JSON"),
+        (("{csv}", *SHORT, "--model", "{csv}"), "is no file of a forecaster"),
+        (("{csv}", *SHORT, "--freq", "D"), "frequency D"),
+        (("{csv}", *SHORT, "--freq", "often"), "often"),
+    ],
+)
+def test_failures_have_a_status_and_a_sentence(csv, arguments, message):
+    result = invoke("forecast", *(str(a).replace("{csv}", str(csv)) for a in arguments))
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_options_of_a_file_give_way_to_those_of_the_command_line(csv, tmp_path):
+    path = tmp_path / "options.json"
+    path.write_text('{"max_steps": 3, "hidden_size": 7, "n_models": 2}')
+    result = invoke("forecast", csv, *SHORT, "--options", path, "--save", tmp_path / "model.pt")
+    assert result.exit_code == 0, result.output
+    model = Forecaster.load(tmp_path / "model.pt")
+    assert (model.max_steps, model.hidden_size, model.n_models) == (2, 7, 1)
+    path.write_text('{"units": 7}')
+    result = invoke("forecast", csv, *SHORT, "--options", path)
+    assert result.exit_code == 1
+    assert "settings that a forecaster has not: ['units']" in result.stderr
+
+
+def test_backtest_prints_a_table_and_draws_the_windows(csv, tmp_path):
+    out, plot = tmp_path / "windows.csv", tmp_path / "windows.png"
+    result = invoke(
+        "backtest", csv, *SHORT, "--windows", 2, "--step", 3, "--out", out, "--plot", plot
+    )
+    assert result.exit_code == 0, result.output
+    rows = [line.split("│")[1].strip() for line in result.stdout.splitlines() if " │ " in line]
+    assert rows == ["seasonal naive", "lstm-fast"]
+    assert "coverage-95" in result.stdout
+    forecasts = pd.read_csv(out)
+    assert len(forecasts) == 2 * 2 * 6
+    scores = evaluate(
+        pd.read_csv(out, parse_dates=["ds", "cutoff"]), pd.read_csv(csv, parse_dates=["ds"]), 12
+    )
+    assert f"{scores['MAE'].mean():,.4g}" in result.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_tune_then_forecast(csv, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    from lstm_fast.forecast import tune
+
+    suggest = tune.suggest
+    monkeypatch.setattr(tune, "suggest", lambda *a: {**suggest(*a), "max_steps": 2})
+    study, best, plot = (tmp_path / n for n in ("s.db", "best.json", "s.png"))
+    arguments = ("tune", csv, "--horizon", 6, "--study", study, "--trials", 2, "--windows", 1)
+    result = invoke(*arguments, "--holdout", 6, "--out", best, "--plot", plot)
+    assert result.exit_code == 0, result.output
+    assert "trial 1: loss" in result.stderr
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert invoke("forecast", csv, *SHORT, "--options", best).exit_code == 0
+    result = invoke(*arguments, "--holdout", 6)
+    assert "has 2 trials: the search goes on" in result.stderr
+    assert "hidden_size" in json.loads(result.stdout)
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert "holds a study of another data" in result.stderr
+
+
+def test_bench_prints_a_table_and_draws_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "SIZES", speed.SIZES[:2])
+    result = invoke("bench", "--seconds", 0, "--threads", 1, "--plot", tmp_path / "speed.png")
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.stdout.splitlines() if " │ " in line]
+    assert len(rows) == 4
+    assert "B=1 T=36 I=3 H=100 L=1" in rows[2]
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_info_tells_what_was_built():
+    result = invoke("info")
+    assert result.exit_code == 0
+    for name, value in lstm_fast.build_info().items():
+        assert name in result.stdout
+        assert str(value) in result.stdout or isinstance(value, (list, tuple))
+    assert torch.__version__ in result.stdout
+
+
+@pytest.mark.parametrize("command", ["forecast", "backtest", "tune", "bench", "info", "demo"])
+def test_each_command_has_help(command):
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.count("\n") > 5
+
+
+def test_help_needs_no_heavy_import():
+    code = (
+        "import sys; from typer.testing import CliRunner; from lstm_fast.cli import app;"
+        "assert CliRunner().invoke(app, ['forecast', '--help']).exit_code == 0;"
+        "print({'pandas', 'lightning', 'optuna'} & {*sys.modules})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"

@@ -11,9 +11,11 @@ import lstm_fast
 from lstm_fast.forecast import (
     ACTIVATIONS,
     Forecaster,
-    SeasonalLSTM,
     accuracy,
+    evaluate,
     load_beer_wine_sales,
+    mase,
+    rmse,
     seasonal_naive,
 )
 from lstm_fast.forecast.demo import H, run_demo
@@ -107,10 +109,9 @@ def test_training_learns(small, series):
     longer = small(max_steps=60, n_models=1, levels=(), dropout=0.0).fit(series)
 
     def loss(forecaster: Forecaster) -> float:
-        windows = forecaster._fitted.windows(24, forecaster._scale, slice(None))
-        batch = windows.__getitems__(range(len(windows)))
-        network = forecaster._networks[0]
-        forecast = network(batch.values, batch.season, batch.trading)
+        panel = forecaster._panel(forecaster._fitted)
+        batch = panel.windows(24, forecaster._scale, slice(None)).all()
+        forecast = forecaster._networks[0](batch)[..., 0]
         return torch.nn.functional.mse_loss(forecast, batch.target).item()
 
     assert loss(longer) < 0.5 * loss(model)
@@ -134,8 +135,8 @@ def test_held_out_rows_shape_the_intervals_but_not_their_networks(small, series,
     states: list[list[torch.Tensor]] = []
     train = Forecaster._train
 
-    def spy(self, windows):
-        networks = train(self, windows)
+    def spy(self, *arguments):
+        networks = train(self, *arguments)
         states.append([p.detach() for network in networks for p in network.parameters()])
         return networks
 
@@ -201,35 +202,18 @@ def test_predict_before_fit(small):
         ({"activation": "sine"}, "activation must be one of relu, .* Got 'sine'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\). Got 1.0"),
         ({"levels": (80, 100)}, "levels must lie between 0 and 100. Got 100"),
-        ({"calibration_size": 5}, "calibration_size must be at least h. Got 5"),
+        ({"calibration_size": 5}, "calibration_size must be at least h, or 0 with .* Got 5"),
+        ({"calibration_size": 0}, "calibration_size must be at least h"),
+        ({"loss": "rmse"}, "loss must be one of mse, .* Got 'rmse'"),
+        ({"decoding": "both"}, "decoding must be one of direct, recursive. Got 'both'"),
+        ({"fill": "mean"}, "fill must be None or one of linear, .* Got 'mean'"),
+        ({"id_size": -1}, "id_size must be at least 0. Got -1"),
+        ({"val_check_steps": 0}, "val_check_steps must be greater than 0"),
     ],
 )
 def test_bad_options(small, options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
-
-
-def test_trading_day_effect_is_added_linearly():
-    network = SeasonalLSTM(
-        h=12,
-        input_size=24,
-        season_length=12,
-        trading_size=7,
-        hidden_size=4,
-        num_layers=1,
-        dense_size=4,
-        activation="tanh",
-        dropout=0.0,
-        lstm_class=torch.nn.LSTM,
-    )
-    for parameter in network.head.parameters():
-        torch.nn.init.zeros_(parameter)
-    weight = torch.randn(7)
-    network.trading_weight.data.copy_(weight)
-    values, season, trading = torch.randn(3, 24), torch.randn(3, 36, 2), torch.randn(3, 36, 7)
-    effect = trading @ weight
-    expected = values[:, 12:] - effect[:, 12:24] + effect[:, 24:]
-    torch.testing.assert_close(network(values, season, trading), expected)
 
 
 def test_beats_seasonal_naive_by_a_third_on_the_last_year():
@@ -239,3 +223,140 @@ def test_beats_seasonal_naive_by_a_third_on_the_last_year():
     forecast = Forecaster(n_models=1, levels=()).fit(train).predict()
     naive = accuracy(test, seasonal_naive(train, 12, 12), train, 12)["RMSE"]
     assert accuracy(test, forecast, train, 12)["RMSE"] < naive * 2 / 3
+
+
+@pytest.mark.parametrize("loss", ["mae", "huber", "quantile", "normal", "laplace"])
+@pytest.mark.parametrize("decoding", ["direct", "recursive"])
+def test_losses_and_decodings(small, series, loss, decoding):
+    model = small(loss=loss, decoding=decoding, id_size=2).fit(series)
+    forecast = model.predict()
+    assert list(forecast.columns) == COLUMNS
+    ordered = forecast[["lo-95", "lo-80", "y_hat", "hi-80", "hi-95"]].to_numpy()
+    assert (np.diff(ordered[:, [0, 2, 4]], axis=1) > 0).all()
+    assert np.allclose(forecast["y_hat"], 130, rtol=0.3)
+
+
+def test_intervals_of_the_network_alone(small, series):
+    model = small(loss="normal", calibration_size=0).fit(series)
+    assert model._intervals is None
+    assert list(model.predict(levels=(50,)).columns) == [*COLUMNS[:3], "lo-50", "hi-50"]
+
+
+def test_a_covariate_whose_future_is_known_is_used(small):
+    """Every value that has a promotion is doubled; the forecast must know when there is one."""
+    rng = np.random.default_rng(0)
+    df = monthly(150)
+    df["promotion"] = rng.integers(0, 2, len(df))
+    df["y"] *= 1 + df["promotion"]
+    model = small(
+        levels=(), max_steps=150, learning_rate=0.02, dropout=0.0, futr_exog_list=["promotion"]
+    ).fit(df[:-6])
+    future = df[-6:]
+    forecast = model.predict(futr_df=future.drop(columns="y"))
+    assert future["promotion"].nunique() == 2
+    assert (np.abs(np.log(forecast["y_hat"] / future["y"].to_numpy())) < np.log(2) / 2).all()
+    shuffled = model.predict(futr_df=future.sample(frac=1, random_state=0))
+    pd.testing.assert_frame_equal(shuffled, forecast, check_exact=True)
+
+
+def test_the_future_of_covariates_must_be_given(small, series):
+    df = series.assign(price=np.arange(72.0))
+    model = small(levels=(), futr_exog_list=["price"]).fit(df[:-6])
+    with pytest.raises(ValueError, match=r"futr_df must give the future of \['price'\]"):
+        model.predict()
+    with pytest.raises(ValueError, match="finite price for series 'a' at 2005-12-01"):
+        model.predict(futr_df=df[:-1])
+    with pytest.raises(ValueError, match="at 2005-12-01 00:00:00 more than once"):
+        model.predict(futr_df=pd.concat([df, df[-1:]]))
+
+
+def test_filled_rows_are_used(small, series):
+    with pytest.raises(ValueError, match=r"Expected 2001-02-01 .* \(row 14\)"):
+        small(levels=()).fit(series.drop(index=13))
+    filled = series.copy()
+    filled.loc[13, "y"] = (series["y"][12] + series["y"][14]) / 2
+    expected = small(levels=()).fit(filled).predict()
+    forecast = small(levels=(), fill="linear").fit(series.drop(index=13)).predict()
+    pd.testing.assert_frame_equal(forecast, expected)
+
+
+def test_cross_validation_is_fit_and_predict_at_each_origin(small):
+    df = pd.concat([monthly(72, "a"), monthly(70, "bb", "2001-03-01")])
+    model = small()
+    forecasts = model.cross_validation(df, n_windows=3, step_size=2)
+    assert list(forecasts.columns) == ["unique_id", "ds", "cutoff", "y", *COLUMNS[2:]]
+    assert not hasattr(model, "_networks")
+    truth = df.set_index(["unique_id", "ds"])["y"]
+    rows = pd.MultiIndex.from_frame(forecasts[["unique_id", "ds"]])
+    assert np.array_equal(forecasts["y"], truth[rows])
+    for k, hidden in enumerate((10, 8, 6)):
+        known = df.groupby("unique_id").head(10**9)
+        known = known[known.groupby("unique_id").cumcount(ascending=False) >= hidden]
+        window = forecasts[k * 12 : (k + 1) * 12].reset_index(drop=True)
+        pd.testing.assert_frame_equal(
+            window[COLUMNS], small().fit(known).predict(), check_exact=True
+        )
+        assert window["cutoff"][0] == known[known["unique_id"] == "a"]["ds"].max()
+
+
+def test_cross_validation_without_refitting_trains_once(small, series, monkeypatch):
+    fitted = []
+    fit = Forecaster.fit
+
+    def spy(model, df, val_size=0):
+        fitted.append(len(df))
+        return fit(model, df, val_size)
+
+    monkeypatch.setattr(Forecaster, "fit", spy)
+    forecasts = small(levels=()).cross_validation(series, n_windows=3, step_size=2, refit=False)
+    assert fitted == [62]
+    assert forecasts["cutoff"].nunique() == 3
+    last = small(levels=()).fit(series[:62]).predict(series[:66])
+    pd.testing.assert_frame_equal(forecasts[-6:][COLUMNS[:3]].reset_index(drop=True), last)
+
+
+def test_cross_validation_sees_no_row_after_a_cutoff(small, series):
+    """The last window's targets may change at will; nothing before their own errors does."""
+    wild = series.copy()
+    wild.loc[len(wild) - 6 :, "y"] *= 10
+    wild["price"] = series["price"] = np.arange(72.0)
+    model = small(futr_exog_list=["price"])
+    one, other = (model.cross_validation(df, 2, 6) for df in (series, wild))
+    columns = [c for c in one.columns if c != "y"]
+    pd.testing.assert_frame_equal(one[columns], other[columns], check_exact=True)
+
+
+@pytest.mark.parametrize("name", ["n_windows", "step_size"])
+def test_cross_validation_needs_windows_and_steps(small, series, name):
+    with pytest.raises(ValueError, match=f"{name} must be greater than 0. Got 0"):
+        small().cross_validation(series, **{name: 0})
+
+
+def test_evaluate_scores_each_series(small):
+    df = pd.concat([monthly(72, "a"), monthly(70, "bb")])
+    forecasts = small().cross_validation(df, n_windows=2, step_size=3)
+    scores = evaluate(forecasts, df, 12).set_index("unique_id")
+    one = forecasts[forecasts["unique_id"] == "bb"]
+    assert scores.loc["bb", "RMSE"] == pytest.approx(rmse(one["y"], one["y_hat"]))
+    train = df[df["unique_id"] == "bb"]["y"][:61]
+    assert scores.loc["bb", "MASE"] == pytest.approx(mase(one["y"], one["y_hat"], train, 12))
+    inside = (one["lo-80"] <= one["y"]) & (one["y"] <= one["hi-80"])
+    assert scores.loc["bb", "coverage-80"] == pytest.approx(100 * inside.mean())
+    assert list(scores.columns)[-1] == "coverage-95"
+
+
+def test_coverage_on_many_alike_series():
+    """Independent noise around a season: nothing to learn but its width."""
+    rng = np.random.default_rng(5)
+    rows, season = 96, 10 * np.sin(2 * np.pi * np.arange(96) / 12)
+    df = pd.concat(
+        monthly(rows, f"{k:02}").assign(y=100 + season + rng.normal(size=rows)) for k in range(40)
+    )
+    for loss in ("mse", "quantile", "normal"):
+        model = Forecaster(
+            h=6, input_size=24, hidden_size=8, dense_size=8, max_steps=60, n_models=1, loss=loss
+        )
+        scores = evaluate(model.cross_validation(df), df, 12)
+        # 240 forecast rows: standard errors of 2.6 and 1.4 %; 4 of them.
+        assert scores["coverage-80"].mean() == pytest.approx(80, abs=10.4)
+        assert scores["coverage-95"].mean() == pytest.approx(95, abs=5.6)

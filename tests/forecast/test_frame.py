@@ -28,10 +28,13 @@ def with_value(row: int, column: str, value: Any) -> pd.DataFrame:
         (with_value(5, "y", np.inf), r"finite y .* Got inf at ds 2000-06-01"),
         (with_value(5, "y", "many"), r"finite y .* Got 'many' at ds 2000-06-01"),
         (with_value(5, "ds", pd.NaT), "finite ds"),
-        (with_value(5, "ds", "someday"), r"df\['ds'\] must hold timestamps.*someday"),
+        (with_value(5, "ds", "someday"), r"df\['ds'\] must hold timestamps.*'someday' \(row 5\)"),
         (with_value(5, "unique_id", None), "finite unique_id"),
         (pd.concat([monthly(), monthly()[4:5]]), "series 'a' has 2000-05-01 .* more than once"),
-        (monthly().drop(index=9), "regular timestamps. 2000-09-01 .* is followed by 2000-11-01"),
+        (
+            monthly().drop(index=9),
+            r"frequency MS. Expected 2000-10-01 .*, got 2000-11-01 .* \(row 10\); give fill",
+        ),
         (monthly(2), "has 2 rows: give freq"),
         (
             pd.concat([monthly(), monthly(9, "bb").drop(index=4)]),
@@ -61,3 +64,62 @@ def test_the_given_frame_is_left_alone(series):
     before = series.copy()
     check_frame(series)
     pd.testing.assert_frame_equal(series, before)
+
+
+def test_rows_are_named_as_the_index_names_them():
+    df = with_value(5, "y", "many")
+    df.index = pd.RangeIndex(2, len(df) + 2, name="line")
+    with pytest.raises(ValueError, match=r"Got 'many' at ds 2000-06-01 .*\(line 7\)"):
+        check_frame(df)
+
+
+@pytest.mark.parametrize(
+    ("fill", "expected"), [("linear", [4.0, 5.0]), ("previous", [3.0, 3.0]), ("zero", [0.0, 0.0])]
+)
+def test_fill_closes_gaps_and_missing_values(fill, expected):
+    df = pd.concat([monthly(30), monthly(30, "bb")], ignore_index=True)
+    df["y"] = np.arange(60.0)
+    df.loc[4, "y"] = np.nan
+    frame, freq = check_frame(df.drop(index=5), fill=fill)
+    assert freq == "MS"
+    assert frame["y"].tolist()[:3] == [0, 1, 2]
+    assert frame["y"].tolist()[4:6] == expected
+    assert frame["ds"].tolist() == df["ds"].tolist()
+    assert frame["unique_id"].tolist() == df["unique_id"].tolist()
+    assert frame["y"].tolist()[30:] == df["y"].tolist()[30:]
+
+
+def test_fill_takes_neither_text_nor_infinity_nor_stamps_between_the_others():
+    for bad, message in ((np.inf, "Got inf"), ("many", "Got 'many'")):
+        with pytest.raises(ValueError, match=message):
+            check_frame(with_value(5, "y", bad), fill="linear")
+    df = monthly()
+    df.loc[7, "ds"] = pd.Timestamp("2000-08-09")
+    with pytest.raises(ValueError, match=r"2000-08-09 .*\(row 7\), which is no timestamp of .* MS"):
+        check_frame(df, fill="linear")
+
+
+def test_fill_needs_a_value_to_start_from():
+    frame, _ = check_frame(with_value(0, "y", np.nan), fill="linear")
+    assert frame["y"].iloc[0] == frame["y"].iloc[1]
+    with pytest.raises(ValueError, match="series 'a' has no value that fill='previous' could use"):
+        check_frame(with_value(0, "y", np.nan), fill="previous")
+
+
+@pytest.mark.parametrize("freq", ["D", "B", "W-SUN", "15min"])
+def test_a_frequency_is_found_in_spite_of_gaps(freq):
+    df = monthly(60).assign(ds=pd.date_range("2020-01-01", periods=60, freq=freq))
+    frame, found = check_frame(df.drop(index=[17, 18, 40]), fill="linear")
+    assert found == freq
+    assert frame["ds"].tolist() == df["ds"].tolist()
+
+
+def test_covariates_must_be_there_and_finite():
+    df = monthly().assign(price=1.0)
+    assert "price" in check_frame(df, covariates=["price"])[0]
+    assert "price" not in check_frame(df)[0]
+    with pytest.raises(ValueError, match=r"Missing: \['cost'\]"):
+        check_frame(df, covariates=["cost"])
+    df.loc[3, "price"] = np.nan
+    with pytest.raises(ValueError, match=r"finite price in every row. Got nan .*\(row 3\)"):
+        check_frame(df, covariates=["price"])

@@ -4,34 +4,60 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from lstm_fast.forecast.intervals import ConformalIntervals
+from lstm_fast.forecast.losses import DistributionLoss, make_loss
 
 
-def test_half_width_is_the_conformal_quantile():
+def of_errors(errors: np.ndarray) -> ConformalIntervals:
+    """Of a network that forecasts 0 when `errors`, [windows, h], come."""
+    target = torch.from_numpy(errors)
+    return ConformalIntervals(make_loss("mse", ()), torch.zeros(1, *target.shape, 1), target)
+
+
+def test_widening_is_the_conformal_quantile():
     # One lead: scores are |error| / RMS, so widths are order statistics of |error|.
     errors = np.arange(1.0, 100.0)[:, None] * np.where(np.arange(99) % 2, 1, -1)[:, None]
-    intervals = ConformalIntervals.from_errors(errors)
-    assert intervals.half_width(80) == pytest.approx([80])  # ceil(100 * 0.80)th of 99
-    assert intervals.half_width(95) == pytest.approx([95])
-    assert intervals.half_width(99.9) == pytest.approx([99])
+    intervals = of_errors(errors)
+    assert intervals.widening(80).numpy() == pytest.approx([80])  # ceil(100 * 0.80)th of 99
+    assert intervals.widening(95).numpy() == pytest.approx([95])
+    assert intervals.widening(99.9).numpy() == pytest.approx([99])
 
 
 def test_width_follows_the_lead_and_the_level():
     errors = np.random.default_rng(0).normal(size=(200, 6)) * np.arange(1, 7)
-    intervals = ConformalIntervals.from_errors(errors)
-    assert (np.diff(intervals.half_width(80)) >= 0).all()
-    assert (intervals.half_width(95) > intervals.half_width(80)).all()
+    intervals = of_errors(errors)
+    assert (np.diff(intervals.widening(80)) >= 0).all()
+    assert (intervals.widening(95) > intervals.widening(80)).all()
 
 
 @pytest.mark.parametrize("level", [50, 80, 95])
 def test_coverage_of_errors_not_used_for_calibration(level):
     rng = np.random.default_rng(1)
-    intervals = ConformalIntervals.from_errors(rng.standard_t(5, size=(400, 12)))
+    intervals = of_errors(rng.standard_t(5, size=(400, 12)))
     fresh = np.abs(rng.standard_t(5, size=(4000, 12)))
     # Standard error of the coverage from 400 * 12 scores is 0.7 % at worst; 4 of them.
-    assert (fresh <= intervals.half_width(level)).mean() == pytest.approx(level / 100, abs=0.028)
+    inside = fresh <= intervals.widening(level).numpy()
+    assert inside.mean() == pytest.approx(level / 100, abs=0.028)
+
+
+@pytest.mark.parametrize("factor", [0.3, 3.0])
+def test_intervals_of_a_network_that_misjudges_its_errors_are_put_right(factor):
+    """A normal distribution of true deviation 1, held for `factor`: widened or narrowed."""
+    rng = np.random.default_rng(2)
+    loss = DistributionLoss("normal")
+    raw = np.log(np.expm1(factor - loss.MIN_SCALE))
+    outputs = torch.tensor([0.0, raw]).expand(2, 500, 4, 2)
+    intervals = ConformalIntervals(loss, outputs, torch.from_numpy(rng.normal(size=(500, 4))))
+    lower, upper = (bound.mean().item() for bound in loss.band(outputs, 80))
+    widening = intervals.widening(80).mean().item()
+    assert (widening > 0) == (factor < 1)
+    fresh = rng.normal(size=100_000)
+    inside = (fresh >= lower - widening) & (fresh <= upper + widening)
+    # Standard error of the coverage from 500 * 4 scores is 0.9 %; 4 of them.
+    assert inside.mean() == pytest.approx(0.8, abs=0.036)
 
 
 def test_errors_of_0_give_a_width_of_0():
-    assert ConformalIntervals.from_errors(np.zeros((5, 3))).half_width(95) == pytest.approx(0)
+    assert of_errors(np.zeros((5, 3))).widening(95).numpy() == pytest.approx(0)

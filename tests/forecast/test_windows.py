@@ -9,13 +9,13 @@ import torch
 
 from lstm_fast.forecast.calendar import season_phase, trading_days
 from lstm_fast.forecast.frame import check_frame
-from lstm_fast.forecast.windows import Panel
+from lstm_fast.forecast.windows import Features, Panel
 from tests.forecast.series import monthly
 
 
 def panel_of(df: pd.DataFrame, h: int = 3) -> Panel:
     frame, freq = check_frame(df)
-    return Panel.from_frame(frame, freq, h, 12, frame["ds"].min())
+    return Panel.from_frame(frame, Features.of(frame, freq, 12, ()), h)
 
 
 @pytest.mark.parametrize(("freq", "unit"), [("MS", "M"), ("ME", "M"), ("QS", "Q")])
@@ -46,7 +46,7 @@ def test_a_batch_is_the_window_less_its_mean_over_the_scale(series):
     windows = panel.windows(24, np.array([2.0]), slice(None))
     y = series["y"].to_numpy()
     assert len(windows) == len(y) - 24 - 3 + 1
-    batch = windows.__getitems__([0, 7])
+    batch = windows[torch.tensor([0, 7])]
     for row, start in enumerate([0, 7]):
         mean = y[start : start + 24].mean()
         expected = (y[start : start + 27] - mean) / 2
@@ -55,7 +55,7 @@ def test_a_batch_is_the_window_less_its_mean_over_the_scale(series):
         assert np.allclose(batch.mean[row], mean)
     assert batch.season.shape == (2, 27, 2)
     assert batch.trading.shape == (2, 27, 7)
-    assert torch.equal(windows[7].values, batch.values[1])
+    assert torch.equal(windows.all().values[7], batch.values[1])
 
 
 def test_training_and_calibration_windows_share_no_target():
@@ -67,7 +67,7 @@ def test_training_and_calibration_windows_share_no_target():
     train = panel.windows(24, scale, slice(-12))
     held_out = panel.windows(24, scale, slice(-12, None))
     rows = {
-        name: torch.cat([batch.target + batch.mean for batch in [w.__getitems__(range(len(w)))]])
+        name: w.all().target + w.all().mean
         for name, w in (("train", train), ("held_out", held_out))
     }
     allowed = {
@@ -90,6 +90,6 @@ def test_a_constant_series_has_scale_1(series):
 
 
 def test_the_last_window_has_nothing_to_aim_at(series):
-    batch = panel_of(series).last_windows(24, np.ones(1)).__getitems__([0])
+    batch = panel_of(series).last_windows(24, np.ones(1), np.array([0])).all()
     assert batch.target.isnan().all()
     assert not batch.values.isnan().any()

@@ -1,0 +1,206 @@
+"""Forecast the real series of `benchmarks.series` over again, against methods known to be good.
+
+    python -m benchmarks.backtest [names of collections] [--methods METHOD ...] [--only-draw]
+
+Writes `docs/backtest.md`, its pictures and `benchmarks/results/backtest.json`. Every collection is
+forecast with the defaults of `Forecaster`, whatever it is; told are only the horizon, the season
+and the input size, which follows from the season.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from benchmarks.series import COLLECTIONS, Collection
+from lstm_fast import LSTM
+from lstm_fast.forecast import Forecaster, evaluate
+from lstm_fast.forecast.backtest import (
+    STATISTICAL,
+    cross_validate_naive,
+    cross_validate_statistical,
+)
+from lstm_fast.forecast.plot import plot_backtest, plot_bars
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "backtest.json"
+DOCUMENT = ROOT / "docs" / "backtest.md"
+IMAGES = ROOT / "docs" / "images"
+
+NAIVE, OURS, TORCHS = "seasonal naive", "lstm_fast.LSTM", "torch.nn.LSTM"
+LAYERS: dict[str, type[nn.LSTM]] = {OURS: LSTM, TORCHS: nn.LSTM}
+METHODS = (NAIVE, *STATISTICAL, *LAYERS)
+
+
+def forecaster(collection: Collection, layer: type[nn.LSTM] = LSTM) -> Forecaster:
+    return Forecaster(
+        h=collection.h,
+        season_length=collection.season_length,
+        input_size=3 * collection.season_length,
+        lstm_class=layer,
+    )
+
+
+def run(collection: Collection, df: pd.DataFrame, method: str) -> pd.DataFrame:
+    """The forecasts of one method from all origins, each fitted on what came before alone."""
+    c = collection
+    if method == NAIVE:
+        return cross_validate_naive(df, c.h, c.season_length, c.n_windows, c.step_size)
+    if method in STATISTICAL:
+        return cross_validate_statistical(
+            df, method, c.h, c.season_length, c.n_windows, c.step_size
+        )
+    return forecaster(c, LAYERS[method]).cross_validation(df, c.n_windows, c.step_size)
+
+
+def backtest(name: str, methods: Sequence[str], known: dict[str, Any]) -> dict[str, Any]:
+    """Scores and seconds of `methods`, and the `known` ones; draws windows of the first series."""
+    collection = COLLECTIONS[name]
+    df = collection.load()
+    scores = dict(known)
+    for method in methods:
+        start = time.perf_counter()
+        forecasts = run(collection, df, method)
+        seconds = time.perf_counter() - start
+        by_series = evaluate(forecasts, df, collection.season_length)
+        means = by_series.drop(columns="unique_id").mean().to_dict()
+        scores[method] = {**means, "RMSE by origin": rmse_by_origin(forecasts), "seconds": seconds}
+        print(f"{name}: {method}: MASE {means['MASE']:.3f}, {seconds:.1f} s", flush=True)
+        if method == OURS:
+            draw_windows(name, df, forecasts)
+    scores = {method: scores[method] for method in METHODS if method in scores}
+    return {"series": df["unique_id"].nunique(), "rows": len(df), "scores": scores}
+
+
+def rmse_by_origin(forecasts: pd.DataFrame) -> float:
+    """The RMSE of each origin and series, averaged; `evaluate` takes that of all rows together."""
+    square = (forecasts["y"] - forecasts["y_hat"]).pow(2)
+    return float(
+        square.groupby([forecasts["unique_id"], forecasts["cutoff"]]).mean().pow(0.5).mean()
+    )
+
+
+def draw_windows(name: str, df: pd.DataFrame, forecasts: pd.DataFrame) -> None:
+    first = df["unique_id"].iloc[0]
+    figure = plot_backtest(
+        df[df["unique_id"] == first],
+        forecasts[forecasts["unique_id"] == first],
+        title=f"{COLLECTIONS[name].title}: forecast as if not known",
+    )
+    figure.savefig(IMAGES / f"backtest_{name}.png")
+
+
+def draw_scores(results: dict[str, Any]) -> None:
+    titles = [COLLECTIONS[name].title for name in results]
+    mase = {
+        method: [result["scores"][method]["MASE"] for result in results.values()]
+        for method in (OURS, *reversed(STATISTICAL), NAIVE)
+    }
+    figure = plot_bars(titles, mase, title="Errors of the forecasts", xlabel="MASE")
+    figure.savefig(IMAGES / "backtest.png")
+
+
+def document(results: dict[str, Any], machine: str) -> str:
+    """The page: a table for each collection."""
+    lines = [
+        "# Backtest",
+        "",
+        "Written by `make backtest`. Each method is fitted anew at every origin, on the rows "
+        "before it alone. The settings of the forecaster are its defaults for all series; they "
+        "were chosen on rows that lie before the first origin of every collection. MASE and sMAPE "
+        "(in per cent) are means over series; RMSE is of all rows of a series, and in brackets "
+        "the mean of the RMSE of each origin. Shown too are the per cent of actual values that the "
+        "80 and 95 % intervals held, and the seconds of the whole row, all origins together.",
+        "",
+        f"Machine: {machine}.",
+        "",
+        _wins(results),
+        "",
+        "![errors](images/backtest.png)",
+    ]
+    for name, result in results.items():
+        c = COLLECTIONS[name]
+        lines += [
+            "",
+            f"## {c.title[0].upper() + c.title[1:]}",
+            "",
+            f"{result['series']} series, {result['rows']:,} rows ({c.source}); {c.n_windows} "
+            f"origins, {c.step_size} rows apart, {c.h} rows ahead, season {c.season_length}.",
+            "",
+            "| forecast | MASE | sMAPE | RMSE | in 80 % | in 95 % | seconds |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [_row(method, score) for method, score in result["scores"].items()]
+        lines += ["", f"![windows](images/backtest_{name}.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def _wins(results: dict[str, Any]) -> str:
+    """Where ours is better than the seasonal naive, and where it is not."""
+    lost = [
+        COLLECTIONS[name].title
+        for name, result in results.items()
+        if result["scores"][OURS]["MASE"] >= result["scores"][NAIVE]["MASE"]
+    ]
+    won = (
+        f"{OURS} is better than the seasonal naive on {len(results) - len(lost)} of {len(results)}"
+    )
+    return f"{won}; it is not on: {'; '.join(lost)}." if lost else f"{won}."
+
+
+def _row(method: str, score: dict[str, float]) -> str:
+    rmse = f"{score['RMSE']:,.4g} ({score['RMSE by origin']:,.4g})"
+    shares = [f"{score[c]:.0f}" if c in score else "" for c in ("coverage-80", "coverage-95")]
+    cells = [f"{score['MASE']:.3f}", f"{score['sMAPE']:.2f}", rmse, *shares]
+    return f"| {method} | {' | '.join(cells)} | {score['seconds']:.1f} |"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(COLLECTIONS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--note", default="", help="what the page should say of the machine")
+    parser.add_argument("--only-draw", action="store_true", help="from the results of the last run")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in COLLECTIONS]
+    if unknown:
+        parser.error(f"{unknown} are none of {', '.join(COLLECTIONS)}")
+    return arguments
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore", module="statsforecast")
+    logging.getLogger("statsforecast").setLevel(logging.ERROR)
+    saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"results": {}}
+    results = saved["results"]
+    if not arguments.only_draw:
+        for name in arguments.names or COLLECTIONS:
+            known = results.get(name, {}).get("scores", {})
+            results[name] = backtest(name, arguments.methods, known)
+            results = {n: results[n] for n in COLLECTIONS if n in results}
+            cpu = torch.backends.cpu.get_cpu_capability()
+            machine = f"{platform.machine()} with {cpu}, torch threads: {arguments.threads}"
+            machine += f"; {arguments.note}" if arguments.note else ""
+            saved = {"machine": machine, "results": results}
+            RESULTS.write_text(json.dumps(saved, indent=1))
+    draw_scores(results)
+    DOCUMENT.write_text(document(results, saved["machine"]), encoding="utf-8")
+    print(f"wrote {DOCUMENT}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Settings of a forecaster that the series themselves suggest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from pandas.tseries.frequencies import to_offset
+
+from lstm_fast.forecast.frame import check_frame
+
+_SEASONS = {"M": 12, "Q": 4, "W": 52, "B": 5, "D": 7}
+
+
+@dataclass(frozen=True)
+class Settings:
+    frame: pd.DataFrame
+    """Checked, sorted and filled."""
+    options: dict[str, Any]
+    """Arguments of `Forecaster`."""
+    guesses: list[str] = field(default_factory=list)
+    """One sentence for each thing that was guessed."""
+
+
+def guess_settings(
+    df: pd.DataFrame,
+    h: int,
+    options: dict[str, Any],
+    season_length: int | None = None,
+    test_size: int = 0,
+) -> Settings:
+    """Frequency, season, window and logarithms, as far as `options` does not state them.
+
+    Args:
+        test_size: last rows of each series that will not be there to train on.
+
+    Raises:
+        ValueError: as `check_frame`.
+    """
+    guesses = []
+    frame, freq = check_frame(
+        df, options.get("freq"), options.get("fill"), options.get("futr_exog_list", ())
+    )
+    if "freq" not in options:
+        guesses.append(f"timestamps have the frequency {freq}")
+    if len(frame) > len(df):
+        guesses.append(f"{len(frame) - len(df)} missing rows are filled ({options['fill']})")
+    if season_length is None:
+        season_length = options.get("season_length")
+    if season_length is None:
+        season_length = season_of(freq)
+        guesses.append(f"a season has {season_length} rows")
+    found = {**options, "h": h, "freq": freq, "season_length": season_length, "fill": None}
+    if "input_size" not in found:
+        shortest = int(frame["unique_id"].value_counts().min()) - test_size
+        found["input_size"] = input_size_for(season_length, h, shortest)
+        guesses.append(f"the network reads {found['input_size']} rows")
+    if "log" not in found:
+        found["log"] = bool((frame["y"] > 0).all())
+        guesses.append("logarithms are forecast" if found["log"] else "not all values are above 0")
+    return Settings(frame, found, guesses)
+
+
+def season_of(freq: str) -> int:
+    """Rows of the season that is usual for a frequency: a day, a week or a year; 1 for none."""
+    offset = to_offset(freq)
+    try:
+        step = pd.Timedelta(offset)  # type: ignore[arg-type]
+    except ValueError:  # months and quarters have no fixed length
+        name = freq.split("-")[0].lstrip("0123456789")
+        name = name.removeprefix("B").removesuffix("S").removesuffix("E")
+        season = _SEASONS.get(name or "B", 1)
+    else:
+        day = pd.Timedelta(days=1)
+        if step < day:
+            return round(day / step)
+        return {day: 7, 7 * day: 52}.get(step, 1)
+    return season // offset.n if season % offset.n == 0 else 1
+
+
+def input_size_for(season_length: int, h: int, shortest: int) -> int:
+    """Three seasons, or two horizons if that is more, as far as the shortest series allows.
+
+    The rest of it must hold the horizon, the rows that calibrate and some to train on.
+    """
+    wanted = max(3 * season_length, 2 * h, 12)
+    return max(season_length, min(wanted, shortest - 6 * h))

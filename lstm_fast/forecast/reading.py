@@ -1,0 +1,238 @@
+"""A CSV file as a long frame: what its columns and dates mean is guessed, and told."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lstm_fast.forecast.frame import check_future, infer_freq
+
+_TIME_NAMES = ("ds", "date", "datetime", "timestamp", "time", "month", "week", "day", "year")
+_ID_NAMES = ("unique_id", "id", "series", "series_id", "item", "item_id", "sku", "store", "name")
+_TARGET_NAMES = ("y", "value", "target", "sales", "demand", "quantity", "count")
+_SEPARATORS = (",", ";", "\t", "|")
+_SAMPLE_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to use; None for one that is to be guessed."""
+
+    unique_id: str | None = None
+    ds: str | None = None
+    y: str | None = None
+    covariates: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    frame: pd.DataFrame
+    """``unique_id``, ``ds``, ``y`` and covariates; the index is the line in the file."""
+    names: Columns
+    """What the columns are called in the file; ``unique_id`` is None where it has none."""
+    guesses: list[str] = field(default_factory=list)
+    """One sentence for each thing that was guessed."""
+
+
+def read_series(path: Path, columns: Columns = Columns()) -> Reading:
+    """Read a file with a header and one row for each timestamp of each series.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the line, if a row cannot be read.
+    """
+    table, guesses = _read_table(path)
+    columns = _guess_columns(table, columns, guesses)
+    assert columns.ds is not None
+    assert columns.y is not None
+    if columns.unique_id is None:
+        ids: Any = columns.y
+        guesses.append(f"no column names a series: all rows are of one, called {columns.y!r}")
+    else:
+        ids = _ids(table[columns.unique_id])
+    frame = pd.DataFrame({"unique_id": ids, "ds": _dates(table[columns.ds], guesses)})
+    for name, column in (("y", columns.y), *((name, name) for name in columns.covariates)):
+        frame[name] = _numbers(table[column])
+    return Reading(frame, columns, guesses)
+
+
+def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFrame:
+    """The covariates of the rows `future`, from a file with columns of the same names.
+
+    Raises:
+        ValueError: if a row, a column or a value is missing.
+    """
+    names = reading.names
+    assert names.ds is not None
+    table, _ = _read_table(path)
+    wanted = [names.ds, *names.covariates, *([names.unique_id] if names.unique_id else [])]
+    _check_names(table, wanted)
+    ids = _ids(table[names.unique_id]) if names.unique_id else names.y
+    frame = pd.DataFrame({"unique_id": ids, "ds": _dates(table[names.ds], [])})
+    for name in names.covariates:
+        frame[name] = _numbers(table[name])
+    return check_future(frame, future["unique_id"], future["ds"], names.covariates)
+
+
+def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            sample = [line for line, _ in zip(file, range(_SAMPLE_ROWS), strict=False)]
+        separator = _separator(sample, path)
+        decimal = "," if separator != "," and _has_decimal_commas(sample) else "."
+        table = pd.read_csv(
+            path, sep=separator, decimal=decimal, encoding="utf-8-sig", skip_blank_lines=False
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8: {error}") from error
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    table.index = pd.RangeIndex(2, len(table) + 2, name="line")
+    table = table.dropna(how="all")
+    if table.empty:
+        raise ValueError(f"{path} has a header and no rows")
+    guesses = []
+    if separator != ",":
+        guesses.append(f"columns are separated by {separator!r}")
+    if decimal == ",":
+        guesses.append("decimals follow a comma")
+    return table, guesses
+
+
+def _separator(sample: list[str], path: Path) -> str:
+    if not "".join(sample).strip():
+        raise ValueError(f"{path} is empty")
+    header = next(csv.reader(sample[:1]))
+    if all(re.fullmatch(r"[-+.\d/: ]+", cell.strip()) for cell in header):
+        raise ValueError(f"{path} must begin with a header that names the columns. Got {header}")
+    found = max(_SEPARATORS, key=sample[0].count)
+    if found not in sample[0]:
+        raise ValueError(f"{path} must have two columns at least. Got the header {header}")
+    return found
+
+
+def _has_decimal_commas(sample: list[str]) -> bool:
+    text = "".join(sample[1:])
+    return bool(re.search(r"\d,\d", text)) and not re.search(r"\d\.\d", text)
+
+
+def _check_names(table: pd.DataFrame, names: Iterable[str]) -> None:
+    for name in names:
+        if name not in table.columns:
+            raise ValueError(f"there is no column {name!r}. The columns are {list(table.columns)}")
+
+
+def _guess_columns(table: pd.DataFrame, given: Columns, guesses: list[str]) -> Columns:
+    stated = [name for name in (given.unique_id, given.ds, given.y, *given.covariates) if name]
+    _check_names(table, stated)
+    free = [name for name in table.columns if name not in stated]
+    ds = given.ds or _named(free, _TIME_NAMES) or _first(free, lambda n: _is_date(table[n]))
+    if ds is None:
+        raise ValueError(f"no column holds dates. The columns are {list(table.columns)}")
+    free = [name for name in free if name != ds]
+    unique_id = given.unique_id or _named(free, _ID_NAMES)
+    free = [name for name in free if name != unique_id]
+    numeric = [name for name in free if pd.api.types.is_numeric_dtype(table[name])]
+    y = given.y or _named(free, _TARGET_NAMES) or (numeric[0] if numeric else None)
+    if y is None and len(free) == 1:
+        y = free[0]  # a column of numbers with a bad one among them: the error will name its line
+    if y is None:
+        raise ValueError(f"no column holds numbers to forecast. The columns are {list(table)}")
+    free = [name for name in free if name != y]
+    if unique_id is None:
+        unique_id = _first(free, lambda n: n not in numeric and table[n].duplicated().any())
+        free = [name for name in free if name != unique_id]
+    found = [(n, w) for n, g, w in ((ds, given.ds, "time"), (y, given.y, "values")) if g is None]
+    if unique_id is not None and given.unique_id is None:
+        found.append((unique_id, "series"))
+    guesses.extend(f"column {name!r} holds the {what}" for name, what in found)
+    if free:
+        guesses.append(f"columns {free} are not used")
+    return Columns(unique_id, ds, y, given.covariates)
+
+
+def _named(names: list[str], wanted: Sequence[str]) -> str | None:
+    lower = {str(name).strip().lower(): name for name in reversed(names)}
+    return next((lower[name] for name in wanted if name in lower), None)
+
+
+def _first(names: list[str], holds: Any) -> str | None:
+    return next((name for name in names if holds(name)), None)
+
+
+def _is_date(column: pd.Series) -> bool:
+    if pd.api.types.is_numeric_dtype(column):
+        return False
+    try:
+        _dates(column.head(_SAMPLE_ROWS), [])
+    except ValueError:
+        return False
+    return True
+
+
+def _ids(column: pd.Series) -> pd.Series:
+    if column.isna().any():
+        line = column.index[column.isna()][0]
+        raise ValueError(f"line {line} has no {column.name}")
+    return column.astype(str)
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    numbers = pd.to_numeric(column, errors="coerce")
+    bad = numbers.isna() & column.notna()
+    if bad.any():
+        line = column.index[bad][0]
+        raise ValueError(f"line {line}: {column.name} must be a number. Got {column[line]!r}")
+    return numbers.astype("float64")
+
+
+def _dates(column: pd.Series, guesses: list[str]) -> pd.Series:
+    if column.isna().any():
+        line = column.index[column.isna()][0]
+        raise ValueError(f"line {line} has no {column.name}")
+    text = column.astype(str).str.strip()
+    if text.str.fullmatch(r"\d{4}").all():
+        return pd.to_datetime(text, format="%Y")
+    if text.str.fullmatch(r"\d{8}").all():
+        return _parsed(text, "%Y%m%d")
+    if text.str.fullmatch(r"\d{4}[ -]?Q[1-4]", case=False).all():
+        quarters = pd.PeriodIndex(text.str.replace(r"[ -]", "", regex=True).str.upper(), freq="Q")
+        return pd.Series(quarters.to_timestamp(), index=text.index)
+    parts = text.str.extract(r"^(\d{1,2})[/.-](\d{1,2})[/.-]\d{2,4}")
+    if parts.notna().all(axis=None):
+        return _day_month_year(text, parts.astype(int), guesses)
+    try:
+        return pd.to_datetime(text, format="ISO8601")
+    except (ValueError, TypeError):
+        return _parsed(text, "mixed")
+
+
+def _day_month_year(text: pd.Series, parts: pd.DataFrame, guesses: list[str]) -> pd.Series:
+    """Dates such as 03/04/2020, of which one number is the day and the other the month."""
+    day_first = bool((parts[0] > 12).any())
+    if not day_first and not (parts[1] > 12).any():
+        readings = {
+            first: pd.DatetimeIndex(_parsed(text, "mixed", first).unique()).sort_values()
+            for first in (False, True)
+        }
+        regular = [first for first, ds in readings.items() if infer_freq(ds)]
+        day_first = regular == [True]
+    order = "day before month" if day_first else "month before day"
+    guesses.append(f"dates such as {text.iloc[0]!r} have the {order}")
+    return _parsed(text, "mixed", day_first)
+
+
+def _parsed(text: pd.Series, form: str, day_first: bool = False) -> pd.Series:
+    parsed = pd.to_datetime(text, format=form, dayfirst=day_first, errors="coerce")
+    if parsed.isna().any():
+        line = text.index[parsed.isna()][0]
+        raise ValueError(f"line {line}: {text.name} must be a date. Got {text[line]!r}")
+    return parsed

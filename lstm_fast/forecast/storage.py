@@ -1,0 +1,156 @@
+"""A fitted forecaster in a file, and the folder of a training under way.
+
+A file is what `torch.save` makes of tensors, text and numbers, read with ``weights_only=True``: it
+cannot bring code with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from lstm_fast import LSTM
+from lstm_fast.forecast.intervals import ConformalIntervals
+from lstm_fast.forecast.losses import make_loss
+from lstm_fast.forecast.windows import Features
+
+if TYPE_CHECKING:
+    from lstm_fast.forecast.forecaster import Forecaster
+
+FORMAT = "lstm-fast forecaster 1"
+_LAYERS: dict[str, type[nn.LSTM]] = {"lstm_fast.LSTM": LSTM, "torch.nn.LSTM": nn.LSTM}
+
+
+def save(model: Forecaster, path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: choose another path, or overwrite=True")
+    settings = {
+        "format": FORMAT,
+        "options": options_of(model),
+        "features": _features_to_json(model._features),
+        "unique_ids": _plain_ids(model._unique_ids),
+        "ds_unit": model._fitted["ds"].dt.unit,
+        "timezone": str(model._fitted["ds"].dt.tz or ""),
+    }
+    rows = model._fitted.groupby("unique_id", sort=False).tail(model.input_size)
+    state: dict[str, Any] = {
+        "settings": json.dumps(settings),
+        "networks": [network.state_dict() for network in model._networks],
+        "scale": torch.from_numpy(model._scale),
+        "series": torch.from_numpy(model._unique_ids.get_indexer(pd.Index(rows["unique_id"]))),
+        "ds": torch.from_numpy(pd.DatetimeIndex(rows["ds"]).asi8.copy()),
+        "values": torch.from_numpy(
+            rows[["y", *model.futr_exog_list]].to_numpy("float64", copy=True)
+        ),
+    }
+    if model._intervals is not None:
+        state["calibration"] = [model._intervals.outputs, model._intervals.target]
+    part = path.with_name(path.name + ".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def load(cls: type[Forecaster], path: Path) -> Forecaster:
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        settings = json.loads(state["settings"])
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is no file of a forecaster: {error}") from error
+    if settings["format"] != FORMAT:
+        raise ValueError(f"{path} must be of format {FORMAT!r}. Got {settings['format']!r}")
+    options = settings["options"]
+    model = cls(**{**options, "lstm_class": _LAYERS[options["lstm_class"]]})
+    model._loss = make_loss(model.loss, model.levels)
+    model._features = _features_from_json(settings["features"], settings["timezone"] or None)
+    model._unique_ids = pd.Index(settings["unique_ids"])
+    model._scale = state["scale"].numpy()
+    model._fitted = _rows(state, settings, model)
+    model._networks = []
+    for weights in state["networks"]:
+        network = model._network(len(model._unique_ids))
+        network.load_state_dict(weights)
+        model._networks.append(network.eval().requires_grad_(False))
+    model._intervals = None
+    if "calibration" in state:
+        model._intervals = ConformalIntervals(model._loss, *state["calibration"])
+    return model
+
+
+def options_of(model: Forecaster) -> dict[str, Any]:
+    """The arguments of a forecaster as JSON holds them; where training leaves its state is none."""
+    options = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+    del options["checkpoint_dir"]
+    names = {layer: name for name, layer in _LAYERS.items()}
+    if model.lstm_class not in names:
+        raise ValueError(f"lstm_class must be one of {', '.join(_LAYERS)}. Got {model.lstm_class}")
+    options["lstm_class"] = names[model.lstm_class]
+    for name in ("levels", "futr_exog_list"):
+        options[name] = list(options[name])
+    options["trainer_options"] = dict(model.trainer_options)
+    try:
+        json.dumps(options["trainer_options"])
+    except TypeError as error:
+        raise ValueError(f"trainer_options must hold what JSON can hold: {error}") from error
+    return options
+
+
+def claim_folder(folder: Path, model: Forecaster, frame: pd.DataFrame, val_size: int) -> None:
+    """Make sure that the states in `folder` are of this training.
+
+    Raises:
+        ValueError: if they are of other data or other options.
+    """
+    # How it is trained, on what devices and with what display, may change on the way.
+    options = options_of(dataclasses.replace(model, trainer_options={})) | {"val_size": val_size}
+    rows = pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()
+    claim = {"options": options, "data": hashlib.sha256(rows).hexdigest()}
+    path = folder / "training.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differing = [k for k, v in options.items() if found["options"].get(k) != v]
+        if found != claim:
+            raise ValueError(
+                f"checkpoint_dir {folder} holds the state of another training, with other "
+                f"{', '.join(differing) or 'data'}: give another folder, or empty this one"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"training.{os.getpid()}.part"  # other processes of the run may write too
+    part.write_text(json.dumps(claim, indent=1), encoding="utf-8")
+    os.replace(part, path)
+
+
+def _rows(state: dict[str, Any], settings: dict[str, Any], model: Forecaster) -> pd.DataFrame:
+    ds = pd.DatetimeIndex(state["ds"].numpy().view(f"datetime64[{settings['ds_unit']}]"))
+    if settings["timezone"]:
+        ds = ds.tz_localize("UTC").tz_convert(settings["timezone"])
+    values = state["values"].numpy()
+    columns = {name: values[:, k] for k, name in enumerate(["y", *model.futr_exog_list])}
+    ids = model._unique_ids.take(state["series"].numpy())
+    return pd.DataFrame({"unique_id": ids, "ds": ds, **columns})
+
+
+def _plain_ids(unique_ids: pd.Index) -> list[Any]:
+    ids = unique_ids.tolist()
+    if not all(isinstance(unique_id, (str, int)) for unique_id in ids):
+        raise ValueError("unique_id must hold text or whole numbers to be saved")
+    return ids
+
+
+def _features_to_json(features: Features) -> dict[str, Any]:
+    return {**dataclasses.asdict(features), "origin": features.origin.isoformat()}
+
+
+def _features_from_json(saved: dict[str, Any], timezone: str | None) -> Features:
+    origin = pd.Timestamp(saved["origin"])
+    return Features(**{**saved, "origin": origin.tz_convert(timezone) if timezone else origin})

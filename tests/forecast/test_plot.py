@@ -1,0 +1,100 @@
+"""Pictures: drawn without a warning, with all that was to be in them."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from matplotlib.patches import Rectangle
+
+from lstm_fast.forecast.plot import (
+    plot_backtest,
+    plot_bars,
+    plot_forecasts,
+    plot_search,
+    plot_training,
+)
+from tests.forecast.series import monthly
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def forecast_of(df: pd.DataFrame) -> pd.DataFrame:
+    band = {"lo-80": df["y"] - 1, "hi-80": df["y"] + 1, "lo-95": df["y"] - 2, "hi-95": df["y"] + 2}
+    return df.rename(columns={"y": "y_hat"}).assign(**band)
+
+
+def draw(figure, tmp_path) -> list[str]:
+    """Save it, which is when matplotlib lays it out; return the titles of its axes.
+
+    Title and legend must lie within the picture.
+    """
+    figure.savefig(tmp_path / "picture.png")
+    for artist in (figure._suptitle, *figure.legends):
+        box = artist.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+@pytest.mark.parametrize(("series", "axes"), [(1, 2), (2, 2), (5, 5), (12, 9)])
+def test_forecasts(tmp_path, series, axes):
+    df = pd.concat(monthly(60, f"series {k}") for k in range(series))
+    part = df.groupby("unique_id").cumcount()
+    figure = plot_forecasts(
+        df[part < 48], forecast_of(df[part >= 48]), title="sales", rows=36, ylabel="dollars"
+    )
+    assert len(draw(figure, tmp_path)) == axes
+    if series == 12:
+        assert figure.get_suptitle() == "sales (first 9 of 12 series)"
+
+
+@pytest.mark.parametrize(("windows", "axes"), [(1, 1), (5, 5), (12, 6)])
+def test_backtest(tmp_path, windows, axes):
+    df = monthly(100)
+    parts = []
+    for k in range(windows):
+        part = df[60 + k : 66 + k]
+        parts.append(forecast_of(part).assign(y=part["y"], cutoff=df["ds"][59 + k]))
+    titles = draw(plot_backtest(df, pd.concat(parts), title="sales"), tmp_path)
+    assert len(titles) == axes
+    assert titles[0] == "known to 2004-12-01"
+
+
+def test_training(tmp_path):
+    rows = [(k, step, name, 1 / step) for k in (0, 1) for step in range(1, 50)
+            for name in ("train_loss", "val_loss")]  # fmt: skip
+    losses = pd.DataFrame(rows, columns=["training", "step", "name", "loss"])
+    figure = plot_training(losses, title="training")
+    draw(figure, tmp_path)
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [t.get_text() for t in legend.get_texts()] == ["training loss", "validation loss"]
+
+
+def test_search(tmp_path):
+    trials = pd.DataFrame(
+        {
+            "number": range(6),
+            "value": [1.0, 0.8, 9.0, 0.7, None, 0.9],
+            "state": ["COMPLETE"] * 4 + ["FAIL", "PRUNED"],
+            "params_activation": ["relu", "tanh", "relu", "gelu", "relu", "relu"],
+            "params_learning_rate": [0.001, 0.002, 0.02, 0.01, 0.01, 0.005],
+            "params_hidden_size": [16, 32, 64, 128, 16, 16],
+        }
+    )
+    figure = plot_search(trials, title="search")
+    draw(figure, tmp_path)
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "trial", "activation", "learning_rate", "hidden_size",
+    ]  # fmt: skip
+    ticks = [tick.get_text() for tick in figure.axes[1].get_xticklabels()]
+    assert ticks == ["gelu", "relu", "tanh"]
+
+
+def test_bars(tmp_path):
+    values = {"inference": [2.0, 1.0], "training": [3.0, 1.5]}
+    figure = plot_bars(["small", "large"], values, title="speed", xlabel="times", mark=1)
+    draw(figure, tmp_path)
+    widths = [bar.get_width() for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
+    assert widths == [2.0, 1.0, 3.0, 1.5]

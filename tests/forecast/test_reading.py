@@ -1,0 +1,144 @@
+"""CSV files as people have them."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lstm_fast.forecast.reading import Columns, read_future, read_series
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, encoding: str = "utf-8") -> Path:
+        path = tmp_path / "series.csv"
+        path.write_bytes(textwrap.dedent(text).lstrip().encode(encoding))
+        return path
+
+    return write
+
+
+def test_one_series(write):
+    reading = read_series(write("DATE,S4248\n1992-01-01,3459\n1992-02-01,3458\n"))
+    assert list(reading.frame.columns) == ["unique_id", "ds", "y"]
+    assert reading.frame["unique_id"].tolist() == ["S4248"] * 2
+    assert reading.frame["ds"].tolist() == [*pd.to_datetime(["1992-01-01", "1992-02-01"])]
+    assert reading.frame["y"].tolist() == [3459, 3458]
+    assert reading.frame.index.tolist() == [2, 3]
+    assert reading.names == Columns(None, "DATE", "S4248")
+    assert "column 'DATE' holds the time" in reading.guesses
+
+
+def test_many_series_with_columns_to_spare(write):
+    text = "store,weight,when,sales\na,1,2020-01-01,5\na,1,2020-01-02,\nb,2,2020-01-01,7\n"
+    path = write(text)
+    reading = read_series(path)
+    assert reading.names == Columns("store", "when", "sales")
+    assert "columns ['weight'] are not used" in reading.guesses
+    renamed = read_series(write(text.replace("sales", "tons")))
+    assert renamed.names == Columns("store", "when", "weight")
+    path = write(text)
+    reading = read_series(path, Columns(y="sales", covariates=("weight",)))
+    assert reading.names.unique_id == "store"
+    assert reading.frame["weight"].tolist() == [1, 1, 2]
+    assert reading.frame["y"].isna().tolist() == [False, True, False]
+    assert not any("'sales' holds" in guess for guess in reading.guesses)
+
+
+@pytest.mark.parametrize(
+    ("dates", "expected"),
+    [
+        (["2020-01-31", "2020-02-29"], ["2020-01-31", "2020-02-29"]),
+        (["2020-01-31 10:00", "2020-01-31T11:30:00"], ["2020-01-31 10:00", "2020-01-31 11:30"]),
+        (["2020/01/31", "2020/02/29"], ["2020-01-31", "2020-02-29"]),
+        (["20200131", "20200229"], ["2020-01-31", "2020-02-29"]),
+        (["2019", "2020"], ["2019-01-01", "2020-01-01"]),
+        (["2019-12", "2020-01"], ["2019-12-01", "2020-01-01"]),
+        (["2020Q1", "2020-q2"], ["2020-01-01", "2020-04-01"]),
+        (["Jan 2020", "Feb 2020"], ["2020-01-01", "2020-02-01"]),
+        (["31 January 2020", "1 February 2020"], ["2020-01-31", "2020-02-01"]),
+        (["31/01/2020", "01/02/2020"], ["2020-01-31", "2020-02-01"]),
+        (["01/31/2020", "02/01/2020"], ["2020-01-31", "2020-02-01"]),
+        (["31.01.20", "01.02.20"], ["2020-01-31", "2020-02-01"]),
+        # Both readings are regular here.
+        (["01/02/2020", "01/03/2020", "01/04/2020"], ["2020-01-02", "2020-01-03", "2020-01-04"]),
+        (["01/02/2020", "01/04/2020", "01/06/2020"], ["2020-01-02", "2020-01-04", "2020-01-06"]),
+    ],
+)
+def test_formats_of_dates(write, dates, expected):
+    rows = "".join(f"{date},{k}\n" for k, date in enumerate(dates))
+    reading = read_series(write(f"date,value\n{rows}"))
+    assert reading.frame["ds"].tolist() == [*pd.to_datetime(expected)]
+
+
+def test_the_regular_reading_of_ambiguous_dates_is_taken(write):
+    rows = "".join(f"01/{month:02}/20{year},1\n" for year in (20, 21) for month in range(1, 13))
+    reading = read_series(write(f"date,value\n{rows}"))
+    assert reading.frame["ds"].tolist() == [*pd.date_range("2020-01-01", periods=24, freq="MS")]
+    assert "dates such as '01/01/2020' have the day before month" in reading.guesses
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["date;y\n2020-01-01;1,5\n2020-01-02;2,5\n", "date\ty\n2020-01-01\t1.5\n2020-01-02\t2.5\n"],
+)
+def test_other_separators_and_decimals(write, text):
+    assert read_series(write(text)).frame["y"].tolist() == [1.5, 2.5]
+
+
+def test_byte_order_mark_and_blank_lines(write):
+    path = write("date,y\n2020-01-01,1\n\n2020-01-02,2\n", encoding="utf-8-sig")
+    assert read_series(path).frame.index.tolist() == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("date,y\n", "a header and no rows"),
+        ("y\n1\n", "must have two columns at least"),
+        ("2020-01-01,1\n2020-01-02,2\n", r"must begin with a header .* Got \['2020-01-01', '1'\]"),
+        ("date,y\n2020-01-01,1\n2020-13-01,2\n", "line 3: date must be a date. Got '2020-13-01'"),
+        ("date,y\n31/01/2020,1\n31/02/2020,2\n", "line 3: date must be a date. Got '31/02/2020'"),
+        ("date,y\n2020-01-01,1\n,2\n", "line 3 has no date"),
+        ("date,y\n2020-01-01,1\n2020-01-02,1.2.3\n", "line 3: y must be a number. Got '1.2.3'"),
+        ("id,date,y\na,2020-01-01,1\n,2020-01-02,1\n", "line 3 has no id"),
+        ("date,y\n2020-01-01,1\n2020-01-02,2,3\n", "line 3"),
+        ("a,b\nx,1\ny,2\n", "no column holds dates"),
+        ("date,b,c\n2020-01-01,x,y\n", "no column holds numbers to forecast"),
+    ],
+)
+def test_files_that_cannot_be_read(write, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_series(write(text))
+
+
+def test_what_is_not_there(write, tmp_path):
+    path = write("date,y\n2020-01-01,1\n")
+    with pytest.raises(ValueError, match=r"no column 'sales'. The columns are \['date', 'y'\]"):
+        read_series(path, Columns(y="sales"))
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*none.csv"):
+        read_series(tmp_path / "none.csv")
+    path.write_bytes(b"date,y\n2020-01-01,\xff\n")
+    with pytest.raises(ValueError, match="must be text in UTF-8"):
+        read_series(path)
+
+
+@pytest.mark.parametrize("series", ["", "store,"])
+def test_covariates_of_the_future(write, series):
+    cell = "7," if series else ""
+    columns = Columns(covariates=("price",), y="y")
+    known = write(f"{series}date,y,price\n{cell}01/13/2020,1,5\n{cell}01/14/2020,1,6\n")
+    reading = read_series(known, columns)
+    ids = reading.frame["unique_id"].iloc[:1]
+    rows = pd.DataFrame({"unique_id": ids, "ds": pd.to_datetime(["2020-01-15"])})
+    path = write(f"{series}date,price\n{cell}01/15/2020,9\n{cell}01/16/2020,8\n")
+    future = read_future(path, reading, rows)
+    assert future["price"].tolist() == [9]
+    with pytest.raises(ValueError, match=r"finite price for series '.' at 2020-01-17"):
+        read_future(path, reading, rows.assign(ds=pd.to_datetime(["2020-01-17"])))
+    with pytest.raises(ValueError, match="no column 'price'"):
+        read_future(write(f"{series}date,cost\n{cell}01/15/2020,1\n"), reading, rows)

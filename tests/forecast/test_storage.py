@@ -1,0 +1,110 @@
+"""Saving and loading, which must bring numbers back and never run code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pandas as pd
+import pytest
+import torch
+
+import lstm_fast
+from lstm_fast.forecast import Forecaster
+from tests.forecast.series import monthly
+
+
+def two_series(**columns) -> pd.DataFrame:
+    return pd.concat([monthly(72, "a"), monthly(60, "bb", "2001-05-01")]).assign(**columns)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"loss": "quantile", "decoding": "recursive", "id_size": 2},
+        {"loss": "normal", "calibration_size": 0, "lstm_class": torch.nn.LSTM},
+        {"levels": (), "num_layers": 2, "trainer_options": {"precision": "bf16-mixed"}},
+    ],
+)
+def test_what_is_loaded_forecasts_the_same(small, tmp_path, options):
+    model = small(**options).fit(two_series())
+    model.save(tmp_path / "model.pt")
+    loaded = Forecaster.load(tmp_path / "model.pt")
+    assert loaded.lstm_class is model.lstm_class
+    pd.testing.assert_frame_equal(loaded.predict(), model.predict(), check_exact=True)
+    later = pd.concat([two_series(), monthly(80, "a")[72:]])
+    pd.testing.assert_frame_equal(loaded.predict(later), model.predict(later), check_exact=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_covariates_time_zones_and_whole_number_ids(small, tmp_path):
+    ds = pd.date_range("2000-01-03", periods=150, freq="h", tz="Europe/Paris")
+    df = pd.DataFrame({"unique_id": 7, "ds": ds, "y": range(1, 151), "price": range(150)})
+    model = small(futr_exog_list=["price"], season_length=24).fit(df[:140])
+    model.save(tmp_path / "model.pt")
+    loaded = Forecaster.load(tmp_path / "model.pt")
+    forecast = loaded.predict(futr_df=df[140:])
+    pd.testing.assert_frame_equal(forecast, model.predict(futr_df=df[140:]), check_exact=True)
+    assert forecast["unique_id"].eq(7).all()
+    assert forecast["ds"].iloc[0] == ds[140]
+
+
+def test_a_file_is_not_overwritten_unasked(small, series, tmp_path):
+    model = small(levels=()).fit(series)
+    path = tmp_path / "model.pt"
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match=r"model.pt exists"):
+        model.save(path)
+    assert path.read_text() == "precious"
+    model.save(path, overwrite=True)
+    assert len(Forecaster.load(path).predict()) == 6
+
+
+def test_a_file_cannot_run_code(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    for name, write in (("torch.pt", torch.save), ("pickle.pt", _pickle)):
+        write({"settings": Payload()}, tmp_path / name)
+        with pytest.raises(ValueError, match="is no file of a forecaster"):
+            Forecaster.load(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def _pickle(content, path):
+    path.write_bytes(pickle.dumps(content))
+
+
+def test_files_of_something_else(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Forecaster.load(tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "weights.pt")
+    torch.save({"settings": '{"format": "other"}'}, tmp_path / "other.pt")
+    for name, message in (
+        ("text.pt", "no file of a forecaster"),
+        ("weights.pt", "no file of a forecaster"),
+        ("other.pt", "must be of format 'lstm-fast forecaster 1'. Got 'other'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Forecaster.load(tmp_path / name)
+
+
+def test_what_cannot_be_saved(small, series, tmp_path):
+    class Own(lstm_fast.LSTM):
+        pass
+
+    with pytest.raises(RuntimeError, match="call fit before save"):
+        small().save(tmp_path / "model.pt")
+    for options, message in (
+        ({"lstm_class": Own}, "lstm_class must be one of lstm_fast.LSTM, torch.nn.LSTM"),
+        ({"trainer_options": {"callbacks": [object()]}}, "must hold what JSON can hold"),
+    ):
+        model = small(levels=(), **options)
+        model._fitted = series
+        model._features = small(levels=()).fit(series)._features
+        with pytest.raises(ValueError, match=message):
+            model.save(tmp_path / "model.pt")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,213 @@
+"""Training: early stopping, going on after a kill, several processes, precision."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+ROOT = Path(__file__).parents[2]
+
+# A script of a user: a training long enough to be killed in the middle.
+SCRIPT = """
+import sys
+import torch
+from lstm_fast.forecast import Forecaster
+from tests.forecast.series import monthly
+
+torch.set_num_threads(1)
+options = {"h": 6, "input_size": 24, "hidden_size": 5, "dense_size": 4, "batch_size": 8}
+model = Forecaster(n_models=1, calibration_size=12, **options, **eval(sys.argv[2]))
+model.fit(monthly(), **eval(sys.argv[3])).predict().to_pickle(sys.argv[1])
+"""
+
+
+class KilledError(Exception):
+    pass
+
+
+class KillAt(Callback):
+    """Ends training in the middle of a step, as a kill would: nothing is put in order."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, *_) -> None:
+        if trainer.global_step == self.step:
+            raise KilledError
+
+
+@pytest.mark.parametrize("val_size", [0, 6])
+@pytest.mark.parametrize("killed_at", [3, 10, 11])
+def test_a_training_that_was_cut_off_ends_with_the_same_weights(
+    small, series, tmp_path, killed_at, val_size
+):
+    options = {
+        "levels": (),
+        "max_steps": 18,
+        "dropout": 0.3,
+        "n_models": 2,
+        "checkpoint_steps": 5,
+        "val_check_steps": 5,
+    }
+    whole = small(**options).fit(series, val_size)
+    options["checkpoint_dir"] = tmp_path / "state"
+    with pytest.raises(KilledError):
+        small(trainer_options={"callbacks": [KillAt(killed_at)]}, **options).fit(series, val_size)
+    resumed = small(**options).fit(series, val_size)
+    for one, other in zip(whole._networks, resumed._networks, strict=True):
+        for name, weight in one.state_dict().items():
+            assert torch.equal(weight, other.state_dict()[name]), name
+
+
+def test_resuming_goes_on_where_it_was_and_finished_networks_are_read(small, series, tmp_path):
+    steps: list[int] = []
+
+    class Count(Callback):
+        def on_train_batch_start(self, trainer, *_) -> None:
+            steps.append(trainer.global_step)
+
+    options = {"max_steps": 20, "checkpoint_steps": 5, "checkpoint_dir": tmp_path, "levels": ()}
+    with pytest.raises(KilledError):
+        small(trainer_options={"callbacks": [KillAt(12)]}, **options).fit(series)
+    model = small(trainer_options={"callbacks": [Count()]}, **options)
+    model.fit(series)
+    assert steps == [*range(10, 20), *range(20)]
+    steps.clear()
+    again = small(trainer_options={"callbacks": [Count()]}, **options).fit(series)
+    assert steps == []
+    pd.testing.assert_frame_equal(model.predict(), again.predict(), check_exact=True)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"training.json", "final-0.pt", "final-1.pt"}
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_when_it_is_started_again(tmp_path):
+    """SIGKILL while a network trains; the same script then gives what it would have given."""
+    options: dict[str, Any] = {"max_steps": 60, "checkpoint_steps": 20}
+    expected = _run_script(tmp_path / "whole.pkl", options)
+    options["checkpoint_dir"] = str(tmp_path / "state")
+    process = _start_script(tmp_path / "killed.pkl", options)
+    while process.poll() is None and not (tmp_path / "state" / "final-0.ckpt").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed.pkl").exists()
+    resumed = _run_script(tmp_path / "resumed.pkl", options)
+    pd.testing.assert_frame_equal(resumed, expected, check_exact=True)
+
+
+def test_checkpoints_of_another_training_are_refused(small, series, tmp_path):
+    small(levels=(), checkpoint_dir=tmp_path).fit(series)
+    with pytest.raises(ValueError, match="state of another training, with other max_steps"):
+        small(levels=(), checkpoint_dir=tmp_path, max_steps=5).fit(series)
+    with pytest.raises(ValueError, match="with other val_size"):
+        small(levels=(), checkpoint_dir=tmp_path).fit(series, val_size=6)
+    with pytest.raises(ValueError, match="with other data"):
+        small(levels=(), checkpoint_dir=tmp_path).fit(series[:-1])
+
+
+def test_early_stopping_keeps_the_best_weights(small, series):
+    """With a learning rate that ruins the network, the weights of the first checks are kept."""
+    losses: list[float] = []
+
+    class Watch(Callback):
+        def on_validation_end(self, trainer, *_) -> None:
+            losses.append(trainer.callback_metrics["val_loss"].item())
+
+    model = small(
+        levels=(),
+        n_models=1,
+        max_steps=400,
+        learning_rate=0.5,
+        dropout=0.0,
+        val_check_steps=4,
+        early_stop_patience=3,
+        trainer_options={"callbacks": [Watch()]},
+    ).fit(series, val_size=12)
+    assert len(losses) < 100
+    assert int(np.argmin(losses)) == len(losses) - 1 - 3
+    windows = model._panel(model._fitted).windows(24, model._scale, slice(-12, None))
+    batch = windows.all()
+    kept = torch.nn.functional.mse_loss(model._networks[0](batch)[..., 0], batch.target)
+    assert kept.item() == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_validation_rows_do_not_train(small, series):
+    wild = series.copy()
+    wild.loc[len(wild) - 6 :, "y"] *= 3
+    options = {"levels": (), "n_models": 1, "max_steps": 4, "val_check_steps": 4}
+    scale = np.ones(1)
+    weights = []
+    for df in (series, wild):
+        model = small(**options).fit(df, val_size=6)
+        network = model._train("again", model._panel(model._fitted), scale, 0, 6)[0]
+        weights.append(network.state_dict())
+    assert all(map(torch.equal, *(w.values() for w in weights)))
+
+
+def test_val_size_must_hold_a_horizon(small, series):
+    with pytest.raises(ValueError, match=r"val_size must be 0 or at least h, 6. Got 5"):
+        small().fit(series, val_size=5)
+
+
+def test_bfloat16(small, series):
+    options = {"levels": (), "n_models": 1, "max_steps": 20, "dropout": 0.0}
+    full = small(**options).fit(series)
+    half = small(**options, trainer_options={"precision": "bf16-mixed"}).fit(series)
+    a, b = full.predict()["y_hat"], half.predict()["y_hat"]
+    assert not np.array_equal(a, b)
+    # Rounding of 2**-9 in each of 20 steps, on values of deviation 0.1.
+    assert np.allclose(a, b, rtol=0.01)
+
+
+def test_progress_bar(small, series, capsys):
+    small(levels=(), n_models=1).fit(series)
+    quiet = capsys.readouterr()
+    assert quiet.out + quiet.err == ""
+    small(levels=(), n_models=1, trainer_options={"enable_progress_bar": True}).fit(series)
+    shown = capsys.readouterr()
+    assert "train_loss" in shown.out + shown.err
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path):
+    """Each takes half of a batch; the mean of their gradients is that of the whole."""
+    options: dict[str, Any] = {"max_steps": 6, "dropout": 0.0, "checkpoint_steps": 4}
+    one = _run_script(tmp_path / "one.pkl", options)
+    options["trainer_options"] = {"devices": 2, "strategy": "ddp"}
+    options["checkpoint_dir"] = str(tmp_path / "state")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    two = _run_script(tmp_path / "two.pkl", options, launcher=launcher)
+    names = ["y_hat", "lo-80", "hi-95"]
+    # Sums of gradients in another order: float32 rounding over six steps.
+    np.testing.assert_allclose(two[names], one[names], rtol=1e-4)
+
+
+def _start_script(out, options, fit=None, launcher=()) -> subprocess.Popen[str]:
+    script = out.with_suffix(".py")
+    script.write_text(SCRIPT)
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script), str(out), repr(options), repr(fit or {})],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=out.parent,
+    )
+
+
+def _run_script(out, options, fit=None, launcher=()) -> pd.DataFrame:
+    process = _start_script(out, options, fit, launcher)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return pd.read_pickle(out)

@@ -1,0 +1,105 @@
+"""The search for settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from lstm_fast.forecast import Forecaster
+from tests.forecast.series import monthly
+
+optuna = pytest.importorskip("optuna")
+tune = pytest.importorskip("lstm_fast.forecast.tune")
+
+OPTIONS = {"h": 6, "season_length": 12, "max_steps": 2}
+SETUP = {**OPTIONS, "windows": 2}
+
+
+@pytest.fixture(autouse=True)
+def _short_trials(monkeypatch):
+    """Settings as they are suggested, but of two steps and few units."""
+    suggest = tune.suggest
+
+    def small(*arguments):
+        return {**suggest(*arguments), "max_steps": 2, "hidden_size": 4, "batch_size": 4}
+
+    monkeypatch.setattr(tune, "suggest", small)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def run(path, df, n_trials, **more):
+    study = tune.open_study(path, df, SETUP, seed=0)
+    tune.search(study, df, OPTIONS, n_trials=n_trials, n_windows=2, **more)
+    return study
+
+
+def test_best_options_make_a_forecaster(tmp_path):
+    study = run(tmp_path / "study.db", monthly(120), 3)
+    options = tune.best_options(study, 12)
+    model = Forecaster(h=6, season_length=12, **options)
+    assert model.input_size % 12 == 0
+    assert model.hidden_size == study.best_params["hidden_size"]
+    assert set(options) == {
+        "input_size", "hidden_size", "num_layers", "dense_size", "activation", "dropout",
+        "learning_rate", "batch_size", "max_steps",
+    }  # fmt: skip
+
+
+def test_a_search_goes_on_in_another_process(tmp_path):
+    path = tmp_path / "study.db"
+    first = run(path, monthly(120), 2)
+    study = run(path, monthly(120), 2)
+    assert [trial.number for trial in study.trials] == [0, 1, 2, 3]
+    assert study.trials[0].params == first.trials[0].params
+    assert study.trials[2].params != study.trials[0].params
+
+
+def test_a_study_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "study.db"
+    run(path, monthly(120), 1)
+    with pytest.raises(ValueError, match=r"study.db holds a study of another data"):
+        tune.open_study(path, monthly(119), SETUP, seed=0)
+    with pytest.raises(ValueError, match="a study of another setup"):
+        tune.open_study(path, monthly(120), {**SETUP, "h": 7}, seed=0)
+
+
+def test_a_file_that_is_no_study(tmp_path):
+    (tmp_path / "text.db").write_text("precious" * 100)
+    for path in (tmp_path / "text.db", tmp_path / "nowhere" / "study.db"):
+        with pytest.raises(ValueError, match=r"db cannot be used for a search"):
+            tune.open_study(path, monthly(120), SETUP, seed=0)
+    assert (tmp_path / "text.db").read_text() == "precious" * 100
+
+
+def test_bad_trials_are_cut_off(tmp_path, monkeypatch):
+    """After five trials, one that does ten times worse stops at its first window."""
+    windows = []
+    forecast = Forecaster.cross_validation
+
+    def worse_and_worse(self, df, n_windows):
+        result = forecast(self, df, n_windows)
+        windows.append(1)
+        return result.assign(y_hat=result["y"] + 10.0 ** len(study.trials))
+
+    monkeypatch.setattr(Forecaster, "cross_validation", worse_and_worse)
+    study = tune.open_study(tmp_path / "study.db", monthly(120), SETUP, seed=0)
+    tune.search(study, monthly(120), OPTIONS, n_trials=7, n_windows=2)
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE"] * 5 + ["PRUNED"] * 2
+    assert len(windows) == 5 * 2 + 2
+
+
+def test_the_loss_is_the_scaled_error_of_the_last_windows(tmp_path, monkeypatch):
+    df = monthly(120)
+    monkeypatch.setattr(
+        Forecaster, "cross_validation",
+        lambda self, known, n_windows: known[-6:].assign(y_hat=lambda w: w["y"] + 3),
+    )  # fmt: skip
+    study = run(tmp_path / "study.db", df, 1)
+    before = df["y"][:108]
+    assert study.best_value == pytest.approx(3 / before.diff(12).abs().mean())
+
+
+def test_no_search_has_no_best(tmp_path):
+    study = tune.open_study(tmp_path / "study.db", monthly(120), SETUP, seed=0)
+    with pytest.raises(ValueError, match="no trial of the search has come to its end"):
+        tune.best_options(study, 12)
