@@ -14,8 +14,8 @@
 
 #include "../arguments.h"
 #include "../cpu/stack.h"
-#include "../direct.h"
 #include "../cuda/plan.h"
+#include "../direct.h"
 
 namespace py = pybind11;
 
