@@ -115,7 +115,10 @@ def _directly(
     ):
         return None
     results = _direct(_handles(tensors), h0 is not None, *options, _parts(input))
-    return None if results is None else tuple(_tensors(results))
+    if results is None:
+        return None
+    output, h_n, c_n = _tensors(results)
+    return output, h_n, c_n
 
 
 _PARTS = {"highest": 3, "high": 2, "medium": 1}
@@ -129,7 +132,8 @@ def _parts(input: Tensor) -> int:
     torch's setting for cuDNN's RNNs.
     """
     if input.is_cuda:
-        return 2 if torch.backends.cudnn.rnn.fp32_precision == "tf32" else 3
+        precision: str = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+        return 2 if precision == "tf32" else 3
     return _cpu_parts()
 
 

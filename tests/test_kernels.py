@@ -157,6 +157,18 @@ def test_products_of_bfloat16_parts(problem, parts, bits, slices):
 
 
 @needs_unit
+def test_layers_too_narrow_for_the_unit():
+    """The first layer would be wide enough, the second reads a single number a step."""
+    problem = Problem(T=9, B=17, I=70, H=33, P=1, L=2)
+    for a, b in zip(
+        run(problem, np.float32, isa="amx", parts=3),
+        run(problem, np.float32, isa="avx512"),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@needs_unit
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e38])
 @pytest.mark.parametrize("where", ["x", "h0", "weight"])
 def test_numbers_without_parts_are_left_to_float32(value, where):

@@ -171,6 +171,34 @@ def test_nothing_is_saved_without_need(forward_spy: Spy):
     assert forward_spy.calls[-1][-2] is True
 
 
+@pytest.mark.parametrize(("precision", "parts"), [("highest", 3), ("high", 2), ("medium", 1)])
+def test_precision_of_products_is_torchs_setting(
+    precision: str, parts: int, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[int] = []
+
+    def noting(*args: Any) -> Any:
+        asked.append(args[-1])
+
+    monkeypatch.setattr(ops, "_direct", noting)
+    args = op_arguments(CONFIGS["plain"])
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        ops.lstm(*args)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert asked == [parts]
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_deterministic_algorithms_keep_to_one_order(monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+    monkeypatch.setattr(ops, "_direct", lambda *args: asked.append(args[-1]))
+    ops.lstm(*op_arguments(CONFIGS["plain"]))
+    assert asked == [0]
+
+
 def test_inference_past_the_dispatcher_is_the_op():
     args = op_arguments(CONFIGS["wide"])
     with torch.no_grad():
