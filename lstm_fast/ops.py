@@ -114,7 +114,7 @@ def _directly(
         or any(map(_is_neg, tensors))
     ):
         return None
-    results = _direct(_handles(tensors), h0 is not None, *options, _parts(input))
+    results = _direct(_handles(tensors), h0 is not None, *options, _cpu_parts())
     if results is None:
         return None
     output, h_n, c_n = _tensors(results)

@@ -6,7 +6,9 @@
 #include <pthread.h>
 
 #include <cstdlib>
+#include <iterator>
 #include <memory>
+#include <utility>
 
 #include "../cpu/stack.h"
 #include "../direct.h"
@@ -15,7 +17,10 @@ namespace lstm_fast {
 namespace {
 
 // As the CPU kernels read it: contiguous, in the compute type.
-Tensor prepare(const Tensor& t) { return as_contiguous(cast(t, compute_type(t.scalar_type()))); }
+Tensor prepare(const Tensor& t) {
+  const ScalarType dtype = t.scalar_type(), type = compute_type(dtype);
+  return dtype == type ? as_contiguous(t) : as_contiguous(cast(t, type));
+}
 
 struct Free {
   void operator()(void* p) const { std::free(p); }
@@ -90,6 +95,7 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
     Tensor kept = torch::stable::narrow(saved, 0, layout.output(s.L - 1), y.numel());
     torch::stable::copy_(y, torch::stable::view(kept, y.sizes()));
   }
+  if (type == a.dtype) return {std::move(y), std::move(h_n), std::move(c_n), std::move(saved)};
   return {cast(y, a.dtype), cast(h_n, a.dtype), cast(c_n, a.dtype), saved};
 }
 
@@ -182,7 +188,9 @@ extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct(
   try {
     OptionalTensor h0, c0;
     if (call.has_states) h0 = tensors[1], c0 = tensors[2];
-    const std::vector<Tensor> params(tensors.begin() + (call.has_states ? 3 : 1), tensors.end());
+    const std::vector<Tensor> params(
+        std::make_move_iterator(tensors.begin() + (call.has_states ? 3 : 1)),
+        std::make_move_iterator(tensors.end()));
     const Arguments a(prepare, tensors[0], std::nullopt, h0, c0, params, call.has_biases,
                       call.num_layers, call.bidirectional);
     const auto results = compute_forward(a, false, call.parts);

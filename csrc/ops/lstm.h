@@ -76,6 +76,7 @@ struct Arguments {
     Dims h0_dims, c0_dims;
     if (h0_) h0_dims = dims(*h0_), a.h0 = &h0_dims;
     if (c0_) c0_dims = dims(*c0_), a.c0 = &c0_dims;
+    a.params.reserve(params_.size());
     for (const Tensor& t : params_) {
       check_tensor("params", t, input_);
       a.params.push_back(dims(t));
