@@ -249,8 +249,8 @@ template <typename T>
 int plan_parts(const Kernels& kernels, const StackBackward<T>& p, const Threads& threads) {
   const StackShape& s = p.shape;
   const int64_t slices = row_slices(s, threads_for(stack_flops(s) / s.L, threads));
-  const bool pays = unit_pays(s, slices) && unit_weights_pay(s, slices) &&
-                    s.steps.total() > kPlainRows;
+  const bool pays =
+      unit_pays(s, slices) && unit_weights_pay(s, slices) && s.steps.total() > kPlainRows;
   return kernels.of(T()).has_matrix_unit && pays ? s.parts : 0;
 }
 
