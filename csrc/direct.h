@@ -1,24 +1,34 @@
-// The forward op for inference past torch's dispatcher, which takes longer than a small call. The
-// library of the ops has torch and no Python, that of the kernels has Python and no torch: one
-// exports this function, the other calls it through its address.
+// The ops past torch's dispatcher, which takes longer than a small call. The library of the ops has
+// torch and no Python, that of the kernels has Python and no torch: one exports these functions,
+// the other calls them through their addresses.
 #pragma once
 
 #include <cstdint>
 
 namespace lstm_fast {
 
+// The arguments of the op of the same name, for tensors that are dense and on the CPU.
 struct DirectCall {
-  // AtenTensorHandles, which the callee releases: input, (h0, c0), and the parameters in the order
-  // of nn.LSTM._flat_weights. Dense tensors on the CPU.
+  // AtenTensorHandles, which the callee releases, in the order of the schema; null where not given.
+  //   forward:  input, batch_sizes, h0, c0, params...
+  //   backward: grad_output, grad_h_n, grad_c_n, input, batch_sizes, h0, c0, output, saved,
+  //   params...
   void* const* tensors;
   int64_t count;
-  bool has_states, has_biases, bidirectional;
+  bool has_biases, bidirectional;
   int64_t num_layers, parts;
-  // Handles of output, h_n and c_n, which the caller releases; set if the call succeeds.
-  void* results[3];
+  // Forward. Of a cell, the tensors lack the dimensions of T and of L * D, and output is h_n.
+  bool save, cell;
+  bool need_input, need_hx, need_params;  // backward
+  // Handles of the results in the order of the schema, which the caller releases. Set if the call
+  // succeeds: null where not wanted.
+  void** results;
 };
 
+constexpr int kDirectForwardTensors = 4, kDirectBackwardTensors = 9;  // before params
+constexpr int kDirectForwardResults = 4, kDirectBackwardResults = 3;  // before those of params
+
 // False if an argument is wrong; the op says which.
-using DirectForward = bool (*)(DirectCall&);
+using Direct = bool (*)(DirectCall&);
 
 }  // namespace lstm_fast

@@ -1,6 +1,6 @@
 """The kernels on NumPy arrays, compiled from csrc/python."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy import floating, int64
@@ -9,16 +9,18 @@ from numpy.typing import NDArray
 _Array = NDArray[floating[Any]]
 
 def build_info() -> dict[str, Any]: ...
-def bind_direct(address: int) -> None: ...
-def direct(
-    handles: list[Any],
-    has_states: bool,
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
-    parts: int,
-    /,
-) -> list[Any] | None: ...
+def bind_direct(
+    forward: int,
+    backward: int,
+    tensor: type,
+    parameter: type,
+    is_neg: Callable[..., bool],
+    to_handles: Callable[..., list[Any]],
+    from_handles: Callable[..., list[Any]],
+    busy: list[Callable[[], Any]],
+) -> None: ...
+def direct_forward(*args: Any) -> tuple[Any, ...] | None: ...
+def direct_backward(*args: Any) -> tuple[Any, ...] | None: ...
 def cuda_plan(
     dtype: str,
     T: int,

@@ -6,10 +6,9 @@ import ctypes
 import functools
 import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypedDict
+from typing import TypedDict
 
 MIN_TORCH = (2, 10)
 
@@ -96,14 +95,32 @@ def load_kernels() -> ModuleType:
 
 
 @functools.cache
-def load_direct() -> Callable[..., list[Any] | None]:
-    """`lstm_fast._kernels.direct`, bound to the ops (csrc/direct.h)."""
+def load_direct() -> ModuleType:
+    """`load_kernels()` with `direct_forward` and `direct_backward` bound to the ops."""
+    torch = _require_torch()
     load_ops()
     kernels = load_kernels()
-    function = ctypes.CDLL(str(_OPS)).lstm_fast_direct
-    kernels.bind_direct(ctypes.cast(function, ctypes.c_void_p).value)
-    direct: Callable[..., list[Any] | None] = kernels.direct
-    return direct
+    ops = ctypes.CDLL(str(_OPS))
+    forward, backward = (
+        ctypes.cast(function, ctypes.c_void_p).value
+        for function in (ops.lstm_fast_direct_forward, ops.lstm_fast_direct_backward)
+    )
+    kernels.bind_direct(
+        forward,
+        backward,
+        torch.Tensor,
+        torch.nn.Parameter,
+        torch.Tensor.is_neg,
+        torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors,
+        torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs,
+        [
+            torch._C._len_torch_dispatch_stack,
+            torch._C._are_functorch_transforms_active,
+            torch._C._get_tracing_state,
+            torch._C._autograd._profiler_enabled,
+        ],
+    )
+    return kernels
 
 
 def build_info() -> BuildInfo:

@@ -134,6 +134,14 @@ class LSTM(torch.nn.LSTM):
             h0, c0 = hx
         if torch._C._is_any_autocast_enabled():
             input, h0, c0, *weights = _autocast(input, h0, c0, *weights)
+        num_layers, bidirectional = state["num_layers"], state["bidirectional"]
+        drops = state["dropout"] and state["training"] and num_layers > 1
+        if not (drops or torch.is_grad_enabled()) and input.size(-1) == state["input_size"]:
+            results = ops.infer(
+                input, batch_sizes, h0, c0, weights, state["bias"], num_layers, bidirectional
+            )
+            if results is not None:
+                return results
         if (
             len(weights) != len(state["_flat_weights_names"])
             or not _are_plain([input, *weights] if hx is None else [input, h0, c0, *weights])
@@ -142,7 +150,6 @@ class LSTM(torch.nn.LSTM):
         ):
             return None
 
-        num_layers, bidirectional = state["num_layers"], state["bidirectional"]
         if batch_sizes is None:
             T, B, input_size = input.shape
         else:
@@ -168,7 +175,7 @@ class LSTM(torch.nn.LSTM):
                 or c0.shape != (runs, B, hidden_size)
             ):
                 return None
-        if state["dropout"] and state["training"] and num_layers > 1:
+        if drops:
             return self._layer_by_layer(input, batch_sizes, h0, c0, weights)
         return ops.lstm(
             input, batch_sizes, h0, c0, weights, state["bias"], num_layers, bidirectional

@@ -35,6 +35,17 @@ class LSTMCell(torch.nn.LSTMCell):
         has_biases = params[2] is not None
         if not has_biases and params[3] is None:
             del params[2:]
+        if (
+            not torch.is_grad_enabled()
+            and isinstance(input, Tensor)
+            and input.dim() == 2
+            and input.size(1) == self.__dict__["input_size"]
+            and _is_state(hx, dim=2)
+        ):
+            h0, c0 = (None, None) if hx is None else hx
+            results = ops.infer_cell(input, h0, c0, params, has_biases)
+            if results is not None:
+                return results
         if not self._is_fused(input, hx, params):
             return super().forward(input, hx)
         h0, c0 = (None, None) if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))

@@ -24,9 +24,6 @@ _lstm_backward = torch.ops.lstm_fast.lstm_backward.default
 _cuda = _load.build_info()["cuda"]
 
 _direct = _load.load_direct()
-_is_neg = Tensor.is_neg
-_handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
-_tensors = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 """The dtypes that the kernels compute; halves in float32 inside."""
@@ -85,40 +82,43 @@ def lstm(
             input, batch_sizes, h0, c0, has_biases, num_layers, bidirectional, *params
         )
     options = has_biases, num_layers, bidirectional
-    if batch_sizes is None and not torch.compiler.is_compiling():
-        results = _directly(input, h0, c0, params, options)
-        if results is not None:
-            return results
-    output, h_n, c_n, _ = _lstm(input, batch_sizes, h0, c0, params, *options, False, _parts(input))
-    return output, h_n, c_n
+    results = _forward(input, batch_sizes, h0, c0, list(params), *options, False, _parts(input))
+    return results[:3]
 
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
-
-
-def _directly(
-    input: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    params: Sequence[Tensor],
-    options: tuple[bool, int, bool],
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The op past the dispatcher, which takes longer than a small call. None where the dispatcher
-    has something to do: tensors that are not plain, modes, wrong arguments."""
-    tensors = [input, *params] if h0 is None or c0 is None else [input, h0, c0, *params]
-    if (
-        (h0 is None) is not (c0 is None)
-        or not _PLAIN.issuperset(map(type, tensors))
-        or not input.is_cpu
-        or torch._C._len_torch_dispatch_stack()
-        or any(map(_is_neg, tensors))
-    ):
+def infer(*args: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`lstm` without gradients for the arguments that are common, in less time than their checks
+    in Python take; None for others, wrong ones among them. `params` must be a list."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return None
-    results = _direct(_handles(tensors), h0 is not None, *options, _cpu_parts())
+    results = _direct.direct_forward(*args, False, _cpu_parts())
+    return None if results is None else results[:3]
+
+
+def infer_cell(
+    input: Tensor, h0: Tensor | None, c0: Tensor | None, params: list[Tensor], has_biases: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Likewise for one step of one layer: h and c, given input [B, I], h0 [B, H] and c0 [B, H]."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return None
+    options = has_biases, 1, False, False, _cpu_parts(), True
+    results = _direct.direct_forward(input, None, h0, c0, params, *options)
+    return None if results is None else results[1:3]
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The op, past the dispatcher where that has nothing to do."""
+    results = None if torch.compiler.is_compiling() else _direct.direct_forward(*args)
+    return _lstm(*args) if results is None else results
+
+
+def _backward(*args: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor]]:
+    """Likewise for the op of backward."""
+    results = None if torch.compiler.is_compiling() else _direct.direct_backward(*args)
     if results is None:
-        return None
-    output, h_n, c_n = _tensors(results)
-    return output, h_n, c_n
+        return _lstm_backward(*args)
+    grad_input, grad_h0, grad_c0, *grad_params = results
+    return grad_input, grad_h0, grad_c0, grad_params
 
 
 _PARTS = {"highest": 3, "high": 2, "medium": 1}
@@ -184,8 +184,8 @@ class _LSTM(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.options = has_biases, num_layers, bidirectional
         ctx.parts = _parts(input)
-        output, h_n, c_n, saved = _lstm(
-            input, batch_sizes, h0, c0, params, *ctx.options, True, ctx.parts
+        output, h_n, c_n, saved = _forward(
+            input, batch_sizes, h0, c0, list(params), *ctx.options, True, ctx.parts
         )
         ctx.save_for_backward(input, batch_sizes, h0, c0, output, saved, *params)
         return output, h_n, c_n
@@ -198,15 +198,11 @@ class _LSTM(torch.autograd.Function):
         input, batch_sizes, h0, c0, output, saved, *params = ctx.saved_tensors
         needs_input, _, needs_h0, needs_c0, _, _, _, *needs_params = ctx.needs_input_grad
         forward_args = (input, batch_sizes, h0, c0, params, *ctx.options)
-        needs = {
-            "need_input": needs_input,
-            "need_hx": needs_h0 or needs_c0,
-            "need_params": any(needs_params),
-        }
+        needs = needs_input, needs_h0 or needs_c0, any(needs_params)
         if _is_differentiated(grads):
-            results = reference.lstm_backward(*grads, *forward_args, **needs)
+            results = reference.lstm_backward(*grads, *forward_args, *needs)
         else:
-            results = _lstm_backward(*grads, *forward_args, output, saved, **needs, parts=ctx.parts)
+            results = _backward(*grads, *forward_args, output, saved, *needs, ctx.parts)
         grad_input, grad_h0, grad_c0, grad_params = results
         return (
             grad_input if needs_input else None,

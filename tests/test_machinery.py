@@ -553,15 +553,16 @@ def test_nn_lstm(tool: Tool):
 
 def test_frozen_weights_skip_the_work(monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
-    backward = ops._lstm_backward
+    backward = ops._backward
 
-    def noting(*args: Any, parts: int, **needs: bool) -> Any:
-        asked.append(needs)
-        return backward(*args, **needs, parts=parts)
+    def noting(*args: Any) -> Any:
+        *_, need_input, need_hx, need_params, _ = args
+        asked.append((need_input, need_hx, need_params))
+        return backward(*args)
 
-    monkeypatch.setattr(ops, "_lstm_backward", noting)
+    monkeypatch.setattr(ops, "_backward", noting)
     frozen(LSTM)
-    assert asked == [{"need_input": True, "need_hx": False, "need_params": False}]
+    assert asked == [(True, False, False)]
 
 
 def table() -> str:

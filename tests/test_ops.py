@@ -146,15 +146,15 @@ class Spy:
 
 @pytest.fixture
 def forward_spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
-    spy = Spy(ops._lstm)
-    monkeypatch.setattr(ops, "_lstm", spy)
+    spy = Spy(ops._forward)
+    monkeypatch.setattr(ops, "_forward", spy)
     return spy
 
 
 @pytest.fixture
 def backward_spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
-    spy = Spy(ops._lstm_backward)
-    monkeypatch.setattr(ops, "_lstm_backward", spy)
+    spy = Spy(ops._backward)
+    monkeypatch.setattr(ops, "_backward", spy)
     return spy
 
 
@@ -166,9 +166,8 @@ def test_nothing_is_saved_without_need(forward_spy: Spy):
         ops.lstm(*args)
     with torch.inference_mode():
         ops.lstm(*args)
-    assert forward_spy.calls == []  # past the dispatcher, where nothing can be saved
     ops.lstm(*args)
-    assert forward_spy.calls[-1][-2] is True
+    assert [save for *_, save, _ in forward_spy.calls] == [False, False, False, True]
 
 
 @pytest.mark.parametrize(("precision", "parts"), [("highest", 3), ("high", 2), ("medium", 1)])
@@ -180,7 +179,7 @@ def test_precision_of_products_is_torchs_setting(
     def noting(*args: Any) -> Any:
         asked.append(args[-1])
 
-    monkeypatch.setattr(ops, "_direct", noting)
+    monkeypatch.setattr(ops._direct, "direct_forward", noting)
     args = op_arguments(CONFIGS["plain"])
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
@@ -194,18 +193,37 @@ def test_precision_of_products_is_torchs_setting(
 @pytest.mark.usefixtures("deterministic")
 def test_deterministic_algorithms_keep_to_one_order(monkeypatch: pytest.MonkeyPatch):
     asked: list[int] = []
-    monkeypatch.setattr(ops, "_direct", lambda *args: asked.append(args[-1]))
+    monkeypatch.setattr(ops._direct, "direct_forward", lambda *args: asked.append(args[-1]))
     ops.lstm(*op_arguments(CONFIGS["plain"]))
     assert asked == [0]
 
 
-def test_inference_past_the_dispatcher_is_the_op():
-    args = op_arguments(CONFIGS["wide"])
-    with torch.no_grad():
-        direct = ops.lstm(*args)
-        dispatched = torch.ops.lstm_fast.lstm(*args, False, 3)[:3]
-    for a, b in zip(direct, dispatched, strict=True):
-        assert torch.equal(a, b)
+@pytest.mark.parametrize("config", ["wide", "packed_deep"])
+def test_past_the_dispatcher_is_the_op(config: str):
+    input, batch_sizes, h0, c0, params, *options = op_arguments(CONFIGS[config])
+    args = input, batch_sizes, h0, c0, list(params), *options
+    results = torch.ops.lstm_fast.lstm(*args, True, 3)
+    direct = ops._direct.direct_forward(*args, True, 3)
+    assert all(map(torch.equal, direct, results))
+    *inferred, nothing = ops._direct.direct_forward(*args, False, 3)
+    assert nothing is None
+    assert all(map(torch.equal, inferred, results))
+
+    output, _, c_n, saved = results
+    grads = torch.rand_like(output), None, torch.rand_like(c_n)
+    rest = *args, output, saved, True, True, True, 3
+    *of_args, of_params = torch.ops.lstm_fast.lstm_backward(*grads, *rest)
+    direct = ops._direct.direct_backward(*grads, *rest)
+    assert len(direct) == 3 + len(params)
+    assert all(map(torch.equal, direct, (*of_args, *of_params)))
+    unwanted = ops._direct.direct_backward(*grads, *rest[:-4], False, False, False, 3)
+    assert unwanted == (None,) * (3 + len(params))
+
+
+def test_the_profiler_sees_the_op():
+    with torch.profiler.profile() as profile:
+        ops.lstm(*op_arguments(CONFIGS["plain"]))
+    assert "lstm_fast::lstm" in {event.name for event in profile.events() or ()}
 
 
 def test_inference_leaves_to_the_dispatcher_what_is_its_own():

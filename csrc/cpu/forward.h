@@ -54,7 +54,7 @@ int64_t forward_weights_size(const LayerShape& s) {
 template <typename T>
 INLINE void pack_blocks(const LayerShape& s, const T* w, int64_t K, int64_t u, T* out) {
   uint16_t* tile = reinterpret_cast<uint16_t*>(out);
-  for (int64_t k = 0; k < split_blocks(K); ++k, tile += s.parts * 4 * kTileParts) {
+  for (int64_t k = 0; k < blocks(s, K); ++k, tile += s.parts * 4 * kTileParts) {
     for (int64_t gate = 0; gate < 4; ++gate) {
       const T* rows = w + (gate * s.H + u) * K + k * kBlockTerms;
       pack_block_transposed(rows, K, min(kUnitRows, s.H - u), K - k * kBlockTerms, s.parts,

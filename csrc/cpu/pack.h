@@ -64,6 +64,7 @@ template <typename T>
 INLINE void transpose_columns(const T* m, int64_t stride, int64_t rows, int64_t K, T* out,
                               int64_t step, int64_t lanes_out) {
   constexpr int lanes = kLanes<T>;
+  if (K == 1 && stride == 1) return store(out, load(m, rows), lanes_out);  // the usual input
   for (int64_t k = 0; k < K; k += lanes) {
     Vec<T> square[lanes];
     for (int i = 0; i < lanes; ++i) {

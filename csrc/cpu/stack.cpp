@@ -10,8 +10,9 @@ namespace {
 // thread take about that long (measured with 2 threads at 100 GFLOP/s each).
 constexpr int64_t kFlopsPerThread = int64_t{1} << 19;
 
-// Up to so many rows in all, weights are used too few times in backward to win back their packing.
-constexpr int64_t kPlainRows = 16;
+// Up to so many rows in all, weights are used too few times to win back their packing: in backward,
+// and in a single step, which dot products suit better.
+constexpr int64_t kPlainRows = 16, kPlainStepRows = 32;
 
 int64_t threads_for(int64_t flops, const Threads& threads) {
   return std::max<int64_t>(1, std::min(threads.count, flops / kFlopsPerThread));
@@ -79,13 +80,13 @@ int64_t row_slices(const StackShape& s, int64_t threads) {
   return std::max<int64_t>(1, std::min(s.steps.B, threads / s.D));
 }
 
-// Whether the matrix unit is faster. It takes 16 rows in the time in which the vector units take 6,
-// and terms by blocks of 32. Measured on Sapphire Rapids.
+// Whether the matrix unit is faster than packed weights and vectors. It takes 16 rows in the time
+// in which the vector units take 6, and terms by blocks of 32. Measured on Sapphire Rapids.
 constexpr int64_t kUnitRowsPerSlice = 8, kMinUnitTerms = 64, kMinUnitHidden = 16;
 
 bool unit_pays(const StackShape& s, int64_t slices) {
-  return s.parts && s.steps.T > 1 && s.steps.B >= kUnitRowsPerSlice * slices &&
-         s.H >= kMinUnitHidden && s.P + (s.L > 1 ? std::min(s.I, s.D * s.P) : s.I) >= kMinUnitTerms;
+  return s.parts && s.steps.B >= kUnitRowsPerSlice * slices && s.H >= kMinUnitHidden &&
+         s.P + (s.L > 1 ? std::min(s.I, s.D * s.P) : s.I) >= kMinUnitTerms;
 }
 
 // Weights in parts that leave the second cache (2 MiB) pay when they serve 32 rows each time.
@@ -101,7 +102,7 @@ struct ForwardPlan {
   int64_t threads;
   int64_t slices;                       // of the rows
   std::vector<LayerForward<T>> layers;  // [L][D]
-  std::vector<T*> packed;               // [L][D] weights of the layers; none if T == 1
+  std::vector<T*> packed;               // [L][D] weights of the layers; none if plain
   std::vector<T*> scratch;              // [D][slices] of forward_rows
   T* zeros;                             // [P]
   int64_t workspace_size;
@@ -130,7 +131,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
       const int64_t i = l * s.D + d;
       LayerForward<T> layer{};
       layer.shape = s.layer(l, d);
-      if (s.steps.T > 1) {
+      if (!p.plain) {
         plan.packed.push_back(arena.take(k.forward_weights_size(layer.shape)));
         layer.weights = plan.packed.back();
       }
@@ -230,28 +231,30 @@ void forward_single_step(const LayerKernels<T>& k, const StackForward<T>& p,
 }  // namespace
 
 template <typename T>
-int plan_parts(const Kernels& kernels, const StackForward<T>& p, const Threads& threads) {
-  const StackShape& s = p.shape;
+void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
+  StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
+  p.plain = s.steps.T == 1 && (s.steps.B <= kPlainStepRows || s.parts == 0);
   const int64_t slices = row_slices(s, threads_for(stack_flops(s), threads));
-  if (!k.has_matrix_unit || !unit_pays(s, slices) || !unit_weights_pay(s, slices)) return 0;
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
-  bool all = ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
-  for (int64_t i = 0; all && i < s.L * s.D; ++i) {
+  bool unit = k.has_matrix_unit && !p.plain && unit_pays(s, slices) &&
+              unit_weights_pay(s, slices) && ordinary(p.x, s.steps.total() * s.I) &&
+              ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
+  for (int64_t i = 0; unit && i < s.L * s.D; ++i) {
     const LayerWeights<T>& w = p.weights[i];
-    all = ordinary(w.weight_ih, 4 * s.H * s.input_size(i / s.D)) &&
-          ordinary(w.weight_hh, 4 * s.H * s.P) && ordinary(w.weight_hr, s.P * s.H);
+    unit = ordinary(w.weight_ih, 4 * s.H * s.input_size(i / s.D)) &&
+           ordinary(w.weight_hh, 4 * s.H * s.P) && ordinary(w.weight_hr, s.P * s.H);
   }
-  return all ? s.parts : 0;
+  if (!unit) s.parts = 0;
 }
 
 template <typename T>
-int plan_parts(const Kernels& kernels, const StackBackward<T>& p, const Threads& threads) {
-  const StackShape& s = p.shape;
+void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
+  StackShape& s = p.shape;
   const int64_t slices = row_slices(s, threads_for(stack_flops(s) / s.L, threads));
-  const bool pays =
-      unit_pays(s, slices) && unit_weights_pay(s, slices) && s.steps.total() > kPlainRows;
-  return kernels.of(T()).has_matrix_unit && pays ? s.parts : 0;
+  const bool unit = kernels.of(T()).has_matrix_unit && unit_pays(s, slices) &&
+                    unit_weights_pay(s, slices) && s.steps.total() > kPlainRows;
+  if (!unit) s.parts = 0;
 }
 
 template <typename T>
@@ -268,7 +271,7 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
   std::fill_n(plan.zeros, s.P, T(0));
   const Threads team{plan.threads, threads.run};
 
-  if (s.steps.T == 1) return forward_single_step(k, p, plan, team);
+  if (p.plain) return forward_single_step(k, p, plan, team);
 
   run(team, s.L * s.D,
       [&](int64_t i) { k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]); });
@@ -385,10 +388,10 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   }
 }
 
-template int plan_parts(const Kernels&, const StackForward<float>&, const Threads&);
-template int plan_parts(const Kernels&, const StackForward<double>&, const Threads&);
-template int plan_parts(const Kernels&, const StackBackward<float>&, const Threads&);
-template int plan_parts(const Kernels&, const StackBackward<double>&, const Threads&);
+template void plan(const Kernels&, StackForward<float>&, const Threads&);
+template void plan(const Kernels&, StackForward<double>&, const Threads&);
+template void plan(const Kernels&, StackBackward<float>&, const Threads&);
+template void plan(const Kernels&, StackBackward<double>&, const Threads&);
 template int64_t forward_workspace_size(const Kernels&, const StackForward<float>&, const Threads&);
 template int64_t forward_workspace_size(const Kernels&, const StackForward<double>&,
                                         const Threads&);

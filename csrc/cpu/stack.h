@@ -25,6 +25,7 @@ struct StackForward {
   T* c_n;                          // [L * D, B, H]
   T* saved;                        // SavedLayout, or null; y may point into it
   T* workspace;                    // forward_workspace_size() elements, aligned to 64 bytes
+  bool plain;  // decided by `plan`: a single step, straight from torch's weights; y may be h_n
 };
 
 template <typename T>
@@ -47,12 +48,13 @@ struct StackBackward {
   T* workspace;  // backward_workspace_size() elements, aligned to 64 bytes
 };
 
-// What shape.parts is to be for the other functions, given what it may be: 0 where float32
-// arithmetic is faster or needed.
+// Decides how p is computed, before the other functions are called: shape.parts, given what it may
+// be, becomes 0 where float32 arithmetic is faster or needed; `plain`. Given 0, results depend
+// neither on the batch nor on the threads.
 template <typename T>
-int plan_parts(const Kernels& kernels, const StackForward<T>& p, const Threads& threads);
+void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads);
 template <typename T>
-int plan_parts(const Kernels& kernels, const StackBackward<T>& p, const Threads& threads);
+void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads);
 
 template <typename T>
 int64_t forward_workspace_size(const Kernels& kernels, const StackForward<T>& p,

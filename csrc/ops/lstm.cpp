@@ -67,9 +67,11 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   const ScalarType type = compute_type(a.dtype);
   const SavedLayout layout = saved_layout(a);
   const bool y_in_saved = save && layout.keep_output;
-  Tensor y = y_in_saved ? empty({layout.size()}, type, a.input) : a.empty_output(s.D * s.P, type);
-  Tensor saved = save && !y_in_saved ? empty({layout.size()}, type, a.input) : y;
   Tensor h_n = a.empty_state(s.P, type), c_n = a.empty_state(s.H, type);
+  Tensor y = y_in_saved ? empty({layout.size()}, type, a.input)
+             : a.cell   ? h_n
+                        : a.empty_output(s.D * s.P, type);
+  Tensor saved = save && !y_in_saved ? empty({layout.size()}, type, a.input) : y;
 
   const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, const_data<T>(a.params));
   StackForward<T> p{};
@@ -85,7 +87,7 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   p.c_n = mutable_data<T>(c_n);
   const Kernels& kernels = active_kernels();
   const Threads threads = torch_threads();
-  p.shape.parts = plan_parts(kernels, p, threads);
+  plan(kernels, p, threads);
   const auto workspace = allocate<T>(forward_workspace_size(kernels, p, threads));
   p.workspace = workspace.get();
   forward(kernels, p, threads);
@@ -101,7 +103,7 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
 
 ForwardResult compute_forward(const Arguments& a, bool save, int64_t parts) {
   return compute_type(a.dtype) == ScalarType::Double
-             ? run_forward<double>(a, save, 0)
+             ? run_forward<double>(a, save, static_cast<int>(parts))
              : run_forward<float>(a, save, parts_for(a.dtype, parts));
 }
 
@@ -147,7 +149,7 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   p.grad_weights = needs.params ? grad_weights.data() : nullptr;
   const Kernels& kernels = active_kernels();
   const Threads threads = torch_threads();
-  p.shape.parts = plan_parts(kernels, p, threads);
+  plan(kernels, p, threads);
   const auto workspace = allocate<T>(backward_workspace_size(kernels, p, threads));
   p.workspace = workspace.get();
   backward(kernels, p, threads);
@@ -177,30 +179,68 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
 }  // namespace
 }  // namespace lstm_fast
 
-extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct(
+namespace lstm_fast {
+namespace {
+
+// The tensors of a direct call, released whatever happens. That the others are on the device of
+// the input is checked with their shapes.
+std::vector<OptionalTensor> own(const DirectCall& call) {
+  std::vector<OptionalTensor> tensors(call.count);
+  for (int64_t i = 0; i < call.count; ++i) {
+    if (call.tensors[i]) tensors[i] = Tensor(static_cast<AtenTensorHandle>(call.tensors[i]));
+  }
+  return tensors;
+}
+
+std::vector<Tensor> params_of(std::vector<OptionalTensor>& tensors, int before) {
+  std::vector<Tensor> params;
+  params.reserve(tensors.size() - before);
+  for (size_t i = before; i < tensors.size(); ++i) params.push_back(std::move(tensors[i].value()));
+  return params;
+}
+
+void* give(const Tensor& t) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(t.get(), &handle));
+  return handle;
+}
+
+}  // namespace
+}  // namespace lstm_fast
+
+extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_forward(
     lstm_fast::DirectCall& call) {
   using namespace lstm_fast;
-  std::vector<Tensor> tensors;  // of all handles at once, so that each is released
-  tensors.reserve(call.count);
-  for (int64_t i = 0; i < call.count; ++i) {
-    tensors.emplace_back(static_cast<AtenTensorHandle>(call.tensors[i]));
-  }
+  std::vector<OptionalTensor> t = own(call);
   try {
-    OptionalTensor h0, c0;
-    if (call.has_states) h0 = tensors[1], c0 = tensors[2];
-    const std::vector<Tensor> params(
-        std::make_move_iterator(tensors.begin() + (call.has_states ? 3 : 1)),
-        std::make_move_iterator(tensors.end()));
-    const Arguments a(prepare, tensors[0], std::nullopt, h0, c0, params, call.has_biases,
-                      call.num_layers, call.bidirectional);
-    const auto results = compute_forward(a, false, call.parts);
-    const Tensor* of_results[3] = {&std::get<0>(results), &std::get<1>(results),
-                                   &std::get<2>(results)};
-    for (int i = 0; i < 3; ++i) {
-      AtenTensorHandle handle = nullptr;
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(of_results[i]->get(), &handle));
-      call.results[i] = handle;
-    }
+    if (!t.at(0).value().is_cpu()) return false;
+    const Arguments a(prepare, *t[0], t[1], t[2], t[3], params_of(t, kDirectForwardTensors),
+                      call.has_biases, call.num_layers, call.bidirectional, call.cell);
+    const auto [output, h_n, c_n, saved] = compute_forward(a, call.save, call.parts);
+    if (!call.cell) call.results[0] = give(output);
+    call.results[1] = give(h_n);
+    call.results[2] = give(c_n);
+    if (call.save) call.results[3] = give(saved);
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_backward(
+    lstm_fast::DirectCall& call) {
+  using namespace lstm_fast;
+  std::vector<OptionalTensor> t = own(call);
+  try {
+    if (!t.at(3).value().is_cpu()) return false;
+    const auto [input, h0, c0, params] = lstm_backward(
+        t[0], t[1], t[2], *t[3], t[4], t[5], t[6], params_of(t, kDirectBackwardTensors),
+        call.has_biases, call.num_layers, call.bidirectional, t[7].value(), t[8].value(),
+        call.need_input, call.need_hx, call.need_params, call.parts);
+    if (call.need_input) call.results[0] = give(input);
+    if (call.need_hx) call.results[1] = give(h0), call.results[2] = give(c0);
+    for (size_t i = 0; i < params.size(); ++i)
+      call.results[kDirectBackwardResults + i] = give(params[i]);
     return true;
   } catch (const std::exception&) {
     return false;

@@ -48,6 +48,7 @@ struct Arguments {
   std::vector<int64_t> offsets;
   StackShape shape;
   bool has_biases;
+  bool cell;  // a single step, of which the tensors lack the dimension of T, and of L * D
   OptionalTensor batch_sizes, h0, c0;
   Tensor input;
   std::vector<Tensor> params;
@@ -55,15 +56,19 @@ struct Arguments {
   Arguments(Prepare prepare, const Tensor& input_, const OptionalTensor& batch_sizes_,
             const OptionalTensor& h0_, const OptionalTensor& c0_,
             const std::vector<Tensor>& params_, bool has_biases_, int64_t num_layers,
-            bool bidirectional)
-      : dtype(input_.scalar_type()), has_biases(has_biases_) {
+            bool bidirectional, bool cell_ = false)
+      : dtype(input_.scalar_type()), has_biases(has_biases_), cell(cell_) {
     if (dtype != ScalarType::Float && dtype != ScalarType::Double && !is_half(dtype)) {
       throw std::runtime_error("input must be of a floating dtype of 16, 32 or 64 bits");
     }
     if (h0_) check_tensor("h0", *h0_, input_);
     if (c0_) check_tensor("c0", *c0_, input_);
+    const auto full_dims = [&](const Tensor& t) {
+      const Dims d = dims(t);
+      return cell ? Dims{d.dim + 1, {1, d.size[0], d.size[1]}} : d;
+    };
     StackArguments a;
-    a.input = dims(input_);
+    a.input = full_dims(input_);
     if (batch_sizes_) {
       if (!batch_sizes_->is_cpu() || batch_sizes_->scalar_type() != ScalarType::Long ||
           batch_sizes_->dim() != 1) {
@@ -74,8 +79,8 @@ struct Arguments {
       a.batch_sizes_length = batch_sizes->numel();
     }
     Dims h0_dims, c0_dims;
-    if (h0_) h0_dims = dims(*h0_), a.h0 = &h0_dims;
-    if (c0_) c0_dims = dims(*c0_), a.c0 = &c0_dims;
+    if (h0_) h0_dims = full_dims(*h0_), a.h0 = &h0_dims;
+    if (c0_) c0_dims = full_dims(*c0_), a.c0 = &c0_dims;
     a.params.reserve(params_.size());
     for (const Tensor& t : params_) {
       check_tensor("params", t, input_);
@@ -99,8 +104,9 @@ struct Arguments {
     return batch_sizes ? empty({steps.total(), columns}, type, input)
                        : empty({steps.T, steps.B, columns}, type, input);
   }
-  // [L * D, B, columns]
+  // [L * D, B, columns], or [B, columns] for a cell
   Tensor empty_state(int64_t columns, ScalarType type) const {
+    if (cell) return empty({shape.steps.B, columns}, type, input);
     return empty({shape.L * shape.D, shape.steps.B, columns}, type, input);
   }
 };

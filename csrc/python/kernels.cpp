@@ -15,7 +15,7 @@
 #include "../arguments.h"
 #include "../cpu/stack.h"
 #include "../cuda/plan.h"
-#include "../direct.h"
+#include "direct.h"
 
 namespace py = pybind11;
 
@@ -145,7 +145,7 @@ py::tuple lstm(const Array<T>& x, const std::vector<Array<T>>& params,
   p.c_n = c_n.mutable_data();
   p.saved = save ? saved.mutable_data() : nullptr;
   p.shape.parts = parts;
-  p.shape.parts = plan_parts(kernels, p, threads);
+  plan(kernels, p, threads);
   Workspace<T> workspace(forward_workspace_size(kernels, p, threads));
   p.workspace = workspace.get();
   forward(kernels, p, threads);
@@ -202,7 +202,7 @@ py::tuple lstm_backward(const OptionalArray<T>& grad_y, const OptionalArray<T>& 
   p.grad_c0 = grad_c0.mutable_data();
   p.grad_weights = grad_weights.data();
   p.shape.parts = parts;
-  p.shape.parts = plan_parts(kernels, p, threads);
+  plan(kernels, p, threads);
   Workspace<T> workspace(backward_workspace_size(kernels, p, threads));
   p.workspace = workspace.get();
   backward(kernels, p, threads);
@@ -215,46 +215,6 @@ py::tuple activations(const Array<T>& x, const std::optional<std::string>& isa) 
   kernels_named(isa).of(T()).activations(x.data(), x.size(), s.mutable_data(), h.mutable_data());
   return py::make_tuple(s, h);
 }
-
-DirectForward direct_forward = nullptr;
-
-void bind_direct(uintptr_t address) { direct_forward = reinterpret_cast<DirectForward>(address); }
-
-// direct(handles, has_states, has_biases, num_layers, bidirectional, parts): a list of capsules
-// with the results' handles, or None. Without pybind11, whose conversions would take as long as the
-// rest.
-PyObject* direct(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (!direct_forward || count != 6 || !PyList_Check(args[0])) Py_RETURN_NONE;
-  const Py_ssize_t handles = PyList_Size(args[0]);
-  std::vector<void*> tensors(handles);
-  for (Py_ssize_t i = 0; i < handles; ++i) {
-    tensors[i] = PyCapsule_GetPointer(PyList_GetItem(args[0], i), nullptr);
-    if (!tensors[i]) return nullptr;
-  }
-  DirectCall call{};
-  call.tensors = tensors.data();
-  call.count = handles;
-  call.has_states = PyObject_IsTrue(args[1]);
-  call.has_biases = PyObject_IsTrue(args[2]);
-  call.num_layers = PyLong_AsLongLong(args[3]);
-  call.bidirectional = PyObject_IsTrue(args[4]);
-  call.parts = PyLong_AsLongLong(args[5]);
-  bool done;
-  Py_BEGIN_ALLOW_THREADS;
-  done = direct_forward(call);
-  Py_END_ALLOW_THREADS;
-  if (!done) Py_RETURN_NONE;
-  PyObject* results = PyList_New(3);
-  for (int i = 0; results && i < 3; ++i) {
-    PyList_SetItem(results, i, PyCapsule_New(call.results[i], nullptr, nullptr));
-  }
-  return results;
-}
-
-PyMethodDef direct_method[] = {
-    {"direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(direct)), METH_FASTCALL,
-     "The forward op past torch's dispatcher (csrc/direct.h)."},
-    {nullptr, nullptr, 0, nullptr}};
 
 py::dict build_info() {
   std::vector<std::string> built = {"baseline"};
@@ -337,9 +297,7 @@ PYBIND11_MODULE(_kernels, m) {
         "How the CUDA kernels would compute a problem on a device of these properties.");
   m.def("available_isas", &lstm_fast::available_isas,
         "Instruction sets built in that this machine has, best last.");
-  m.def("bind_direct", &lstm_fast::bind_direct,
-        "Takes the address of the function that `direct` calls.");
-  PyModule_AddFunctions(m.ptr(), lstm_fast::direct_method);
+  lstm_fast::add_direct(m);
   lstm_fast::bind<float>(m);
   lstm_fast::bind<double>(m);
 }

@@ -1,0 +1,189 @@
+#include "direct.h"
+
+#include <array>
+#include <vector>
+
+#include "../direct.h"
+
+namespace py = pybind11;
+
+namespace lstm_fast {
+namespace {
+
+// What `bind_direct` was given; never released.
+struct Torch {
+  Direct forward = nullptr, backward = nullptr;
+  PyTypeObject *tensor, *parameter;
+  PyObject* is_neg;                     // of a tensor
+  PyObject *to_handles, *from_handles;  // list of tensors to list of capsules, and back
+  std::vector<PyObject*> busy;          // each returns something true if the dispatcher has work
+} torch;
+
+struct Reference {
+  PyObject* object;
+  ~Reference() { Py_XDECREF(object); }
+  explicit operator bool() const { return object != nullptr; }
+};
+
+// Tensors of an op's call on their way to handles.
+class Tensors {
+ public:
+  explicit Tensors(Py_ssize_t count) : handles_(count), given_{PyList_New(0)} {
+    positions_.reserve(count);
+  }
+
+  // False if the dispatcher has something to do for it.
+  bool add(PyObject* tensor) {
+    if (tensor != Py_None) {
+      if (Py_TYPE(tensor) != torch.tensor && Py_TYPE(tensor) != torch.parameter) return false;
+      const Reference is_neg{PyObject_CallOneArg(torch.is_neg, tensor)};
+      if (is_neg.object != Py_False || PyList_Append(given_.object, tensor)) return false;
+      positions_.push_back(next_);
+    }
+    ++next_;
+    return true;
+  }
+  bool add_all(PyObject* list) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) {
+      if (!add(PyList_GET_ITEM(list, i))) return false;
+    }
+    return true;
+  }
+
+  // The handles, which the callee owns; null on an error.
+  void* const* handles() {
+    const Reference capsules{PyObject_CallOneArg(torch.to_handles, given_.object)};
+    if (!capsules) return nullptr;
+    for (size_t i = 0; i < positions_.size(); ++i) {
+      handles_[positions_[i]] = PyCapsule_GetPointer(PyList_GET_ITEM(capsules.object, i), nullptr);
+    }
+    return handles_.data();
+  }
+  int64_t count() const { return static_cast<int64_t>(handles_.size()); }
+
+ private:
+  std::vector<void*> handles_;
+  std::vector<Py_ssize_t> positions_;
+  Reference given_;
+  Py_ssize_t next_ = 0;
+};
+
+// A tuple of the tensors, None for a null handle.
+PyObject* tuple_of(const std::vector<void*>& handles) {
+  const Reference capsules{PyList_New(0)};
+  for (void* handle : handles) {
+    if (!handle) continue;
+    const Reference capsule{PyCapsule_New(handle, nullptr, nullptr)};
+    if (!capsule || PyList_Append(capsules.object, capsule.object)) return nullptr;
+  }
+  const Reference tensors{PyObject_CallOneArg(torch.from_handles, capsules.object)};
+  if (!tensors) return nullptr;
+  PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(handles.size()));
+  Py_ssize_t next = 0;
+  for (size_t i = 0; tuple && i < handles.size(); ++i) {
+    PyObject* item = handles[i] ? PyList_GET_ITEM(tensors.object, next++) : Py_None;
+    Py_INCREF(item);
+    PyTuple_SET_ITEM(tuple, i, item);
+  }
+  return tuple;
+}
+
+// The results of a call, or None if the dispatcher must make it.
+PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssize_t results) {
+  for (PyObject* busy : torch.busy) {
+    const Reference answer{PyObject_CallNoArgs(busy)};
+    if (!answer) return nullptr;
+    if (PyObject_IsTrue(answer.object)) Py_RETURN_NONE;
+  }
+  std::vector<void*> of_results(results);
+  arguments.tensors = tensors.handles();
+  if (!arguments.tensors) return nullptr;
+  arguments.count = tensors.count();
+  arguments.results = of_results.data();
+  bool done;
+  Py_BEGIN_ALLOW_THREADS;
+  done = function(arguments);
+  Py_END_ALLOW_THREADS;
+  if (!done) Py_RETURN_NONE;
+  return tuple_of(of_results);
+}
+
+bool truth(PyObject* object) { return PyObject_IsTrue(object) == 1; }
+
+// (input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional, save, parts[, cell])
+PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  constexpr int before = kDirectForwardTensors;
+  if (!torch.forward || count < before + 6 || !PyList_Check(args[before])) Py_RETURN_NONE;
+  Tensors tensors(before + PyList_GET_SIZE(args[before]));
+  for (int i = 0; i < before; ++i) {
+    if (!tensors.add(args[i])) Py_RETURN_NONE;
+  }
+  if (!tensors.add_all(args[before])) Py_RETURN_NONE;
+  DirectCall arguments{};
+  arguments.has_biases = truth(args[before + 1]);
+  arguments.num_layers = PyLong_AsLongLong(args[before + 2]);
+  arguments.bidirectional = truth(args[before + 3]);
+  arguments.save = truth(args[before + 4]);
+  arguments.parts = PyLong_AsLongLong(args[before + 5]);
+  arguments.cell = count > before + 6 && truth(args[before + 6]);
+  return call(torch.forward, tensors, arguments, kDirectForwardResults);
+}
+
+// (grad_output, grad_h_n, grad_c_n, input, batch_sizes, h0, c0, params, has_biases, num_layers,
+// bidirectional, output, saved, need_input, need_hx, need_params, parts)
+PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (!torch.backward || count != 17 || !PyList_Check(args[7])) Py_RETURN_NONE;
+  const Py_ssize_t params = PyList_GET_SIZE(args[7]);
+  Tensors tensors(kDirectBackwardTensors + params);
+  for (int i : {0, 1, 2, 3, 4, 5, 6, 11, 12}) {
+    if (!tensors.add(args[i])) Py_RETURN_NONE;
+  }
+  if (!tensors.add_all(args[7])) Py_RETURN_NONE;
+  DirectCall arguments{};
+  arguments.has_biases = truth(args[8]);
+  arguments.num_layers = PyLong_AsLongLong(args[9]);
+  arguments.bidirectional = truth(args[10]);
+  arguments.need_input = truth(args[13]);
+  arguments.need_hx = truth(args[14]);
+  arguments.need_params = truth(args[15]);
+  arguments.parts = PyLong_AsLongLong(args[16]);
+  return call(torch.backward, tensors, arguments, kDirectBackwardResults + params);
+}
+
+template <typename F>
+PyCFunction method(F* f) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(f));
+}
+
+// Without pybind11, whose conversions would take as long as the rest.
+PyMethodDef methods[] = {
+    {"direct_forward", method(direct_forward), METH_FASTCALL,
+     "The op `lstm` past torch's dispatcher: its results, or None if the dispatcher must call it."},
+    {"direct_backward", method(direct_backward), METH_FASTCALL, "Likewise `lstm_backward`."},
+    {nullptr, nullptr, 0, nullptr}};
+
+void bind_direct(uintptr_t forward, uintptr_t backward, const py::type& tensor,
+                 const py::type& parameter, const py::object& is_neg, const py::object& to_handles,
+                 const py::object& from_handles, const py::list& busy) {
+  torch.forward = reinterpret_cast<Direct>(forward);
+  torch.backward = reinterpret_cast<Direct>(backward);
+  torch.tensor = reinterpret_cast<PyTypeObject*>(py::type(tensor).release().ptr());
+  torch.parameter = reinterpret_cast<PyTypeObject*>(py::type(parameter).release().ptr());
+  torch.is_neg = py::object(is_neg).release().ptr();
+  torch.to_handles = py::object(to_handles).release().ptr();
+  torch.from_handles = py::object(from_handles).release().ptr();
+  torch.busy.clear();
+  for (const py::handle& function : busy) torch.busy.push_back(function.inc_ref().ptr());
+}
+
+}  // namespace
+
+void add_direct(py::module_& m) {
+  using py::literals::operator""_a;
+  m.def("bind_direct", &bind_direct, "forward"_a, "backward"_a, "tensor"_a, "parameter"_a,
+        "is_neg"_a, "to_handles"_a, "from_handles"_a, "busy"_a,
+        "Takes what `direct_forward` and `direct_backward` need of torch and the ops.");
+  PyModule_AddFunctions(m.ptr(), methods);
+}
+
+}  // namespace lstm_fast

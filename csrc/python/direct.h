@@ -1,0 +1,11 @@
+// Python's side of ../direct.h.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace lstm_fast {
+
+// Adds `bind_direct`, `direct_forward` and `direct_backward` to the module.
+void add_direct(pybind11::module_& m);
+
+}  // namespace lstm_fast
