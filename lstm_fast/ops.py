@@ -197,12 +197,12 @@ class _LSTM(torch.autograd.Function):
         grads = grad_output, grad_h_n, grad_c_n
         input, batch_sizes, h0, c0, output, saved, *params = ctx.saved_tensors
         needs_input, _, needs_h0, needs_c0, _, _, _, *needs_params = ctx.needs_input_grad
-        forward_args = (input, batch_sizes, h0, c0, params, *ctx.options)
+        args: Any = (*grads, input, batch_sizes, h0, c0, params, *ctx.options)
         needs = needs_input, needs_h0 or needs_c0, any(needs_params)
         if _is_differentiated(grads):
-            results = reference.lstm_backward(*grads, *forward_args, *needs)
+            results: Any = reference.lstm_backward(*args, *needs)
         else:
-            results = _backward(*grads, *forward_args, output, saved, *needs, ctx.parts)
+            results = _backward(*args, output, saved, *needs, ctx.parts)
         grad_input, grad_h0, grad_c0, grad_params = results
         return (
             grad_input if needs_input else None,
