@@ -198,7 +198,7 @@ class _LSTM(torch.autograd.Function):
         input, batch_sizes, h0, c0, output, saved, *params = ctx.saved_tensors
         needs_input, _, needs_h0, needs_c0, _, _, _, *needs_params = ctx.needs_input_grad
         args: Any = (*grads, input, batch_sizes, h0, c0, params, *ctx.options)
-        needs = needs_input, needs_h0 or needs_c0, any(needs_params)
+        needs: Any = (needs_input, needs_h0 or needs_c0, any(needs_params))
         if _is_differentiated(grads):
             results: Any = reference.lstm_backward(*args, *needs)
         else:
