@@ -12,6 +12,7 @@
 
 #include "../cpu/stack.h"
 #include "../direct.h"
+#include "huge_pages.h"
 
 namespace lstm_fast {
 namespace {
@@ -31,6 +32,7 @@ std::unique_ptr<T[], Free> allocate(int64_t elements) {
   const size_t bytes = (static_cast<size_t>(elements) * sizeof(T) + 63) / 64 * 64;
   T* p = static_cast<T*>(std::aligned_alloc(64, bytes));
   if (!p) throw std::bad_alloc();
+  prefer_huge_pages(p, static_cast<int64_t>(bytes));
   return std::unique_ptr<T[], Free>(p);
 }
 

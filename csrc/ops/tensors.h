@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../arguments.h"
+#include "huge_pages.h"
 
 namespace lstm_fast {
 
@@ -56,7 +57,11 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, cons
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, type,
                                device_type(like), like.get_device_index(), &handle));
-  return Tensor(handle);
+  Tensor t(handle);
+  if (size >= kHugePage && t.is_cpu()) {
+    prefer_huge_pages(t.mutable_data_ptr(), size * static_cast<int64_t>(t.element_size()));
+  }
+  return t;
 }
 
 inline Tensor cast(const Tensor& t, ScalarType dtype) {
