@@ -117,7 +117,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
   Arena<T> arena(p.workspace);
   ForwardPlan<T> plan;
-  plan.threads = threads_for(stack_flops(s), threads);
+  plan.threads = forward_threads(p, threads);
   plan.slices = row_slices(s, plan.threads);
   plan.zeros = arena.take(s.P);
   T* between[2] = {};  // outputs of inner layers, taken in turn
@@ -235,7 +235,7 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
   p.plain = s.steps.T == 1 && (s.steps.B <= kPlainStepRows || s.parts == 0);
-  const int64_t slices = row_slices(s, threads_for(stack_flops(s), threads));
+  const int64_t slices = row_slices(s, forward_threads(p, threads));
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
   bool unit = k.has_matrix_unit && !p.plain && unit_pays(s, slices) &&
               unit_weights_pay(s, slices) && ordinary(p.x, s.steps.total() * s.I) &&
@@ -255,6 +255,11 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
   const bool unit = kernels.of(T()).has_matrix_unit && unit_pays(s, slices) &&
                     unit_weights_pay(s, slices) && s.steps.total() > kPlainRows;
   if (!unit) s.parts = 0;
+}
+
+template <typename T>
+int64_t forward_threads(const StackForward<T>& p, const Threads& threads) {
+  return threads_for(stack_flops(p.shape), threads);
 }
 
 template <typename T>
@@ -392,6 +397,8 @@ template void plan(const Kernels&, StackForward<float>&, const Threads&);
 template void plan(const Kernels&, StackForward<double>&, const Threads&);
 template void plan(const Kernels&, StackBackward<float>&, const Threads&);
 template void plan(const Kernels&, StackBackward<double>&, const Threads&);
+template int64_t forward_threads(const StackForward<float>&, const Threads&);
+template int64_t forward_threads(const StackForward<double>&, const Threads&);
 template int64_t forward_workspace_size(const Kernels&, const StackForward<float>&, const Threads&);
 template int64_t forward_workspace_size(const Kernels&, const StackForward<double>&,
                                         const Threads&);
