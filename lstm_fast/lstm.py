@@ -32,8 +32,9 @@ class LSTM(torch.nn.LSTM):
     `torch.jit`) is computed by `torch.nn.LSTM`.
 
     Where the two differ: under autocast the states and packed outputs have the autocast dtype too;
-    on the CPU halves are rounded once, at the end, not at every step; and a parameter replaced by
-    one of the wrong shape raises RuntimeError.
+    on the CPU halves are rounded once, at the end, not at every step (with AMX, states of bfloat16
+    are rounded where they enter a product, too); and a parameter replaced by one of the wrong shape
+    raises RuntimeError.
     """
 
     _inherits_checks = True

@@ -80,20 +80,22 @@ int64_t row_slices(const StackShape& s, int64_t threads) {
   return std::max<int64_t>(1, std::min(s.steps.B, threads / s.D));
 }
 
-// Whether the matrix unit is faster than packed weights and vectors. It takes 16 rows in the time
-// in which the vector units take 6, and terms by blocks of 32. Measured on Sapphire Rapids.
-constexpr int64_t kUnitRowsPerSlice = 8, kMinUnitTerms = 64, kMinUnitHidden = 16;
+// Whether the matrix unit is faster than packed weights and vectors. A tile of 16 rows takes it as
+// long for each product of parts as the vector units take for a row; it takes terms by blocks of
+// 32. Measured on Sapphire Rapids.
+constexpr int64_t kUnitRowsPerSlice[] = {0, 2, 4, 8};  // of 1, 2 and 3 parts
+constexpr int64_t kMinUnitTerms = 64, kMinUnitHidden = 16;
 
 bool unit_pays(const StackShape& s, int64_t slices) {
-  return s.parts && s.steps.B >= kUnitRowsPerSlice * slices && s.H >= kMinUnitHidden &&
+  return s.parts && s.steps.B >= kUnitRowsPerSlice[s.parts] * slices && s.H >= kMinUnitHidden &&
          s.P + (s.L > 1 ? std::min(s.I, s.D * s.P) : s.I) >= kMinUnitTerms;
 }
 
 // Weights in parts that leave the second cache (2 MiB) pay when they serve 32 rows each time.
-constexpr int64_t kPairOfRowTiles = 32, kSplitBytes = 6, kCachedSplitBytes = 3 << 19;
+constexpr int64_t kPairOfRowTiles = 32, kPartBytes = 2, kCachedSplitBytes = 3 << 19;
 
 bool unit_weights_pay(const StackShape& s, int64_t slices) {
-  const int64_t bytes = 4 * s.H * (s.P + widest_layer(s).I) * kSplitBytes;
+  const int64_t bytes = 4 * s.H * (s.P + widest_layer(s).I) * s.parts * kPartBytes;
   return bytes <= kCachedSplitBytes || s.steps.B >= kPairOfRowTiles * slices;
 }
 
