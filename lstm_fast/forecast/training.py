@@ -56,17 +56,18 @@ def train(
     weights, bit for bit, as if they had never stopped.
     """
     with torch.random.fork_rng(devices=[]), _quiet_lightning():
-        networks = nn.ModuleList()
+        networks = []
         for k in range(options.n_models):
             torch.manual_seed(options.seed + k)
             networks.append(build())
+        together = nn.ModuleList(networks)
         done, part = _files(options.checkpoint)
         if done is not None and done.exists():
-            networks.load_state_dict(torch.load(done, weights_only=True))
+            together.load_state_dict(torch.load(done, weights_only=True))
         else:
             trainer = lightning.Trainer(**_trainer_options(options, validation))
             trainer.fit(
-                TrainingModule(networks, options),
+                TrainingModule(together, options),
                 DataLoader(TrainingBatches(windows, options, trainer), batch_size=None),
                 None if validation is None else DataLoader(ValidationBatches(validation), None),
                 ckpt_path=part if part is not None and part.exists() else None,
@@ -75,9 +76,10 @@ def train(
             if trainer.interrupted:
                 raise KeyboardInterrupt
             if done is not None and part is not None and trainer.is_global_zero:
-                _replace(done, lambda file: torch.save(networks.state_dict(), file))
+                _replace(done, lambda file: torch.save(together.state_dict(), file))
                 part.unlink(missing_ok=True)
-    return list(networks.cpu().eval().requires_grad_(False))
+    together.cpu().eval().requires_grad_(False)
+    return networks
 
 
 @torch.inference_mode()
@@ -145,7 +147,7 @@ class TrainingModule(lightning.LightningModule):
     Networks have no weight in common, so the gradient of the sum of their losses is that of each.
     """
 
-    def __init__(self, networks: nn.ModuleList, options: TrainingOptions) -> None:
+    def __init__(self, networks: Any, options: TrainingOptions) -> None:
         super().__init__()
         self.networks = networks
         self.options = options
