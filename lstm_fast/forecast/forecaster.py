@@ -47,12 +47,12 @@ _CALIBRATION_WINDOWS = 4096
 class Forecaster:
     """Forecasts series `h` steps ahead: the mean of `n_models` networks that differ by seed.
 
-    Each network (`SeasonalLSTM`) adds a learned correction to the mean season of its window; windows
-    are logarithms, less their mean, over the usual deviation of their series. Months and quarters
-    are cleared of trading-day effects, which are learned too; days and hours come with their place
-    in the day, the week and the year. Intervals are widened by what networks that were trained
-    without the last `calibration_size` rows got wrong there (`ConformalIntervals`); those networks
-    serve for nothing else.
+    Each network (`SeasonalLSTM`) adds a learned correction to the mean season of its window;
+    windows are logarithms, less their mean, over the usual deviation of their series. Months and
+    quarters are cleared of trading-day effects, which are learned too; days and hours come with
+    their place in the day, the week and the year. Intervals are widened by what networks that were
+    trained without the last `calibration_size` rows got wrong there (`ConformalIntervals`); those
+    networks serve for nothing else.
 
     The defaults were chosen by errors on 23 monthly and quarterly collections (R's datasets, fpp2
     and forecast, and the US sales that are shipped): seven are the rows of those in
