@@ -103,9 +103,9 @@ class Forecaster:
     input_size: int = 36
     hidden_size: int = 64
     num_layers: int = 1
-    dense_size: int = 32
+    dense_size: int = 64
     activation: str = "relu"
-    dropout: float = 0.5
+    dropout: float = 0.7
     learning_rate: float = 1e-2
     batch_size: int = 32
     max_steps: int = 200
