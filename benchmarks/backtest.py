@@ -153,8 +153,7 @@ def document(results: dict[str, Any], machine: str) -> str:
         "",
         _wins(results),
         "",
-        _ratios(results),
-        "",
+        *_ratios(results),
         "![errors](images/backtest.png)",
     ]
     for name, result in results.items():
@@ -187,19 +186,22 @@ def _wins(results: dict[str, Any]) -> str:
     return f"{won}; it is not on: {'; '.join(lost)}." if lost else f"{won}."
 
 
-def _ratios(results: dict[str, Any]) -> str:
+def _ratios(results: dict[str, Any]) -> list[str]:
     """How much sooner the forecaster is done than the same one on nn.LSTM."""
     ratios = [
         scores[TORCHS]["seconds"] / scores[OURS]["seconds"]
         for scores in (result["scores"] for result in results.values())
         if TORCHS in scores
     ]
-    return (
+    if not ratios:
+        return []
+    return [
         f"The same networks on {TORCHS} take {min(ratios):.2f} to {max(ratios):.2f} times as long, "
         f"{statistics.geometric_mean(ratios):.2f} times in the geometric mean; both take turns at "
         "every origin. Counted is all of it: rows read, networks trained and calibrated, forecasts "
-        "made."
-    )
+        "made.",
+        "",
+    ]
 
 
 def _row(method: str, score: dict[str, float]) -> str:

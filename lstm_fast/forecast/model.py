@@ -53,7 +53,9 @@ class SeasonalLSTM(nn.Module):
 
     The effects of trading days and of covariates are linear, as far as that goes: they are taken
     out of the inputs and put back into the forecast, so the LSTM sees the series without them. It
-    sees the covariates too, for what is not linear. All `h` steps are forecast at once.
+    sees the covariates too, for what is not linear. All `h` steps are forecast at once. Effects are
+    learned by the smoothed season alone: no gradient goes back through the LSTM into its inputs,
+    which nothing else would need.
 
     Args:
         season_size, trading_size, known_size: columns of `Batch.season`, `.trading` and `.known`.
@@ -119,11 +121,11 @@ class SeasonalLSTM(nn.Module):
         W = self.input_size
         effect = self._effect(batch)
         values = batch.values - effect[:, :W]
-        steps = torch.cat([values[..., None], batch.season[:, :W], batch.known[:, :W]], dim=-1)
-        _, (h_n, _) = self.encoder(steps)
+        inputs = [values.detach()[..., None], batch.season[:, :W], batch.known[:, :W]]
+        _, (h_n, _) = self.encoder(torch.cat(inputs, dim=-1))
         base = self.base(values) + effect[:, W:]
-        seen = [h_n[-1], batch.known[:, W:].flatten(1), *self._identity(batch)]
-        return self.head(torch.cat(seen, dim=-1)) + base[..., None] * self.located
+        seen = torch.cat([h_n[-1], batch.known[:, W:].flatten(1), *self._identity(batch)], dim=-1)
+        return self.head(seen) + base[..., None] * self.located
 
     def training_output(self, batch: Batch) -> Tensor:
         """[B, h, P], of which the loss is taken."""
@@ -177,7 +179,8 @@ class RecursiveLSTM(SeasonalLSTM):
     def _steps(self, values: Tensor, batch: Batch, first: int) -> Tensor:
         """Inputs from step `first` on: a value, and what is known of the step after it."""
         after = slice(first + 1, first + 1 + values.shape[1])
-        return torch.cat([values[..., None], batch.season[:, after], batch.known[:, after]], dim=-1)
+        inputs = [values.detach()[..., None], batch.season[:, after], batch.known[:, after]]
+        return torch.cat(inputs, dim=-1)
 
     def _decode(self, encoding: Tensor, base: Tensor, batch: Batch) -> Tensor:
         """[B, n, H], [B, n] -> [B, n, P]."""

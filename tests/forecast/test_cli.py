@@ -155,7 +155,7 @@ def test_forecast_with_a_covariate(csv, tmp_path):
 def test_forecast_goes_on_from_checkpoints(csv, tmp_path):
     arguments = ("forecast", csv, *SHORT, "--checkpoints", tmp_path / "state")
     first = invoke(*arguments)
-    assert (tmp_path / "state" / "final-0.pt").exists()
+    assert (tmp_path / "state" / "final.pt").exists()
     assert invoke(*arguments).stdout == first.stdout
 
 
