@@ -144,11 +144,11 @@ def document(results: dict[str, Any], machine: str) -> str:
         "",
         "Written by `make backtest`. Each method is fitted anew at every origin, on the rows "
         "before it alone. The settings of the forecaster are its defaults for all series; they "
-        "were chosen on rows that lie before the first origin of every collection. MASE and sMAPE "
-        "(in per cent) are means over series; RMSE is of all rows of a series, and in brackets "
-        "the mean of the RMSE of each origin. Shown too are the per cent of actual values that the "
-        "80 and 95 % intervals held, and the seconds of processor time of the whole row, all origins "
-        "together.",
+        "were chosen on rows that lie before the first origin of every collection, and on other "
+        "series. MASE and sMAPE (in per cent) are means over series; RMSE is of all rows of a "
+        "series, and in brackets the mean of the RMSE of each origin. Shown too are the per cent "
+        "of actual values that the 80 and 95 % intervals held, and the seconds of processor time "
+        "of the whole row, all origins together.",
         "",
         f"Machine: {machine}.",
         "",
