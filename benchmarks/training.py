@@ -21,8 +21,8 @@ from lstm_fast import LSTM
 from lstm_fast.forecast import Forecaster
 
 LAYERS: dict[str, type[nn.LSTM]] = {"lstm_fast.LSTM": LSTM, "torch.nn.LSTM": nn.LSTM}
-ROUNDS = 7
-SECONDS = 2.0  # of one training, about
+ROUNDS = 5
+SECONDS = 1.0  # of one training, about
 
 MONTHS: dict[str, Any] = {"h": 12, "season_length": 12, "input_size": 36}
 HOURS: dict[str, Any] = {"h": 24, "season_length": 24, "input_size": 168}
