@@ -259,7 +259,10 @@ def plot_bars(
     xlabel: str,
     mark: float | None = None,
 ) -> Figure:
-    """Draw a group of bars for each label, one of each name in `values`, and a line at `mark`."""
+    """Draw a group of bars for each label, one of each name in `values`.
+
+    With a `mark`, values are ratios: there is a line at it, and the axis is logarithmic.
+    """
     rows = len(labels) * (len(values) + 1)
     figure = Figure(figsize=(9, 0.19 * rows + 1.4), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -268,11 +271,15 @@ def plot_bars(
         places = [row + (k - (len(values) - 1) / 2) * height for row in range(len(labels))]
         bars = axes.barh(places, ones, height * 0.9, color=_COLORS[k % len(_COLORS)], label=name)
         axes.bar_label(bars, [f"{value:.2f}" for value in ones], padding=3, fontsize=7.5)
+    low, high = (limit(map(limit, values.values())) for limit in (min, max))
+    axes.set_xlim(0, 1.12 * high)
     if mark is not None:
         axes.axvline(mark, color=_INK, lw=0.9)
+        axes.set_xscale("log")
+        axes.set_xlim(0.8 * min(low, mark), 1.3 * max(high, mark))
+        _few_ticks(axes.xaxis, 1, 2, 5)
     axes.set_yticks(range(len(labels)), labels, fontsize=9)
     axes.set_ylim(len(labels) - 0.45, -0.55)  # the first on top
-    axes.set_xlim(0, 1.12 * max(max(ones) for ones in values.values()))
     axes.set_xlabel(xlabel)
     axes.grid(axis="x", color="#e3e3e3", lw=0.7)
     axes.set_axisbelow(True)
