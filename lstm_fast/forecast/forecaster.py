@@ -54,10 +54,9 @@ class Forecaster:
     trained without the last `calibration_size` rows got wrong there (`ConformalIntervals`); those
     networks serve for nothing else.
 
-    The defaults were chosen by errors on 23 monthly and quarterly collections (R's datasets, fpp2
-    and forecast, and the US sales that are shipped): seven are the rows of those in
-    `benchmarks/series.py` that come before their backtest, the others have no part in it. Nothing
-    later was looked at.
+    The defaults were chosen by errors on 23 monthly and quarterly collections
+    (`benchmarks/selection.py`): the rows of those in the backtest that come before the ones it
+    forecasts, and other series. Nothing later was looked at.
 
     Args:
         h: steps to forecast.
