@@ -118,11 +118,13 @@ def rmse_by_origin(forecasts: pd.DataFrame) -> float:
 
 
 def draw_windows(name: str, df: pd.DataFrame, forecasts: pd.DataFrame) -> None:
-    first = df["unique_id"].iloc[0]
+    first, title = df["unique_id"].iloc[0], _headline(name)
+    if df["unique_id"].nunique() > 1:
+        title += f" (the first, {first})"
     figure = plot_backtest(
         df[df["unique_id"] == first],
         forecasts[forecasts["unique_id"] == first],
-        title=f"{COLLECTIONS[name].title}: forecast as if not known",
+        title=f"{title}: forecast as if not known",
     )
     figure.savefig(IMAGES / f"backtest_{name}.png")
 
@@ -161,7 +163,7 @@ def document(results: dict[str, Any], machine: str) -> str:
         c = COLLECTIONS[name]
         lines += [
             "",
-            f"## {c.title[0].upper() + c.title[1:]}",
+            f"## {_headline(name)}",
             "",
             f"{result['series']} series, {result['rows']:,} rows ({c.source}); {c.n_windows} "
             f"origins, {c.step_size} rows apart, {c.h} rows ahead, season {c.season_length}.",
@@ -172,6 +174,11 @@ def document(results: dict[str, Any], machine: str) -> str:
         lines += [_row(method, score) for method, score in result["scores"].items()]
         lines += ["", f"![windows](images/backtest_{name}.png)"]
     return "\n".join(lines) + "\n"
+
+
+def _headline(name: str) -> str:
+    title = COLLECTIONS[name].title
+    return title[0].upper() + title[1:]
 
 
 def _wins(results: dict[str, Any]) -> str:
