@@ -133,7 +133,7 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   if (needs.params) {
     grad_weights = group_params<LayerWeightGrads<T>>(s, a.has_biases, results.param_pointers<T>());
   }
-  const Tensor y = prepare(output);
+  const OptionalTensor y = layout.keep_output ? std::nullopt : OptionalTensor(prepare(output));
   StackBackward<T> p{};
   p.shape = s;
   p.shape.parts = parts;
