@@ -7,6 +7,7 @@ load_ops()
 from lstm_fast.explain import explain  # noqa: E402
 from lstm_fast.lstm import LSTM  # noqa: E402
 from lstm_fast.lstm_cell import LSTMCell  # noqa: E402
+from lstm_fast.stream import Stream  # noqa: E402
 from lstm_fast.swap import accelerate, patch, restore  # noqa: E402
 
 __version__ = build_info()["version"]
@@ -15,6 +16,7 @@ __all__ = [
     "LSTM",
     "BuildInfo",
     "LSTMCell",
+    "Stream",
     "__version__",
     "accelerate",
     "build_info",

@@ -79,3 +79,19 @@ def lstm_backward(
     slices: int = 1,
     parts: int = 0,
 ) -> tuple[_Array, _Array, _Array, list[_Array]]: ...
+
+class _Stream:
+    state: tuple[_Array, _Array]
+    def __init__(
+        self,
+        params: Sequence[_Array],
+        has_biases: bool,
+        num_layers: int,
+        input_size: int,
+        batch_size: int,
+    ) -> None: ...
+    def step(self, input: _Array) -> _Array: ...
+    def reset(self) -> None: ...
+
+class StreamFloat32(_Stream): ...
+class StreamFloat64(_Stream): ...

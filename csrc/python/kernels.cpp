@@ -16,6 +16,7 @@
 #include "../cpu/stack.h"
 #include "../cuda/plan.h"
 #include "direct.h"
+#include "stream.h"
 
 namespace py = pybind11;
 
@@ -334,6 +335,7 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("available_isas", &lstm_fast::available_isas,
         "Instruction sets built in that this machine has, best last.");
   lstm_fast::add_direct(m);
+  lstm_fast::add_stream(m);
   lstm_fast::bind<float>(m);
   lstm_fast::bind<double>(m);
 }

@@ -1,0 +1,74 @@
+"""`Stream`: an LSTM one step at a time on NumPy arrays, for serving."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+
+from lstm_fast._load import load_kernels
+
+_Array = NDArray[numpy.floating[Any]]
+
+
+class Stream:
+    """An LSTM that takes one step a call on NumPy arrays and keeps its state between calls.
+
+    For policies, sensors and other streams of small steps, where a call through torch takes
+    several times as long as the arithmetic. It runs on the calling thread, without gradients, and
+    a row's result does not depend on the other rows.
+
+    The weights are those of the module: changed in place, the next step uses them; a parameter
+    that is replaced needs a new `Stream`.
+
+        stream = lstm_fast.Stream(module)
+        for x in samples:  # [B, I]
+            y = stream.step(x)
+
+    Args:
+        module: a `torch.nn.LSTM` (or ours) of one direction on the CPU, in float32 or float64.
+        batch_size: rows of every step.
+
+    Raises:
+        TypeError: `module` is not an LSTM.
+        ValueError: it has two directions, which need the end of a sequence to begin, or another
+            device or dtype.
+    """
+
+    def __init__(self, module: torch.nn.LSTM, batch_size: int = 1) -> None:
+        if not isinstance(module, torch.nn.LSTM):
+            raise TypeError(f"module must be a torch.nn.LSTM, got {type(module).__name__}")
+        if module.bidirectional:
+            raise ValueError("module must have one direction: the other begins at the end")
+        params = [p.detach() for p in module._flat_weights if isinstance(p, torch.Tensor)]
+        dtypes = {torch.float32: "StreamFloat32", torch.float64: "StreamFloat64"}
+        if not params[0].is_cpu or params[0].dtype not in dtypes:
+            raise ValueError("module must be on the CPU, in float32 or float64")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        self._stream = getattr(load_kernels(), dtypes[params[0].dtype])(
+            [p.contiguous().numpy() for p in params],
+            module.bias,
+            module.num_layers,
+            module.input_size,
+            batch_size,
+        )
+        self.step = self._stream.step
+        """One step: input [B, I] of the module's dtype, C-contiguous, to output [B, P]. Raises
+        TypeError for another dtype or layout, ValueError for another shape."""
+
+    def reset(self) -> None:
+        """Set the state to zero, as it is at first."""
+        self._stream.reset()
+
+    @property
+    def state(self) -> tuple[_Array, _Array]:
+        """A copy of (h, c): [L, B, P] and [L, B, H]. May be set."""
+        state: tuple[_Array, _Array] = self._stream.state
+        return state
+
+    @state.setter
+    def state(self, state: tuple[_Array, _Array]) -> None:
+        self._stream.state = state

@@ -1,0 +1,102 @@
+"""`Stream` against the module that it was made of."""
+
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+import lstm_fast
+
+T = 7
+
+
+def run(stream: lstm_fast.Stream, x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(stream.step(row.numpy())) for row in x])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    ("B", "options"),
+    [
+        (1, {}),
+        (3, {"num_layers": 2}),
+        (1, {"bias": False}),
+        (2, {"num_layers": 2, "proj_size": 5}),
+        (70, {"num_layers": 3}),
+    ],
+)
+def test_is_the_module(B: int, options: dict[str, Any], dtype: torch.dtype):
+    module = lstm_fast.LSTM(4, 33, dtype=dtype, **options)
+    x = torch.randn(T, B, 4, dtype=dtype)
+    with torch.no_grad():
+        expected, (h, c) = module(x)
+        changed = 2 * x
+    stream = lstm_fast.Stream(module, B)
+    torch.testing.assert_close(run(stream, x), expected)
+    for got, state in zip(stream.state, (h, c), strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), state)
+
+    stream.state = h.numpy(), c.numpy()
+    with torch.no_grad():
+        torch.testing.assert_close(run(stream, changed), module(changed, (h, c))[0])
+    stream.reset()
+    torch.testing.assert_close(run(stream, x), expected)
+
+
+def test_rows_do_not_depend_on_each_other():
+    module = torch.nn.LSTM(4, 20)
+    x = torch.randn(T, 50, 4)
+    together = run(lstm_fast.Stream(module, 50), x)
+    assert torch.equal(run(lstm_fast.Stream(module), x[:, 17:18].contiguous()), together[:, 17:18])
+
+
+def test_weights_changed_in_place_are_seen():
+    module = torch.nn.LSTM(4, 8)
+    stream = lstm_fast.Stream(module)
+    x = torch.randn(1, 1, 4)
+    before = run(stream, x)
+    with torch.no_grad():
+        module.weight_ih_l0.mul_(2)
+    stream.reset()
+    after = run(stream, x)
+    assert not torch.equal(after, before)
+    with torch.no_grad():
+        torch.testing.assert_close(after, module(x)[0])
+
+
+def test_outlives_the_module():
+    module = torch.nn.LSTM(4, 8)
+    x = torch.randn(T, 1, 4)
+    with torch.no_grad():
+        expected = module(x)[0]
+    stream = lstm_fast.Stream(module)
+    del module
+    torch.testing.assert_close(run(stream, x), expected)
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "message"),
+    [
+        (torch.nn.GRU(2, 3), TypeError, "module must be a torch.nn.LSTM, got GRU"),
+        (torch.nn.LSTM(2, 3, bidirectional=True), ValueError, "one direction"),
+        (torch.nn.LSTM(2, 3, dtype=torch.bfloat16), ValueError, "float32 or float64"),
+        (torch.nn.LSTM(2, 3, device="meta"), ValueError, "on the CPU"),
+    ],
+)
+def test_what_cannot_be_streamed(module: Any, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        lstm_fast.Stream(module)
+
+
+def test_wrong_arguments():
+    module = torch.nn.LSTM(2, 3)
+    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
+        lstm_fast.Stream(module, 0)
+    stream = lstm_fast.Stream(module, 4)
+    with pytest.raises(ValueError, match=r"input must be of shape \[4, 2\]"):
+        stream.step(numpy.zeros((3, 2), "float32"))
+    with pytest.raises(TypeError):
+        stream.step(numpy.zeros((4, 2), "float64"))
+    with pytest.raises(ValueError, match=r"c must be of shape \[1, 4, 3\]"):
+        stream.state = numpy.zeros((1, 4, 3), "float32"), numpy.zeros((4, 3), "float32")
