@@ -57,7 +57,7 @@ def test_weights_changed_in_place_are_seen():
     x = torch.randn(1, 1, 4)
     before = run(stream, x)
     with torch.no_grad():
-        module.weight_ih_l0.mul_(2)
+        module.get_parameter("weight_ih_l0").mul_(2)
     stream.reset()
     after = run(stream, x)
     assert not torch.equal(after, before)
