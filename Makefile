@@ -66,7 +66,7 @@ wheel: $(VENV)/.dev
 COMPAT ?= 2.10.0 2.13.0
 compat: wheel
 	set -e; for version in $(COMPAT); do \
-		rm -rf build/compat && mkdir -p build/compat && cp -r tests pyproject.toml README.md build/compat; \
+		rm -rf build/compat && mkdir -p build/compat && cp -r tests benchmarks docs pyproject.toml README.md build/compat; \
 		$(PYTHON) -m venv build/compat-$$version; \
 		build/compat-$$version/bin/python -m pip --disable-pip-version-check install --quiet \
 			torch==$$version pytest hypothesis scipy "$$(echo dist/*.whl)[forecast]"; \
