@@ -240,6 +240,8 @@ __device__ __forceinline__ void wait(Barrier* barrier, int parity) {
         : "memory");
   }
 }
+// After a loop that lanes leave one by one, before an instruction of the whole warp.
+__device__ __forceinline__ void reconverge() { __syncwarp(); }
 // Stores a value of 4, 8 or 16 bytes where `to` is in another block, and posts it to its barrier.
 template <typename V>
 __device__ __forceinline__ void post(V* to, Barrier* barrier, int block, const V& value) {

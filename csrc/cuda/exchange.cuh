@@ -20,8 +20,8 @@ namespace lstm_fast::cuda {
 
 struct Exchange {
   Team team;
-  bool common;   // all blocks get the same
-  int arriving;  // bytes that arrive: in all, or for each unit of a block if not common
+  bool common;             // all blocks get the same
+  int arriving;            // bytes that arrive: in all, or for each unit of a block if not common
   unsigned char* inboxes;  // of a grid: [D][teams][groups][2][1 if common, else blocks]
   unsigned* flags;         // of a grid: [D][teams][groups][blocks], zero
 };
@@ -97,6 +97,7 @@ class Cluster {
   __device__ __forceinline__ void posted(int, int) {}
   __device__ __forceinline__ const unsigned char* await(int group, int number) {
     wait(barrier(group, number), number / 2 % 2);
+    reconverge();
     if (threadIdx.x == 0) expect(barrier(group, number), bytes_);  // of the next but one
     return inbox(group, number);
   }

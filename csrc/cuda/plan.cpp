@@ -13,10 +13,13 @@ constexpr int64_t kRowsPerPart = 256;
 // to 60 MB, so that steps mostly find their input there.
 constexpr int64_t kGateBytes = 32 << 20;
 // What the choice between Grid and Stepwise rests on, in nanoseconds and bytes; estimates for A100
-// and H100: a launch that waits for the one before; an exchange by flags in the L2 cache; what a
-// multiprocessor reads of the L2 cache, and its share of what all read of memory.
+// and H100, to be replaced by what `make gpu` measures: a launch that waits for the one before; an
+// exchange by flags in the L2 cache; what a multiprocessor reads of the L2 cache, its share of what
+// all read of memory, and what it reads of its shared memory.
 constexpr double kLaunchNs = 3000, kExchangeNs = 1500;
-constexpr double kL2BytesPerNs = 40, kMemoryBytesPerNs = 20;
+constexpr double kL2BytesPerNs = 40, kMemoryBytesPerNs = 20, kSharedBytesPerNs = 200;
+// Multiprocessors of a part of the device that a cluster cannot leave, at least.
+constexpr int64_t kTogetherForClusters = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -77,7 +80,11 @@ TeamMemory team_memory(const Layer& layer, Regime regime, int units, int groups)
 Team team(const Layer& layer, Regime regime, int units) {
   const int64_t B = layer.shape.steps.B, D = layer.shape.D;
   const int64_t blocks = layer.blocks(units);
-  const int64_t most = layer.device.multiprocessors / (blocks * D);  // teams at a time
+  // Teams of a direction that run at the same time.
+  const int64_t SMs = layer.device.multiprocessors;
+  const int64_t part = std::min(SMs, kTogetherForClusters);
+  const int64_t most =
+      (regime == Regime::Cluster ? SMs / part * (part / blocks) : SMs / blocks) / D;
   if (regime == Regime::Grid && most == 0) return {};
   Team team{units, static_cast<int>(blocks), 1, 1, kTeamRows, {}};
   // Tensor cores take 8 rows in the time of one; otherwise rows spread over all there is.
@@ -100,18 +107,30 @@ Team team(const Layer& layer, Regime regime, int units) {
   return team;
 }
 
-// Whether steps without launches are worth what all blocks read of each other through the L2 cache.
-bool grid_pays(const Layer& layer, const Team& team) {
-  const double SMs = layer.device.multiprocessors, H = layer.shape.H;
-  const double B = layer.shape.steps.B, D = layer.shape.D;
-  const double rows = D * B * H * team.blocks;
-  const double exchanged =
-      layer.pass == Pass::Forward ? rows * layer.read_size : 2 * rows * layer.wide_size;
-  const double weights = D * 4 * H * H * layer.read_size;
-  const double read = weights * ceil_div(layer.shape.steps.B, kLargeTile);
-  const bool cached = weights <= layer.device.l2_bytes;
-  return kExchangeNs + exchanged / (SMs * kL2BytesPerNs) <=
-         kLaunchNs + read / (SMs * (cached ? kL2BytesPerNs : kMemoryBytesPerNs));
+// Nanoseconds of a step of all rows in both directions: latency, and what is read of the L2 cache
+// and of shared memory on the way to the products, which themselves are the same everywhere.
+double grid_step(const Layer& layer, const Team& team) {
+  const double H = layer.shape.H, rows = layer.shape.D * layer.shape.steps.B;
+  const double from_others = team.blocks * rows * H *
+                             (layer.pass == Pass::Forward ? layer.read_size : 2 * layer.wide_size);
+  const double weights = 4 * H * team.units * layer.read_size;
+  return kExchangeNs + from_others / (layer.device.multiprocessors * kL2BytesPerNs) +
+         team.groups * weights / kSharedBytesPerNs;
+}
+
+double single_step(const Layer& layer) {
+  const StackShape& s = layer.shape;
+  const int64_t SMs = layer.device.multiprocessors, B = s.steps.B, D = s.D;
+  const double weights = static_cast<double>(D * 4 * s.H * s.H * layer.read_size);
+  const double rate = weights <= layer.device.l2_bytes ? kL2BytesPerNs : kMemoryBytesPerNs;
+  // Of a tile (tile.cuh), for each term: what its warps read, and what was written there for them.
+  const bool large = large_tiles(layer.device, B, 4 * s.H, D);
+  const int64_t terms = s.H * layer.read_size;
+  const double tile = (large ? 4 * (32 + 32) + 64 + 64 : 4 * (16 + 8) + 16 + 32) * terms;
+  const int64_t tiles =
+      large ? ceil_div(B, 64) * ceil_div(4 * s.H, 64) : ceil_div(B, 16) * ceil_div(4 * s.H, 32);
+  return kLaunchNs + weights * ceil_div(B, kLargeTile) / (SMs * rate) +
+         ceil_div(tiles * D, SMs) * tile / kSharedBytesPerNs;
 }
 
 }  // namespace
@@ -157,7 +176,7 @@ Plan plan_steps(const Device& device, const StackShape& s, Element element, bool
   if (ampere) {
     for (const int units : {32, 16}) {
       const Team t = team(layer, Regime::Grid, units);
-      if (t.units && grid_pays(layer, t)) return {Regime::Grid, t};
+      if (t.units && grid_step(layer, t) <= single_step(layer)) return {Regime::Grid, t};
     }
   }
   return stepwise;

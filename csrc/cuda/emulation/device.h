@@ -138,6 +138,7 @@ using emulation::init_barrier;
 using emulation::wait;
 
 inline void show_barriers() {}
+inline void reconverge() {}
 inline int block_of_cluster() { return static_cast<int>(emulation::rank_together()); }
 inline void sync_cluster() { emulation::sync_together(); }
 
