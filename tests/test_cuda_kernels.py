@@ -74,7 +74,10 @@ def assert_near_reference(results: list[np.ndarray], problem: Problem, bound: fl
         assert error <= bound * max(1, np.abs(exact).max(initial=0))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "device",
+    ["Hopper", "small Hopper", "Ampere", "stepwise, small tiles", "stepwise, large tiles"],
+)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=case_name)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_exact_products(dtype: str, problem: Problem, device: str, programs: Programs):
@@ -82,16 +85,18 @@ def test_exact_products(dtype: str, problem: Problem, device: str, programs: Pro
     assert_near_reference(results, problem, tolerance(problem, dtype))
 
 
-@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize(
+    "device", ["Hopper", "small Hopper", "Ampere", "Turing", "no shared memory"]
+)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=case_name)
 @pytest.mark.parametrize("dtype", ROUNDED)
-def test_rounded_products(dtype: str, problem: Problem, device: Device, programs: Programs):
+def test_rounded_products(dtype: str, problem: Problem, device: str, programs: Programs):
     """Weights and inputs are exact; h and the gradients of the gates are rounded at each step, by
     eps / 2 at most and in random directions, so that sums err less than their terms; a result is
     rounded once more. Together less than eps, and twice that is allowed."""
     bits, eps = ROUNDED[dtype]
     problem = replace(problem, bits=bits)
-    results = emulation.run(programs("none"), problem, dtype, allow_tf32=True, device=device)
+    results = emulation.run(programs("none"), problem, dtype, True, DEVICES[device])
     assert_near_reference(results, problem, 2 * eps)
 
 
@@ -168,10 +173,9 @@ SANITIZED = [
     ("float16", False, PROBLEMS[8], "Hopper"),
     ("float16", False, PROBLEMS[4], "Turing"),
     ("float16", False, PROBLEMS[12], "Hopper"),
-    ("float32", True, PROBLEMS[14], "small Hopper"),
-    ("float16", False, PROBLEMS[14], "Ampere"),
-    ("float32", False, PROBLEMS[15], "Hopper"),
-    ("float32", False, PROBLEMS[15], "Ampere"),
+    ("float32", False, PROBLEMS[14], "small Hopper"),
+    ("float32", True, PROBLEMS[15], "Hopper"),
+    ("float16", False, PROBLEMS[15], "Ampere"),
 ]
 
 
@@ -244,8 +248,8 @@ FAULTS = {
     "a grid with one slot": Fault(
         "thread",
         "exchange.cuh",
-        "first(group) * 2 + number % 2) * boxes",
-        "first(group) * 2) * boxes",
+        "((first(group) * 2 + number % 2) * boxes",
+        "((first(group) * 2 + number % 1) * boxes",
         "data race",
         IN_GRID,
     ),
@@ -302,11 +306,11 @@ FAULTS = {
         IN_CLUSTER,
     ),
     "a cluster that is told of units that are not there": Fault(
-        "none",
+        "thread",
         "team.cuh",
         "if (mine && unit < chunks * L::kAlong)",
         "if (mine)",
-        "more was posted than a barrier expects",
+        "data race",
         IN_CLUSTER,
     ),
     "a grid in which a block keeps silent": Fault(
