@@ -107,10 +107,16 @@ def test_compiles_for_all_architectures(built: Built):
 @pytest.mark.slow
 def test_weights_of_a_block_stay_in_registers(built: Built):
     """Nothing spilled and no local memory, where all steps of a layer are one launch."""
-    resident = [usage for usage in usages(built.log) if "block_" in usage.kernel]
+    blocks, teams = (
+        [usage for usage in usages(built.log) if f"{name}_" in usage.kernel]
+        for name in ("block", "team")
+    )
     # Forward and backward; three sizes each of TF32, float16, bfloat16
-    assert len(resident) == 2 * 9 * len(ARCHS)
-    for usage in resident:
+    assert len(blocks) == 2 * 9 * len(ARCHS)
+    # One block: three sizes of float32, two of float64; a cluster and two grids of TF32, float32,
+    # float16, bfloat16
+    assert len(teams) == 2 * (5 + 4 * 3) * len(ARCHS)
+    for usage in blocks + teams:
         assert usage.spilled_bytes == usage.stack_bytes == 0, usage
 
 
