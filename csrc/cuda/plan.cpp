@@ -69,7 +69,7 @@ TeamMemory team_memory(const Layer& layer, Regime regime, int units, int groups)
   // Two copies, one of which is written while the other one may still be read.
   const int64_t operands = 4 * units * kTeamRows * layer.read_size;
   memory.sums = take(std::max(2 * (forward ? threads * kTeamRows * layer.wide_size : operands),
-                              threads * kChunkBytes));  // on the way of weights to registers
+                              threads * 2 * kChunkBytes));  // on the way of weights to registers
   memory.lengths = take(groups * sizeof(int));
   memory.barriers = take(groups * 2 * sizeof(int64_t));
   memory.bytes = used;
@@ -162,7 +162,7 @@ Plan plan_steps(const Device& device, const StackShape& s, Element element, bool
   if (layer.tensor) {
     if (s.H <= (half ? kOneBlockUnitsHalf : kOneBlockUnitsTf32)) return {Regime::OneBlock, {}};
   } else {
-    for (const int units : {32, 64, 128}) {
+    for (const int units : {64, 128}) {
       // float64 has no kernel for 128.
       if (s.H > units || (wide && units > 64)) continue;
       if (const Team t = team(layer, Regime::OneBlock, units); t.units)

@@ -91,28 +91,41 @@ class Resident {
 
  public:
   // weight(item, row, k), rounded on the way. `shared` has all warps' chunks that are not in
-  // registers; `detour` kChunkBytes for each thread, because the loads of an unrolled loop would
-  // all be issued at once, into more registers than there are.
+  // registers; `detour` two chunks' part of each thread, because the loads of an unrolled loop
+  // would all be issued at once, into more registers than there are.
   template <typename F>
   __device__ __forceinline__ void load(int items, unsigned char* shared, unsigned char* detour,
                                        const F& weight) {
     items_ = items;
-    const int warps = blockDim.x / 32;
     shared_ = reinterpret_cast<uint4*>(shared) + threadIdx.x / 32 * 64 + L::lane();
-    stride_ = warps * 64;
-    uint4* mine = reinterpret_cast<uint4*>(detour) + threadIdx.x * 2;
-#pragma unroll
-    for (int i = 0; i < kRegisterChunks; ++i) {
-      fetch(i, i < items, reinterpret_cast<S*>(mine), weight);
-      registers_[i][0] = mine[0];
-      registers_[i][1] = mine[1];
-    }
+    stride_ = blockDim.x / 32 * 64;
+    uint4* mine = reinterpret_cast<uint4*>(detour) + threadIdx.x * 4;
+    // Without a value to begin with, nvcc 13.0 takes all of them for the one that is set last.
+    memset(registers_, 0, sizeof registers_);
 #pragma unroll 1
-    for (int i = kRegisterChunks; i < items; ++i) {
-      fetch(i, true, reinterpret_cast<S*>(mine), weight);
-      uint4* to = shared_ + (i - kRegisterChunks) * stride_;
-      to[0] = mine[0];
-      to[32] = mine[1];
+    for (int first = 0; first < items || first < kRegisterChunks; first += 2) {
+#pragma unroll 1
+      for (int half = 0; half < 4; ++half) {
+        constexpr int kElements = L::kAlong / 2;
+        S* to = reinterpret_cast<S*>(mine) + half * kElements;
+        const int item = first + half / 2;
+#pragma unroll
+        for (int j = 0; j < kElements; ++j) {
+          const int e = half % 2 * kElements + j;
+          to[j] = Stored<T, kUnit>::of(item < items ? weight(item, L::row(e), L::k(e)) : A(0));
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kRegisterChunks; ++i) {
+        if (i / 2 * 2 != first) continue;
+        registers_[i][0] = mine[i % 2 * 2];
+        registers_[i][1] = mine[i % 2 * 2 + 1];
+      }
+      for (int i = first; i >= kRegisterChunks && i < items && i < first + 2; ++i) {
+        uint4* to = shared_ + (i - kRegisterChunks) * stride_;
+        to[0] = mine[i % 2 * 2];
+        to[32] = mine[i % 2 * 2 + 1];
+      }
     }
   }
 
@@ -138,18 +151,6 @@ class Resident {
   }
 
  private:
-  template <typename F>
-  static __device__ __forceinline__ void fetch(int item, bool there, S* to, const F& weight) {
-#pragma unroll 1
-    for (int half = 0; half < L::kAlong; half += L::kAlong / 2) {
-#pragma unroll
-      for (int j = 0; j < L::kAlong / 2; ++j) {
-        const int e = half + j;
-        to[e] = Stored<T, kUnit>::of(there ? weight(item, L::row(e), L::k(e)) : A(0));
-      }
-    }
-  }
-
   template <typename Operand>
   __device__ __forceinline__ void multiply_shared(A (&sums)[kTeamRows], int item,
                                                   const Operand& operand, int rows) const {

@@ -251,9 +251,9 @@ class Stack {
     if constexpr (kUnit == Unit::Exact) {
       if (how_.regime == Regime::OneBlock) {
         if constexpr (sizeof(T) == 8) {
-          return way(Type<Alone>(), constant<32>, constant<64>);
+          return way(Type<Alone>(), constant<64>);
         } else {
-          return way(Type<Alone>(), constant<32>, constant<64>, constant<128>);
+          return way(Type<Alone>(), constant<64>, constant<128>);
         }
       }
     }
