@@ -100,7 +100,7 @@ class Resident {
     shared_ = reinterpret_cast<uint4*>(shared) + threadIdx.x / 32 * 64 + L::lane();
     stride_ = blockDim.x / 32 * 64;
     uint4* mine = reinterpret_cast<uint4*>(detour) + threadIdx.x * 4;
-    // Without a value to begin with, nvcc 13.0 takes all of them for the one that is set last.
+    // Without values to begin with, nvcc 13.0 keeps none of those that the loop sets.
     memset(registers_, 0, sizeof registers_);
 #pragma unroll 1
     for (int first = 0; first < items || first < kRegisterChunks; first += 2) {
