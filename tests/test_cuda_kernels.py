@@ -149,6 +149,8 @@ def test_rows_do_not_depend_on_tiles(programs: Programs):
     weights, cut into parts."""
     for problem, *kinds in (
         (PROBLEMS[2], "stepwise, small tiles", "stepwise, large tiles"),
+        (PROBLEMS[2], "small Hopper", "Hopper"),
+        (PROBLEMS[9], "small Hopper", "Hopper"),
         (PROBLEMS[14], "small Hopper", "Hopper"),
     ):
         small, large = (
