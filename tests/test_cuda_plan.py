@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import lstm_fast
+from lstm_fast import ops
 from lstm_fast._load import load_kernels
 from lstm_fast.explain import describe_cuda
 
@@ -147,6 +149,17 @@ def test_tensor_cores():
         assert not plan(device, H=64, allow_tf32=False)["tensor_cores"]
     assert plan(AMPERE, H=64)["tensor_cores"]
     assert not plan(TURING, H=64)["tensor_cores"]
+
+
+def test_tf32_is_allowed_as_for_cudnn(monkeypatch: pytest.MonkeyPatch):
+    on_cuda: Any = SimpleNamespace(is_cuda=True)
+    cudnn: Any = torch.backends.cudnn
+    for allowed in (False, True):
+        monkeypatch.setattr(cudnn, "allow_tf32", allowed)
+        assert (ops._parts(on_cuda) == 2) == allowed
+    for setting in ("tf32", "ieee"):
+        monkeypatch.setattr(cudnn.rnn, "fp32_precision", setting)
+        assert (ops._parts(on_cuda) == 2) == (setting == "tf32")
 
 
 def test_large_tiles_only_where_they_fill_the_device():
