@@ -1,16 +1,17 @@
 // The steps of a layer in one launch, where teams of blocks hold the recurrent weights: block r of
 // a team has the rows of weight_hh of the gates of its units [r * kUnits, (r + 1) * kUnits), in
 // registers and shared memory, and computes these units through all steps for the rows of the batch
-// that belong to the team. Without a projection. Both kernels leave it to an Exchange
-// (exchange.cuh) how values get from block to block:
+// that belong to the team. Without a projection. Both kernels leave it to a Way (exchange.cuh) how
+// values get from block to block:
 //
 //   forward    h of each unit goes to all blocks, gates = ... + weights h
 //   backward   a block multiplies the gradients of its own gates, and what that adds to the
 //              gradient of h of a unit goes to the block that has this unit
 //
 // A team takes its groups of rows in turn at each step, so that the exchange of one is under way
-// while another one is computed. Group i has the rows [i * rows, (i + 1) * rows); visit s of a
-// group is the s-th step that has any of them, in the order of the direction.
+// while another one is computed. The first groups of all teams come first in the batch, then their
+// second ones, so that long sequences of a packed batch are spread evenly. Visit s of a group is
+// the s-th step that has any of its rows, in the order of the direction.
 #pragma once
 
 #include "exchange.cuh"
