@@ -3,6 +3,7 @@ orders of threads, and with faults that must be found."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import shutil
 from collections.abc import Callable
@@ -205,18 +206,22 @@ def test_sanitizers_find_nothing(
 
 @dataclass(frozen=True)
 class Fault:
-    """A change of a source, who says what of it, and where: problem, device, whether in TF32."""
+    """A change of a source, and who says what of it, in which of RUNS."""
 
     sanitizer: str
     file: str
     old: str
     new: str
     said: str
-    where: tuple[Problem, str, bool] = (PROBLEMS[13], "Hopper", True)
+    where: str = "one block"
 
 
-IN_CLUSTER = (PROBLEMS[15], "Hopper", False)
-IN_GRID = (PROBLEMS[15], "Ampere", False)
+# Problem, device, whether in TF32
+RUNS = {
+    "one block": (PROBLEMS[13], "Hopper", True),
+    "cluster": (PROBLEMS[15], "Hopper", False),
+    "grid": (PROBLEMS[15], "Ampere", False),
+}
 FAULTS = {
     "a barrier removed": Fault(
         "thread",
@@ -238,7 +243,7 @@ FAULTS = {
         "          });\n      __syncthreads();\n",
         "          });\n",
         "data race",
-        IN_CLUSTER,
+        "cluster",
     ),
     "a cluster in which one thread waits for all": Fault(
         "thread",
@@ -246,7 +251,7 @@ FAULTS = {
         "    wait(barrier(group, number)",
         "    if (threadIdx.x == 0) wait(barrier(group, number)",
         "data race",
-        IN_CLUSTER,
+        "cluster",
     ),
     "a grid that waits for the exchange before": Fault(
         "thread",
@@ -254,7 +259,7 @@ FAULTS = {
         "wait_for_flag(flags(group) + block, number + 1)",
         "wait_for_flag(flags(group) + block, number)",
         "data race",
-        IN_GRID,
+        "grid",
     ),
     "a grid with one slot": Fault(
         "thread",
@@ -262,7 +267,7 @@ FAULTS = {
         "((first(group) * 2 + number % 2) * boxes",
         "((first(group) * 2 + number % 1) * boxes",
         "data race",
-        IN_GRID,
+        "grid",
     ),
     "shared memory too small": Fault(
         "address",
@@ -277,7 +282,7 @@ FAULTS = {
         "team_warps(team.units) * 32, team.memory.bytes,",
         "team_warps(team.units) * 32, team.memory.bytes - 256,",
         "heap-buffer-overflow",
-        IN_GRID,
+        "grid",
     ),
     "a unit too many": Fault(
         "address",
@@ -292,7 +297,7 @@ FAULTS = {
         "if (unit < H) p.grad_h0",
         "if (unit <= H) p.grad_h0",
         "heap-buffer-overflow",
-        IN_CLUSTER,
+        "cluster",
     ),
     "a row too many": Fault(
         "address",
@@ -314,7 +319,7 @@ FAULTS = {
         "for (int to = 0; to < team_.blocks; ++to)",
         "for (int to = 1; to < team_.blocks; ++to)",
         "wait for what never comes",
-        IN_CLUSTER,
+        "cluster",
     ),
     "a cluster that is told of units that are not there": Fault(
         "thread",
@@ -322,7 +327,7 @@ FAULTS = {
         "if (mine && unit < chunks * L::kAlong)",
         "if (mine)",
         "data race",
-        IN_CLUSTER,
+        "cluster",
     ),
     "a grid in which a block keeps silent": Fault(
         "none",
@@ -330,21 +335,30 @@ FAULTS = {
         "if (threadIdx.x == 0) store_flag",
         "if (threadIdx.x == 0 && rank() != 1) store_flag",
         "wait for what never comes",
-        IN_GRID,
+        "grid",
     ),
 }
 
 
+def run_one(program: Path, where: str) -> None:
+    problem, device, allow_tf32 = RUNS[where]
+    emulation.run(program, problem, "float32", allow_tf32, DEVICES[device])
+
+
+@pytest.fixture(scope="module")
+def without_faults(programs: Programs) -> Callable[[str, str], None]:
+    """Makes sure that a sanitizer finds nothing in a run as it is."""
+    return functools.cache(lambda sanitizer, where: run_one(programs(sanitizer), where))
+
+
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_faults_are_found(fault: Fault, tmp_path: Path, programs: Programs):
+def test_faults_are_found(fault: Fault, tmp_path: Path, without_faults: Callable[[str, str], None]):
+    without_faults(fault.sanitizer, fault.where)
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     path = tmp_path / "csrc" / "cuda" / fault.file
     source = path.read_text()
     assert source.count(fault.old) == 1
     path.write_text(source.replace(fault.old, fault.new))
     faulty = emulation.program(tmp_path, fault.sanitizer, altered=tmp_path)
-    problem, device, allow_tf32 = fault.where
-    arguments = (problem, "float32", allow_tf32, DEVICES[device])
-    emulation.run(programs(fault.sanitizer), *arguments)
     with pytest.raises(EmulationError, match=fault.said):
-        emulation.run(faulty, *arguments)
+        run_one(faulty, fault.where)
