@@ -1,47 +1,97 @@
-// Latencies of the barriers that persistent kernels can wait at, as one line of JSON, in
-// nanoseconds; null where the device has none. Built and run by benchmarks/gpu.py.
+// Latencies that persistent kernels cannot avoid, as one line of JSON, in nanoseconds: of a barrier
+// of a block, a cluster and the whole grid, and of the exchanges of csrc/cuda/exchange.cuh, in
+// which every block hands 256 bytes to every other one; null where the device has none. Built and
+// run by benchmarks/gpu.py.
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include <cstdio>
+#include <functional>
+
+#include "../csrc/cuda/exchange.cuh"
 
 namespace cg = cooperative_groups;
+using namespace lstm_fast::cuda;
 
 constexpr int kThreads = 256, kTimes = 20000, kClusterBlocks = 8;
 
-__global__ void block_barrier() {
+struct Nothing {};
+
+__global__ void block_barrier(Nothing) {
   for (int i = 0; i < kTimes; ++i) __syncthreads();
 }
 
-__global__ void cluster_barrier() {
+__global__ void cluster_barrier(Nothing) {
 #if __CUDA_ARCH__ >= 900
   for (int i = 0; i < kTimes; ++i) cg::this_cluster().sync();
 #endif
 }
 
-__global__ void grid_barrier() {
+__global__ void grid_barrier(Nothing) {
   const cg::grid_group grid = cg::this_grid();
   for (int i = 0; i < kTimes; ++i) grid.sync();
 }
 
-// Nanoseconds of one barrier, or a negative number where the kernel cannot be launched.
-double measure(void (*kernel)(), int blocks, cudaLaunchAttribute attribute, int attributes) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = blocks;
-  config.blockDim = kThreads;
-  config.attrs = &attribute;
-  config.numAttrs = attributes;
-  if (cudaLaunchKernelEx(&config, kernel) != cudaSuccess) return cudaGetLastError(), -1;
+template <typename Way>
+__global__ void __launch_bounds__(kThreads, 1)
+    exchange_kernel(const __grid_constant__ Exchange exchange) {
+  if constexpr (kHopper || Way::kTogether != Together::Cluster) {
+    Way way(exchange, 0);
+    for (int i = 0; i < kTimes; ++i) {
+      if (threadIdx.x < 32)
+        way.post_all(0, i, (way.rank() * 32 + threadIdx.x) * 8, Pair<float>{1, 2});
+      way.posted(0, i);
+      way.await(0, i);
+      __syncthreads();
+    }
+    way.leave();
+  }
+}
+
+// Nanoseconds of one of kTimes, or a negative number where the kernel cannot be launched.
+double measure(const std::function<bool()>& run) {
   cudaEvent_t start, end;
-  cudaEventCreate(&start);
-  cudaEventCreate(&end);
-  cudaEventRecord(start);
-  cudaLaunchKernelEx(&config, kernel);
-  cudaEventRecord(end);
-  if (cudaEventSynchronize(end) != cudaSuccess) return cudaGetLastError(), -1;
+  check(cudaEventCreate(&start));
+  check(cudaEventCreate(&end));
   float milliseconds = 0;
-  cudaEventElapsedTime(&milliseconds, start, end);
+  try {
+    for (int i = 0; i < 2; ++i) {  // the first time to warm up
+      check(cudaEventRecord(start));
+      if (!run()) return -1;
+      check(cudaEventRecord(end));
+      check(cudaEventSynchronize(end));
+    }
+    check(cudaEventElapsedTime(&milliseconds, start, end));
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return -1;
+  }
   return milliseconds * 1e6 / kTimes;
+}
+
+double measure_barrier(void (*kernel)(Nothing), Together together, int blocks) {
+  return measure([&] {
+    return launch_together(kernel, together, blocks, blocks, kThreads, 0, nullptr, Nothing{});
+  });
+}
+
+template <typename Way>
+double measure_exchange(int blocks) {
+  Exchange exchange{};
+  exchange.common = true;
+  exchange.arriving = blocks * 256;
+  exchange.team.blocks = blocks;
+  exchange.team.teams = exchange.team.groups = 1;
+  exchange.team.memory.inbox_bytes = blocks * 256;
+  exchange.team.memory.barriers = 2 * blocks * 256;
+  const int64_t flag_bytes = blocks * sizeof(unsigned);
+  check(cudaMalloc(&exchange.inboxes, 2 * blocks * 256));
+  check(cudaMalloc(&exchange.flags, flag_bytes));
+  return measure([&] {
+    clear(exchange.flags, flag_bytes, nullptr);
+    return launch_together(exchange_kernel<Way>, Way::kTogether, blocks, blocks, kThreads,
+                           exchange.team.memory.barriers + 16, nullptr, exchange);
+  });
 }
 
 void print(const char* name, double nanoseconds, const char* after) {
@@ -55,16 +105,14 @@ void print(const char* name, double nanoseconds, const char* after) {
 int main() {
   cudaDeviceProp properties;
   if (cudaGetDeviceProperties(&properties, 0) != cudaSuccess) return 1;
-  cudaLaunchAttribute cluster{}, cooperative{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = kClusterBlocks;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cooperative.id = cudaLaunchAttributeCooperative;
-  cooperative.val.cooperative = 1;
+  const bool clusters = properties.major >= 9;
+  const int all = properties.multiProcessorCount;
   std::printf("{");
-  print("block", measure(block_barrier, 1, {}, 0), ", ");
+  print("block", measure_barrier(block_barrier, Together::Alone, 1), ", ");
   print("cluster",
-        properties.major >= 9 ? measure(cluster_barrier, kClusterBlocks, cluster, 1) : -1, ", ");
-  print("grid", measure(grid_barrier, properties.multiProcessorCount, cooperative, 1), "}\n");
+        clusters ? measure_barrier(cluster_barrier, Together::Cluster, kClusterBlocks) : -1, ", ");
+  print("grid", measure_barrier(grid_barrier, Together::Grid, all), ", ");
+  print("cluster_exchange", clusters ? measure_exchange<Cluster>(kClusterBlocks) : -1, ", ");
+  print("grid_exchange", measure_exchange<Grid>(all), "}\n");
   return 0;
 }

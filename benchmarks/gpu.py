@@ -2,9 +2,10 @@
 
 Both take turns on the same device, timed by CUDA events; the figure of each is the median of its
 samples. What is measured is written to the JSON file at once, and a second run measures what is
-missing there, so that a run may be cut off. The table at the end has a line for each kind of work,
-and the JSON has all cases, with the device, the versions, and the limits of the machine: bandwidth,
-rate of matrix products, latency of the barriers of a block, a cluster and a grid.
+missing there, so that a run may be cut off. The table at the end has a line for each kind of work
+and for each regime of our kernels, and the JSON has all cases, with the device, the versions, and
+the limits of the machine: bandwidth, rate of matrix products, latency of the barriers of a block, a
+cluster and a grid, and of the exchanges that the kernels are made of (csrc/cuda/exchange.cuh).
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from benchmarks import measure
 from benchmarks.cases import Case
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What is measured: a dtype, and whether TF32 may stand for float32, for both alike.
+KINDS = {"exact float32": "float32"} | {name: name for name in DTYPES}
+# What a step of a regime waits for at least: a name of `limits`' barriers.
+WAITS = {"one-block": "block", "cluster": "cluster_exchange", "grid-resident": "grid_exchange"}
 WORKS = {"inference": measure.inference, "training": measure.training}
 # What forecasters use: B 1 to 256, T 24 to 336, H 20 to 512, I 1 to 200, L 1 and 2.
 FORECASTERS = [
@@ -98,7 +103,8 @@ def limits(build: Path) -> dict[str, Any]:
     build.mkdir(parents=True, exist_ok=True)
     major, minor = torch.cuda.get_device_capability()
     program, code = build / "barriers", f"{major}{minor}"
-    nvcc = ["nvcc", "-O3", f"-arch=sm_{code}", str(Path(__file__).with_name("barriers.cu"))]
+    source_file = str(Path(__file__).with_name("barriers.cu"))
+    nvcc = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{code}", source_file]
     subprocess.run([*nvcc, "-o", str(program)], check=True)
     said = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     found["barriers"] = json.loads(said)
@@ -118,25 +124,34 @@ def device() -> dict[str, Any]:
     }
 
 
-def compare(case: Case, work: str, dtype: str, seconds: float, machine: Any) -> dict[str, Any]:
-    x = torch.randn(case.T, case.B, case.I, device="cuda").to(DTYPES[dtype])
+def compare(case: Case, work: str, kind: str, seconds: float, machine: Any) -> dict[str, Any]:
+    dtype = DTYPES[KINDS[kind]]
+    setting: Any = torch.backends.cudnn.rnn
+    setting.fp32_precision = "ieee" if kind == "exact float32" else "tf32"
+    x = torch.randn(case.T, case.B, case.I, device="cuda").to(dtype)
     runs = []
     for cls in (lstm_fast.LSTM, nn.LSTM):
         torch.manual_seed(0)
-        module = cls(case.I, case.H, case.L, bidirectional=case.D == 2, dtype=DTYPES[dtype])
-        runs.append(WORKS[work](module.cuda(), x))
+        module = cls(case.I, case.H, case.L, bidirectional=case.D == 2, dtype=dtype).cuda()
+        if cls is lstm_fast.LSTM:
+            kernels = lstm_fast.explain(module, x)
+        runs.append(WORKS[work](module, x))
     ours, theirs = median_seconds(runs, seconds)
     flops = case.flops(training=work == "training")
     passes = 2 if work == "training" else 1
-    # The larger of the products at the rate of a large one, and a barrier for each step.
-    barriers = passes * case.L * case.T * machine["barriers"]["block"] * 1e-9
-    limit = max(flops / machine["gemm"][dtype], barriers)
+    # The larger of the products at the rate of a large one, and a wait for each step; the rate is
+    # that of TF32 for exact products too, which have no tensor cores.
+    regime = kernels.split(", ")[1].split(" (")[0]
+    wait = machine["barriers"][WAITS.get(regime, "grid")] or 0
+    limit = max(flops / machine["gemm"][KINDS[kind]], passes * case.L * case.T * wait * 1e-9)
     return {
         "us": ours * 1e6,
         "torch_us": theirs * 1e6,
         "ratio": theirs / ours,
         "us_a_step": ours * 1e6 / (case.T * case.L * passes),
         "share_of_limit": limit / ours,
+        "regime": regime,
+        "kernels": kernels,
     }
 
 
@@ -145,18 +160,24 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| shapes | work | dtype | cases | ratio, geometric mean | worst |", "|---" * 6 + "|"]
-    for group in GROUPS:
-        for work in WORKS:
-            for dtype in DTYPES:
-                cases = results["cases"].items()
-                ratios = [
-                    r["ratio"] for key, r in cases if key.startswith(f"{group} {work} {dtype}")
-                ]
-                if ratios:
-                    mean, worst = geometric_mean(ratios), min(ratios)
-                    entries = (group, work, dtype, len(ratios), f"{mean:.2f}", f"{worst:.2f}")
-                    lines.append(f"| {' | '.join(map(str, entries))} |")
+    """A line for each group, work and kind, and one for each regime and work."""
+    parts: dict[tuple[str, str, str], list[Any]] = {}
+    regimes: dict[tuple[str, str, str], list[Any]] = {}
+    for result in results["cases"].values():
+        parts.setdefault((result["group"], result["work"], result["kind"]), []).append(result)
+        regimes.setdefault((result["regime"], result["work"], "all"), []).append(result)
+    columns = ["shapes or regime", "work", "dtype", "cases", "ratio, geometric mean", "worst"]
+    columns += ["us a step, median", "share of the limit, median"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for key, cases in [*parts.items(), *sorted(regimes.items())]:
+        ratios = [case["ratio"] for case in cases]
+        medians = [
+            statistics.median(case[name] for case in cases)
+            for name in ("us_a_step", "share_of_limit")
+        ]
+        figures = [geometric_mean(ratios), min(ratios), *medians]
+        entries = [*key, str(len(cases)), *(f"{figure:.2f}" for figure in figures)]
+        lines.append(f"| {' | '.join(entries)} |")
     return "\n".join(lines)
 
 
@@ -177,20 +198,22 @@ def main() -> None:
     if results.get("device") != device():
         results = {"device": device(), "machine": limits(Path("build") / "gpu"), "cases": {}}
         write()
-    wanted = [
-        (f"{group} {work} {dtype} {case}", case, work, dtype)
+    wanted = {
+        f"{group} {work} {kind} {case}": (group, case, work, kind)
         for group, cases in GROUPS.items()
-        for dtype in DTYPES
+        for kind in KINDS
         for case in cases
         for work in WORKS
-    ]
-    missing = [item for item in wanted if item[0] not in results["cases"]]
-    for key, case, work, dtype in missing:
+    }
+    for key, (group, case, work, kind) in wanted.items():
+        if key in results["cases"]:
+            continue
         if time.monotonic() > end:
             print("Time is up: run again to measure the rest.")
             break
-        results["cases"][key] = compare(case, work, dtype, options.seconds, results["machine"])
-        print(key, {name: round(value, 3) for name, value in results["cases"][key].items()})
+        found = compare(case, work, kind, options.seconds, results["machine"])
+        results["cases"][key] = {"group": group, "work": work, "kind": kind, **found}
+        print(f"{key}: {found['us']:.1f} us, ratio {found['ratio']:.2f}, {found['kernels']}")
         write()
     print(table(results))
 

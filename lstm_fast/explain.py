@@ -22,7 +22,8 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
 
     Returns:
         For example "CPU kernels, avx512, packed weights, 2 threads", as for inference, or "CUDA
-        kernels, one-block, tensor cores". What the words mean: csrc/README.md.
+        kernels, cluster (4 teams of 3 blocks), tensor cores"; backward on CUDA is named too where
+        it takes another way. What the words mean: csrc/README.md.
     """
     data = input.data if isinstance(input, PackedSequence) else input
     weight: Any = module._flat_weights[0]
@@ -47,7 +48,7 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
         )
         threads = "1 thread" if plan["threads"] == 1 else f"{plan['threads']} threads"
         return f"CPU kernels, {build_info()['isa']}, {plan['path']}, {threads}"
-    properties = torch.cuda.get_device_properties(data.device)
+    properties: Any = torch.cuda.get_device_properties(data.device)
     plan = load_kernels().cuda_plan(
         str(data.dtype).removeprefix("torch."),
         T=T,
@@ -60,6 +61,24 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
         allow_tf32=ops._parts(data) in (1, 2),
         compute_capability=10 * properties.major + properties.minor,
         multiprocessors=properties.multi_processor_count,
+        shared_bytes=properties.shared_memory_per_block_optin,
+        l2_bytes=properties.L2_cache_size,
+        cluster_blocks=8 if properties.major >= 9 else 1,
     )
+    return describe_cuda(plan)
+
+
+def describe_cuda(plan: dict[str, Any]) -> str:
+    """The line that `explain` returns for a plan of `_kernels.cuda_plan`."""
+
+    def way(steps: dict[str, Any]) -> str:
+        blocks = steps["blocks"]
+        if blocks < 2:
+            return str(steps["regime"])
+        teams = f"{steps['teams']} team{'s' * (steps['teams'] > 1)}"
+        return f"{steps['regime']} ({teams} of {blocks} blocks)"
+
+    forward, backward = way(plan["forward"]), way(plan["backward"])
+    steps = forward if forward == backward else f"{forward}, backward {backward}"
     units = "tensor cores" if plan["tensor_cores"] else "exact products"
-    return f"CUDA kernels, {plan['regime']}, {units}"
+    return f"CUDA kernels, {steps}, {units}"

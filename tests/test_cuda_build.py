@@ -75,12 +75,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         pytest.skip(f"no nvcc in {home}; CUDA_HOME names the toolkit")
     folder = tmp_path_factory.mktemp("with_cuda")
     shutil.copytree(PACKAGE, folder / "lstm_fast", ignore=shutil.ignore_patterns("*.so"))
-    # Compiled anew each time: ninja keeps the objects, but not what ptxas said of them.
-    for old in (ROOT / "build").glob("ninja-*/cuda/kernels.*.cu.o"):
-        old.unlink()
+    # What ptxas says is kept beside the objects that ninja keeps; both are of these sources.
+    log = ROOT / "build" / "ptxas.log"
+    sources = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.*[chpu]")]
+    if not log.exists() or log.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+        for old in (ROOT / "build").glob("ninja-*/cuda/kernels.*.cu.o"):
+            old.unlink()
+        log.unlink(missing_ok=True)
     result = build(folder, LSTM_FAST_CUDA="1", NVCC_APPEND_FLAGS="-Xptxas=-v")
-    assert result.returncode == 0, result.stdout + result.stderr
-    return Built(folder, result.stdout + result.stderr)
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
+    if not log.exists():
+        log.write_text(said)
+    return Built(folder, log.read_text())
 
 
 @pytest.mark.slow
@@ -107,11 +114,21 @@ def test_compiles_for_all_architectures(built: Built):
 @pytest.mark.slow
 def test_weights_of_a_block_stay_in_registers(built: Built):
     """Nothing spilled and no local memory, where all steps of a layer are one launch."""
-    resident = [usage for usage in usages(built.log) if "block_" in usage.kernel]
+    blocks, teams = (
+        [usage for usage in usages(built.log) if f"{name}_" in usage.kernel]
+        for name in ("block", "team")
+    )
     # Forward and backward; three sizes each of TF32, float16, bfloat16
-    assert len(resident) == 2 * 9 * len(ARCHS)
-    for usage in resident:
+    assert len(blocks) == 2 * 9 * len(ARCHS)
+    # One block: two sizes of float32, one of float64; a cluster and two grids of TF32, float32,
+    # float16, bfloat16
+    assert len(teams) == 2 * (3 + 4 * 3) * len(ARCHS)
+    for usage in blocks + teams:
         assert usage.spilled_bytes == usage.stack_bytes == 0, usage
+    for usage in teams:
+        if usage.arch.startswith(("9", "10")):
+            # 16 chunks of 8 words for a thread, or 6 where there are twice as many threads
+            assert usage.registers > (48 if "ELi128E" in usage.kernel else 128), usage
 
 
 @pytest.mark.slow

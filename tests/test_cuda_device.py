@@ -39,11 +39,16 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parent.parent
-# Each in its own regime of sizes: one-block, its limits, step by step in small and large tiles.
+# Each in its own regime of sizes: one-block and its limits, a cluster with several groups of rows,
+# grids with few and many units, step by step in small and large tiles.
 SIZES = {
     "small": Config(input_size=3, hidden_size=20, T=24, B=33, num_layers=2),
     "limit": Config(input_size=8, hidden_size=96, T=12, B=7, bidirectional=True),
     "beyond": Config(input_size=8, hidden_size=129, T=6, B=9),
+    "cluster": Config(input_size=8, hidden_size=250, T=9, B=300, bidirectional=True),
+    "grid": Config(input_size=8, hidden_size=500, T=9, B=70, num_layers=2),
+    "wide grid": Config(input_size=8, hidden_size=1021, T=5, B=11),
+    "too wide": Config(input_size=8, hidden_size=2200, T=3, B=65),
     "large": Config(input_size=64, hidden_size=300, T=5, B=130, num_layers=2),
     "long": Config(input_size=2, hidden_size=64, T=336, B=5),
 }
@@ -204,6 +209,22 @@ def test_work_is_on_the_current_stream():
     assert torch.equal(output, expected)
 
 
+def test_grids_on_two_streams():
+    """Blocks that wait for each other are on the device together, whatever else is there."""
+    config = SIZES["grid"]
+    module, x = config.module(LSTM).cuda(), config.input().cuda()
+    expected = module(x)[0]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    outputs = []
+    for _ in range(20):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                outputs.append(module(x)[0])
+    torch.cuda.synchronize()
+    assert all(torch.equal(output, expected) for output in outputs)
+
+
 @pytest.mark.parametrize("name", [*SIZES, "packed", "deep_projected"])
 def test_cuda_graph(name: str):
     config = (CONFIGS | SIZES)[name]
@@ -237,7 +258,7 @@ def test_device_of_the_tensors_is_used():
 def test_compute_sanitizer(tool: str):
     code = (
         "import torch; from lstm_fast import LSTM\n"
-        "for H in (20, 96, 130):\n"
+        "for H in (20, 96, 130, 300, 600):\n"
         "  m = LSTM(3, H, 2, bidirectional=True).cuda()\n"
         "  m(torch.randn(5, 9, 3, device='cuda'))[0].sum().backward()\n"
         "torch.cuda.synchronize()"

@@ -3,10 +3,13 @@ orders of threads, and with faults that must be found."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,12 +33,21 @@ PROBLEMS = [
     Problem(T=3, B=9, I=5, H=130, D=2),  # too many units for a block
     Problem(T=4, B=19, I=5, H=96, D=2, lengths=[4] * 3 + [3] * 6 + [2] * 9 + [1]),
     Problem(T=3, B=9, I=5, H=11, L=2),
+    Problem(T=5, B=11, I=3, H=145, D=2, lengths=[5] * 3 + [4] * 6 + [2, 1]),
+    Problem(T=3, B=3, I=2, H=130),
+    Problem(T=3, B=2, I=2, H=321, states=False),
 ]
-# Many multiprocessors make tiles small, few make them large. On Turing halves go step by step.
+# Many multiprocessors make tiles small, few make them large, and leave a cluster several groups of
+# rows. Up to 96 units in TF32, 128 in others, are in one block on all but Turing; more are in a
+# cluster on Hopper, in a grid on Ampere, where shared memory is enough.
 DEVICES = {
-    "small tiles": Device(multiprocessors=1000),
-    "large tiles": Device(multiprocessors=1),
-    "Turing": Device(compute_capability=75),
+    "Hopper": Device(multiprocessors=1000),
+    "small Hopper": Device(multiprocessors=1),
+    "Ampere": Device(80, 13, 163 << 10, 40 << 20, 1),
+    "Turing": Device(75, 40, 64 << 10, 4 << 20, 1),
+    "stepwise, small tiles": Device(75, 1000, 0, cluster_blocks=1),
+    "stepwise, large tiles": Device(75, 1, 0, cluster_blocks=1),
+    "no shared memory": Device(shared_bytes=0),
 }
 # What products round their operands to: significant bits, and the distance of 1 from the next one.
 ROUNDED = {"float32": (11, 2.0**-10), "float16": (11, 2.0**-10), "bfloat16": (8, 2.0**-7)}
@@ -64,24 +76,37 @@ def assert_near_reference(results: list[np.ndarray], problem: Problem, bound: fl
         assert error <= bound * max(1, np.abs(exact).max(initial=0))
 
 
-@pytest.mark.parametrize("device", ["small tiles", "large tiles"])
-@pytest.mark.parametrize("problem", PROBLEMS, ids=case_name)
+def cases(everywhere: list[str], large: list[str]) -> list[Any]:
+    """Each problem on some devices, and those that no single block takes on others too."""
+    return [
+        pytest.param(problem, device, id=f"{case_name(problem)}-{device}")
+        for problem in PROBLEMS
+        for device in (everywhere + large if problem.H > 96 and not problem.P else everywhere)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("problem", "device"),
+    cases(["Hopper", "stepwise, small tiles", "stepwise, large tiles"], ["small Hopper", "Ampere"]),
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_exact_products(dtype: str, problem: Problem, device: str, programs: Programs):
     results = emulation.run(programs("none"), problem, dtype, device=DEVICES[device])
     assert_near_reference(results, problem, tolerance(problem, dtype))
 
 
-@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
-@pytest.mark.parametrize("problem", PROBLEMS, ids=case_name)
+@pytest.mark.parametrize(
+    ("problem", "device"),
+    cases(["Hopper", "Turing"], ["small Hopper", "Ampere", "no shared memory"]),
+)
 @pytest.mark.parametrize("dtype", ROUNDED)
-def test_rounded_products(dtype: str, problem: Problem, device: Device, programs: Programs):
+def test_rounded_products(dtype: str, problem: Problem, device: str, programs: Programs):
     """Weights and inputs are exact; h and the gradients of the gates are rounded at each step, by
     eps / 2 at most and in random directions, so that sums err less than their terms; a result is
     rounded once more. Together less than eps, and twice that is allowed."""
     bits, eps = ROUNDED[dtype]
     problem = replace(problem, bits=bits)
-    results = emulation.run(programs("none"), problem, dtype, allow_tf32=True, device=device)
+    results = emulation.run(programs("none"), problem, dtype, True, DEVICES[device])
     assert_near_reference(results, problem, 2 * eps)
 
 
@@ -89,8 +114,9 @@ def test_tf32_only_where_allowed_and_there(programs: Programs):
     problem = replace(PROBLEMS[4], bits=11)
     exact = emulation.run(programs("none"), problem, "float32")
     rounded = emulation.run(programs("none"), problem, "float32", allow_tf32=True)
-    turing = Device(compute_capability=75)
+    turing = DEVICES["Turing"]
     on_turing = emulation.run(programs("none"), problem, "float32", True, device=turing)
+    exact = emulation.run(programs("none"), problem, "float32", device=turing)
     assert any((a != b).any() for a, b in zip(exact, rounded, strict=True))
     for a, b in zip(exact, on_turing, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -99,39 +125,69 @@ def test_tf32_only_where_allowed_and_there(programs: Programs):
 @pytest.mark.parametrize("seed", range(1, 4))
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_order_of_threads_changes_no_bit(dtype: str, seed: int, programs: Programs):
-    problem = PROBLEMS[9]
-    first = emulation.run(programs("none"), problem, dtype)
-    for a, b in zip(first, emulation.run(programs("none"), problem, dtype, seed=seed), strict=True):
-        np.testing.assert_array_equal(a, b)
+    for problem, device in (
+        (PROBLEMS[9], "Hopper"),
+        (PROBLEMS[14], "Hopper"),
+        (PROBLEMS[14], "Ampere"),
+    ):
+        first, other = (
+            emulation.run(programs("none"), problem, dtype, device=DEVICES[device], seed=s)
+            for s in (0, seed)
+        )
+        for a, b in zip(first, other, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_saving_for_backward_changes_no_bit(programs: Programs):
-    for problem in PROBLEMS:
-        results = emulation.run(programs("none"), problem, "float32")
+    for problem, device in itertools.product(PROBLEMS, ("Hopper", "Ampere", "no shared memory")):
+        results = emulation.run(programs("none"), problem, "float32", device=DEVICES[device])
         for saved, unsaved in zip(results[:3], results[-3:], strict=True):
             np.testing.assert_array_equal(saved, unsaved)
 
 
 def test_rows_do_not_depend_on_tiles(programs: Programs):
-    """Sums have one order, whatever the tile; but for those of weights, cut into parts."""
-    problem = PROBLEMS[2]
-    small, large = (
-        emulation.run(programs("none"), problem, "float32", device=device)
-        for device in (DEVICES["small tiles"], DEVICES["large tiles"])
+    """Sums have one order, whatever the tile or the rows that a block computes; but for those of
+    weights, cut into parts."""
+    for problem, *kinds in (
+        (PROBLEMS[2], "stepwise, small tiles", "stepwise, large tiles"),
+        (PROBLEMS[2], "small Hopper", "Hopper"),
+        (PROBLEMS[9], "small Hopper", "Hopper"),
+        (PROBLEMS[14], "small Hopper", "Hopper"),
+    ):
+        small, large = (
+            emulation.run(programs("none"), problem, "float32", device=DEVICES[name])
+            for name in kinds
+        )
+        for a, b in zip(small[:6], large[:6], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("device", ["Hopper", "Ampere"])
+def test_blocks_that_find_no_room_together(device: str, dtype: str, programs: Programs):
+    """Steps are taken one by one then, instead of a wait that never ends."""
+    problem = replace(PROBLEMS[14], bits=11)
+    alone, stepwise = (
+        emulation.run(programs("none"), problem, dtype, False, DEVICES[name], resident_blocks=room)
+        for name, room in ((device, 1), ("no shared memory", None))
     )
-    for a, b in zip(small[:6], large[:6], strict=True):
+    for a, b in zip(alone, stepwise, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 SANITIZED = [
-    ("float32", False, PROBLEMS[2], "large tiles"),
-    ("float32", False, PROBLEMS[6], "small tiles"),
-    ("float32", False, PROBLEMS[10], "large tiles"),
-    ("float32", True, PROBLEMS[9], "small tiles"),
-    ("float32", True, PROBLEMS[11], "large tiles"),
-    ("float16", False, PROBLEMS[8], "small tiles"),
+    ("float32", False, PROBLEMS[2], "stepwise, large tiles"),
+    ("float32", False, PROBLEMS[6], "stepwise, small tiles"),
+    ("float32", False, PROBLEMS[10], "stepwise, large tiles"),
+    ("float32", False, PROBLEMS[13], "small Hopper"),
+    ("float32", True, PROBLEMS[9], "Hopper"),
+    ("float32", True, PROBLEMS[11], "stepwise, large tiles"),
+    ("float16", False, PROBLEMS[8], "Hopper"),
     ("float16", False, PROBLEMS[4], "Turing"),
-    ("float16", False, PROBLEMS[12], "small tiles"),
+    ("float16", False, PROBLEMS[12], "Hopper"),
+    ("float32", False, PROBLEMS[14], "small Hopper"),
+    ("float32", True, PROBLEMS[15], "Hopper"),
+    ("float16", False, PROBLEMS[15], "Ampere"),
 ]
 
 
@@ -148,64 +204,161 @@ def test_sanitizers_find_nothing(
     emulation.run(programs(sanitizer), problem, dtype, allow_tf32, DEVICES[device], seed=7)
 
 
-# sanitizer, file, what it says there, what it says with the fault, what is said of the fault
+@dataclass(frozen=True)
+class Fault:
+    """A change of a source, and who says what of it, in which of RUNS."""
+
+    sanitizer: str
+    file: str
+    old: str
+    new: str
+    said: str
+    where: str = "one block"
+
+
+# Problem, device, whether in TF32
+RUNS = {
+    "one block": (PROBLEMS[13], "Hopper", True),
+    "cluster": (PROBLEMS[15], "Hopper", False),
+    "grid": (PROBLEMS[15], "Ampere", False),
+}
 FAULTS = {
-    "a barrier removed": (
+    "a barrier removed": Fault(
         "thread",
         "tile.cuh",
         "      place<kN, B>(b_next, b_slice);\n      __syncthreads();\n",
         "      place<kN, B>(b_next, b_slice);\n",
         "data race",
     ),
-    "a barrier between steps removed": (
+    "a barrier between steps removed": Fault(
         "thread",
         "one_block.cuh",
         "after[(row + j) * kRow + unit] = Store::of(h[j]);\n    }\n    __syncthreads();\n",
         "after[(row + j) * kRow + unit] = Store::of(h[j]);\n    }\n",
         "data race",
     ),
-    "shared memory too small": (
+    "a barrier after a product removed": Fault(
+        "thread",
+        "team.cuh",
+        "          });\n      __syncthreads();\n",
+        "          });\n",
+        "data race",
+        "cluster",
+    ),
+    "a cluster in which one thread waits for all": Fault(
+        "thread",
+        "exchange.cuh",
+        "    wait(barrier(group, number)",
+        "    if (threadIdx.x == 0) wait(barrier(group, number)",
+        "data race",
+        "cluster",
+    ),
+    "a grid that waits for the exchange before": Fault(
+        "thread",
+        "exchange.cuh",
+        "wait_for_flag(flags(group) + block, number + 1)",
+        "wait_for_flag(flags(group) + block, number)",
+        "data race",
+        "grid",
+    ),
+    "a grid with one slot": Fault(
+        "thread",
+        "exchange.cuh",
+        "((first(group) * 2 + number % 2) * boxes",
+        "((first(group) * 2 + number % 1) * boxes",
+        "data race",
+        "grid",
+    ),
+    "shared memory too small": Fault(
         "address",
         "tile.cuh",
         "kSlices > kResult ? kSlices : kResult",
         "(kSlices > kResult ? kSlices : kResult) - 512",
         "heap-buffer-overflow",
     ),
-    "a unit too many": (
+    "shared memory of a team too small": Fault(
+        "address",
+        "stack.cuh",
+        "team_warps(team.units) * 32, team.memory.bytes,",
+        "team_warps(team.units) * 32, team.memory.bytes - 256,",
+        "heap-buffer-overflow",
+        "grid",
+    ),
+    "a unit too many": Fault(
         "address",
         "one_block.cuh",
         "if (b >= steps.B || unit >= H) continue;\n    p.h_n",
         "if (b >= steps.B || unit > H) continue;\n    p.h_n",
         "heap-buffer-overflow",
     ),
-    "a row too many": (
+    "a unit of a team too many": Fault(
+        "address",
+        "team.cuh",
+        "if (unit < H) p.grad_h0",
+        "if (unit <= H) p.grad_h0",
+        "heap-buffer-overflow",
+        "cluster",
+    ),
+    "a row too many": Fault(
         "address",
         "product.cuh",
         "if (m >= p.M || n >= p.N) return;",
         "if (m > p.M || n >= p.N) return;",
         "heap-buffer-overflow",
     ),
-    "a lane that misses an instruction of its warp": (
+    "a lane that misses an instruction of its warp": Fault(
         "none",
         "tile.cuh",
         "for (int j = 0; j < kColumns; ++j) mma<T>",
         "for (int j = 0; j < kColumns; ++j) if (threadIdx.x != 5) mma<T>",
         "not reached by all threads",
     ),
+    "a block of a cluster that gets nothing": Fault(
+        "none",
+        "exchange.cuh",
+        "for (int to = 0; to < team_.blocks; ++to)",
+        "for (int to = 1; to < team_.blocks; ++to)",
+        "wait for what never comes",
+        "cluster",
+    ),
+    "a cluster that is told of units that are not there": Fault(
+        "thread",
+        "team.cuh",
+        "if (mine && unit < chunks * L::kAlong)",
+        "if (mine)",
+        "data race",
+        "cluster",
+    ),
+    "a grid in which a block keeps silent": Fault(
+        "none",
+        "exchange.cuh",
+        "if (threadIdx.x == 0) store_flag",
+        "if (threadIdx.x == 0 && rank() != 1) store_flag",
+        "wait for what never comes",
+        "grid",
+    ),
 }
 
 
-@pytest.mark.parametrize(("sanitizer", "file", "old", "new", "said"), FAULTS.values(), ids=FAULTS)
-def test_faults_are_found(
-    sanitizer: str, file: str, old: str, new: str, said: str, tmp_path: Path, programs: Programs
-):
-    problem = PROBLEMS[13]
-    emulation.run(programs(sanitizer), problem, "float32", allow_tf32=True)
+def run_one(program: Path, where: str) -> None:
+    problem, device, allow_tf32 = RUNS[where]
+    emulation.run(program, problem, "float32", allow_tf32, DEVICES[device])
+
+
+@pytest.fixture(scope="module")
+def without_faults(programs: Programs) -> Callable[[str, str], None]:
+    """Makes sure that a sanitizer finds nothing in a run as it is."""
+    return functools.cache(lambda sanitizer, where: run_one(programs(sanitizer), where))
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_faults_are_found(fault: Fault, tmp_path: Path, without_faults: Callable[[str, str], None]):
+    without_faults(fault.sanitizer, fault.where)
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    path = tmp_path / "csrc" / "cuda" / file
+    path = tmp_path / "csrc" / "cuda" / fault.file
     source = path.read_text()
-    assert source.count(old) == 1
-    path.write_text(source.replace(old, new))
-    faulty = emulation.program(tmp_path, sanitizer, altered=tmp_path)
-    with pytest.raises(EmulationError, match=said):
-        emulation.run(faulty, problem, "float32", allow_tf32=True)
+    assert source.count(fault.old) == 1
+    path.write_text(source.replace(fault.old, fault.new))
+    faulty = emulation.program(tmp_path, fault.sanitizer, altered=tmp_path)
+    with pytest.raises(EmulationError, match=fault.said):
+        run_one(faulty, fault.where)

@@ -2,39 +2,143 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import lstm_fast
+from lstm_fast import ops
 from lstm_fast._load import load_kernels
+from lstm_fast.explain import describe_cuda
 
-TURING = {"compute_capability": 75, "multiprocessors": 68}
-AMPERE = {"compute_capability": 80, "multiprocessors": 108}
-HOPPER = {"compute_capability": 90, "multiprocessors": 132}
+TURING = {
+    "compute_capability": 75,
+    "multiprocessors": 68,
+    "shared_bytes": 64 << 10,
+    "l2_bytes": 5632 << 10,
+    "cluster_blocks": 1,
+}
+AMPERE = {
+    "compute_capability": 80,
+    "multiprocessors": 108,
+    "shared_bytes": 163 << 10,
+    "l2_bytes": 40 << 20,
+    "cluster_blocks": 1,
+}
+ADA = {
+    "compute_capability": 89,
+    "multiprocessors": 128,
+    "shared_bytes": 99 << 10,
+    "l2_bytes": 72 << 20,
+    "cluster_blocks": 1,
+}
+HOPPER = {
+    "compute_capability": 90,
+    "multiprocessors": 132,
+    "shared_bytes": 227 << 10,
+    "l2_bytes": 50 << 20,
+    "cluster_blocks": 8,
+}
+DEVICES = {"Turing": TURING, "Ampere": AMPERE, "Ada": ADA, "Hopper": HOPPER}
 
 
 def plan(device: dict[str, int], dtype: str = "float32", **problem: Any) -> dict[str, Any]:
     return load_kernels().cuda_plan(dtype, **{"T": 96, "B": 32, "I": 8, **problem}, **device)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "most"), [("float32", 96), ("float16", 128), ("bfloat16", 128), ("float64", 0)]
-)
+def regime(device: dict[str, int], dtype: str = "float32", **problem: Any) -> str:
+    """Of both passes, with a slash between where they differ."""
+    decided = plan(device, dtype, **problem)
+    names = [decided[direction]["regime"] for direction in ("forward", "backward")]
+    return "/".join(sorted(set(names), key=names.index))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 96), ("float16", 128), ("bfloat16", 128)])
 def test_small_layers_stay_in_a_block(dtype: str, most: int):
     for H in (1, 20, 32, 64, 96, 97, 128, 129, 512):
-        for device in (AMPERE, HOPPER):
-            expected = "one-block" if most >= H else "stepwise"
-            assert plan(device, dtype, H=H)["regime"] == expected
-        assert plan(TURING, dtype, H=H)["regime"] == "stepwise"
+        for device in (AMPERE, ADA, HOPPER):
+            assert (regime(device, dtype, H=H) == "one-block") == (most >= H)
+    assert regime(TURING, "float16", H=20) == "stepwise"
 
 
-def test_a_block_takes_no_projection_no_single_step_and_no_exact_float32():
-    assert plan(HOPPER, H=64)["regime"] == "one-block"
-    assert plan(HOPPER, H=64, P=16)["regime"] == "stepwise"
-    assert plan(HOPPER, H=64, T=1)["regime"] == "stepwise"
-    assert plan(HOPPER, H=64, allow_tf32=False)["regime"] == "stepwise"
+def test_a_block_takes_exact_products_that_fit_its_memory():
+    for H in (1, 20, 64):
+        for device in DEVICES.values():
+            assert regime(device, H=H, allow_tf32=False) == "one-block"
+    assert regime(HOPPER, H=128, allow_tf32=False) == "one-block"
+    assert regime(HOPPER, "float64", H=64) == "one-block"
+    assert regime(HOPPER, "float64", H=65) == "stepwise"
+    assert regime(AMPERE, H=96, allow_tf32=False) == "one-block/grid-resident"
+    assert regime(TURING, H=96, allow_tf32=False) == "stepwise"
+
+
+def test_larger_layers_take_a_cluster_or_the_grid():
+    for dtype, in_cluster, in_grid, too_large in (
+        ("float32", 300, 1024, 1300),
+        ("bfloat16", 512, 2048, 2113),
+    ):
+        assert regime(HOPPER, dtype, H=160) == "cluster"
+        assert plan(HOPPER, dtype, H=in_cluster)["forward"]["regime"] == "cluster"
+        assert regime(HOPPER, dtype, H=in_cluster + 64) == "grid-resident"
+        assert regime(HOPPER, dtype, H=in_grid) == "grid-resident"
+        assert regime(HOPPER, dtype, H=too_large) == "stepwise"
+        assert regime(AMPERE, dtype, H=160) == "grid-resident"
+        assert regime(TURING, dtype, H=160) == "stepwise"
+    assert regime(HOPPER, "float64", H=160) == "stepwise"
+
+
+def test_nothing_stays_for_projections_and_single_steps():
+    for H in (64, 160, 1024):
+        assert regime(HOPPER, "float16", H=H) != "stepwise"
+        assert regime(HOPPER, "float16", H=H, P=16) == "stepwise"
+        assert regime(HOPPER, "float16", H=H, T=1) == "stepwise"
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_teams_fit_the_device(dtype: str, device: dict[str, int]):
+    """All rows and units have a block, a grid is on the device at once, and memory is enough."""
+    for H, B, D, tf32 in itertools.product(
+        (1, 33, 65, 97, 200, 384, 700, 1500, 2048), (0, 1, 9, 64, 1000), (1, 2), (False, True)
+    ):
+        decided = plan(device, dtype, H=H, B=B, D=D, allow_tf32=tf32)
+        for team in (decided["forward"], decided["backward"]):
+            if not team["units"]:
+                assert team["regime"] in ("stepwise", "one-block")
+                continue
+            assert team["units"] * team["blocks"] >= H
+            assert team["teams"] * team["groups"] * team["rows"] >= B
+            assert team["shared_bytes"] <= device["shared_bytes"]
+            blocks = team["teams"] * team["blocks"]
+            if team["regime"] == "grid-resident":
+                assert blocks * D <= device["multiprocessors"]
+            elif team["regime"] == "cluster":
+                assert 1 < team["blocks"] <= device["cluster_blocks"]
+            else:
+                assert team["blocks"] == 1
+
+
+def test_rows_spread_over_the_device():
+    """Tensor cores take 8 rows at a time anyway; others as few as fill the multiprocessors."""
+    assert (
+        plan(HOPPER, H=20, allow_tf32=False)["forward"] | {"teams": 32, "rows": 1}
+        == plan(HOPPER, H=20, allow_tf32=False)["forward"]
+    )
+    assert plan(HOPPER, H=20, B=264, allow_tf32=False)["forward"]["rows"] == 2
+    wide = plan(HOPPER, "float16", H=512, B=256)["forward"]
+    # Eight blocks of a cluster fit twice into each sixteen multiprocessors.
+    assert (wide["teams"], wide["groups"], wide["rows"]) == (16, 2, 8)
+
+
+def test_a_grid_that_reads_more_than_weights_are_goes_step_by_step():
+    assert regime(HOPPER, "bfloat16", H=1024, B=64) == "grid-resident"
+    assert regime(HOPPER, "bfloat16", H=2048, B=512) == "stepwise"
+    small_cache = HOPPER | {"l2_bytes": 1 << 20}
+    assert regime(HOPPER, "bfloat16", H=1024, B=160) == "grid-resident/stepwise"
+    assert regime(small_cache, "bfloat16", H=1024, B=160) == "grid-resident"
 
 
 def test_tensor_cores():
@@ -45,6 +149,17 @@ def test_tensor_cores():
         assert not plan(device, H=64, allow_tf32=False)["tensor_cores"]
     assert plan(AMPERE, H=64)["tensor_cores"]
     assert not plan(TURING, H=64)["tensor_cores"]
+
+
+def test_tf32_is_allowed_as_for_cudnn(monkeypatch: pytest.MonkeyPatch):
+    on_cuda: Any = SimpleNamespace(is_cuda=True)
+    cudnn: Any = torch.backends.cudnn
+    for allowed in (False, True):
+        monkeypatch.setattr(cudnn, "allow_tf32", allowed)
+        assert (ops._parts(on_cuda) == 2) == allowed
+    for setting in ("tf32", "ieee"):
+        monkeypatch.setattr(cudnn.rnn, "fp32_precision", setting)
+        assert (ops._parts(on_cuda) == 2) == (setting == "tf32")
 
 
 def test_large_tiles_only_where_they_fill_the_device():
@@ -82,3 +197,23 @@ def test_explain_on_cuda():
     module = lstm_fast.LSTM(3, 64, dtype=torch.float16).cuda()
     x = torch.ones(5, 2, 3, dtype=torch.float16, device="cuda")
     assert lstm_fast.explain(module, x) == "CUDA kernels, one-block, tensor cores"
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "H", "expected"),
+    [
+        (HOPPER, "float16", 64, "one-block, tensor cores"),
+        (HOPPER, "float16", 160, "cluster (4 teams of 3 blocks), tensor cores"),
+        (AMPERE, "bfloat16", 1400, "grid-resident (1 team of 88 blocks), tensor cores"),
+        (TURING, "float32", 300, "stepwise, exact products"),
+        (
+            HOPPER,
+            "float32",
+            300,
+            "cluster (4 teams of 5 blocks), backward grid-resident (4 teams of 10 blocks), "
+            "tensor cores",
+        ),
+    ],
+)
+def test_explanation(device: dict[str, int], dtype: str, H: int, expected: str):
+    assert describe_cuda(plan(device, dtype, H=H)) == f"CUDA kernels, {expected}"

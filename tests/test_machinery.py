@@ -27,7 +27,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
-from lstm_fast import LSTM, ops, restore
+from lstm_fast import LSTM, build_info, ops, restore
 from tests.sample_inputs import CONFIGS, assert_all_close
 
 Layer = type[nn.LSTM]
@@ -44,6 +44,7 @@ class Tool(NamedTuple):
     error: str  # which it then raises
     needs: tuple[str, ...]  # packages without which this is skipped
     slow: bool
+    cuda: bool  # skipped without a device
 
 
 TOOLS: list[Tool] = []
@@ -64,11 +65,12 @@ def tool(
     error: str = "",
     needs: tuple[str, ...] = (),
     slow: bool = False,
+    cuda: bool = False,
 ) -> Callable[[Any], Any]:
     """Register a check: a function of the class of layer, which raises where that does not work."""
 
     def register(run: Callable[[Layer], None]) -> Callable[[Layer], None]:
-        TOOLS.append(Tool(name, run, nn_lstm, error, needs, slow))
+        TOOLS.append(Tool(name, run, nn_lstm, error, needs, slow, cuda))
         return run
 
     return register
@@ -128,9 +130,15 @@ def autocast_packed(layer: Layer) -> None:
     check_autocast(layer, pack_padded_sequence(X, [6, 4, 1]), torch.bfloat16)
 
 
-def check_autocast(layer: Layer, x: Any, dtype: torch.dtype) -> None:
-    module = layer(**SIZES)
-    with torch.autocast("cpu", dtype):
+@tool("autocast on CUDA, float16 and bfloat16 (not run yet)", cuda=True)
+def autocast_cuda(layer: Layer) -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        check_autocast(layer, X.cuda(), dtype, "cuda")
+
+
+def check_autocast(layer: Layer, x: Any, dtype: torch.dtype, device: str = "cpu") -> None:
+    module = layer(**SIZES).to(device)
+    with torch.autocast(device, dtype):
         output, _ = module(x)
         got = output if isinstance(output, Tensor) else output.data
         torch.autograd.grad(got.float().square().sum(), tuple(module.parameters()))
@@ -530,6 +538,8 @@ def params(tools: list[Tool]) -> list[Any]:
 
 
 def require(tool: Tool) -> None:
+    if tool.cuda and not (torch.cuda.is_available() and build_info()["cuda"]):
+        pytest.skip("no CUDA device, or a build without CUDA kernels")
     for package in tool.needs:
         pytest.importorskip(package, reason=f"needs {package} of the extra 'clients'")
 

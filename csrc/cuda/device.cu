@@ -7,7 +7,7 @@ namespace lstm_fast::cuda {
 #ifdef LSTM_FAST_CUDA_EMULATION
 
 // A small Hopper, so that a few rows and units fill it.
-Device current_device() { return {90, 4}; }
+Device current_device() { return {90, 4, 227 << 10, 50 << 20, 8}; }
 
 #else
 
@@ -19,8 +19,10 @@ Device current_device() {
     check(cudaDeviceGetAttribute(&value, attribute, index));
     return value;
   };
+  // More than 8 blocks in a cluster are not granted everywhere.
   return {10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor),
-          get(cudaDevAttrMultiProcessorCount)};
+          get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          get(cudaDevAttrL2CacheSize), get(cudaDevAttrClusterLaunch) ? 8 : 1};
 }
 
 #endif

@@ -28,17 +28,66 @@ inline void check(cudaError_t error) {
   }
 }
 
+template <typename Params>
+void allow_shared_memory(void (*kernel)(Params), int64_t bytes) {
+  constexpr int64_t without_asking = 48 * 1024;
+  if (bytes <= without_asking) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)));
+}
+
 // Starts kernel(params) on a stream (a cudaStream_t) of the current device.
 template <typename Params>
 void launch(void (*kernel)(Params), dim3 grid, int threads, int64_t shared_bytes, void* stream,
             const Params& params) {
-  constexpr int64_t without_asking = 48 * 1024;
-  if (shared_bytes > without_asking) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)));
-  }
+  allow_shared_memory(kernel, shared_bytes);
   kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(params);
   check(cudaGetLastError());
+}
+
+// Blocks of a launch that run at the same time, because they wait for each other.
+enum class Together { Alone, Cluster, Grid };
+
+// `launch` for these; blocks of a cluster are neighbours along x. Does nothing and returns false
+// where the device cannot run so many of them together.
+template <typename Params>
+bool launch_together(void (*kernel)(Params), Together together, int cluster, dim3 grid, int threads,
+                     int64_t shared_bytes, void* stream, const Params& params) {
+  allow_shared_memory(kernel, shared_bytes);
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = together != Together::Alone;
+  if (together == Together::Cluster) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    int clusters = 0;
+    check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
+    if (clusters == 0) return false;
+  } else if (together == Together::Grid) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    int device = 0, multiprocessors = 0, blocks = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
+    if (static_cast<int64_t>(grid.x) * grid.y * grid.z >
+        static_cast<int64_t>(blocks) * multiprocessors) {
+      return false;
+    }
+  }
+  check(cudaLaunchKernelEx(&config, kernel, params));
+  return true;
+}
+
+// Zeros, on the stream.
+inline void clear(void* memory, int64_t bytes, void* stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 
 // D += A B on the tensor cores, for a warp: A [16, K], B [K, 8], D [16, 8] in float32, where K is
@@ -122,6 +171,110 @@ __device__ __forceinline__ void mma<float>(float (&)[4], const uint32_t (&)[4],
 __device__ __forceinline__ float to_tf32(float x) { return x; }
 #endif
 #undef LSTM_FAST_MMA
+
+// Flags in the memory of the device. What a thread wrote before it stored a flag, and others of its
+// block wrote before they met it at a barrier, is seen by whoever finds the flag.
+__device__ __forceinline__ void store_flag(unsigned* flag, unsigned value) {
+  __threadfence();
+  *static_cast<volatile unsigned*>(flag) = value;
+}
+__device__ __forceinline__ void wait_for_flag(const unsigned* flag, unsigned at_least) {
+  while (static_cast<int>(*static_cast<const volatile unsigned*>(flag) - at_least) < 0) {
+  }
+  __threadfence();
+}
+
+// Past the first-level cache, which knows nothing of the writes of other multiprocessors.
+template <typename V>
+__device__ __forceinline__ V load_shared_by_blocks(const V* from) {
+  return __ldcg(from);
+}
+
+// The rest is for blocks of a cluster. Barriers (mbarrier) lie in shared memory: of two phases that
+// alternate, one ends when `expect` has been called once for it and as many bytes as that said have
+// been posted.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool kHopper = true;  // or newer; no kernel calls what follows elsewhere
+#else
+constexpr bool kHopper = false;
+#endif
+
+using Barrier = uint64_t;
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+// The same place in the shared memory of another block of the cluster.
+__device__ __forceinline__ uint32_t address_of_block(uint32_t address, int block) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(block));
+  return there;
+}
+
+__device__ __forceinline__ void init_barrier(Barrier* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+}
+// By the threads that called init_barrier, before sync_cluster.
+__device__ __forceinline__ void show_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void expect(Barrier* barrier, int bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+// Until the phase of this parity, 0 for the first one, has ended.
+__device__ __forceinline__ void wait(Barrier* barrier, int parity) {
+  const uint32_t address = shared_address(barrier);
+  uint32_t ended = 0;
+  while (!ended) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}"
+        : "=r"(ended)
+        : "r"(address), "r"(parity)
+        : "memory");
+  }
+}
+// After a loop that lanes leave one by one, before an instruction of the whole warp.
+__device__ __forceinline__ void reconverge() { __syncwarp(); }
+// Stores a value of 4, 8 or 16 bytes where `to` is in another block, and posts it to its barrier.
+template <typename V>
+__device__ __forceinline__ void post(V* to, Barrier* barrier, int block, const V& value) {
+  uint32_t words[sizeof(V) / 4];
+  memcpy(words, &value, sizeof value);
+  const uint32_t there = address_of_block(shared_address(to), block);
+  const uint32_t its_barrier = address_of_block(shared_address(barrier), block);
+#define LSTM_FAST_POST "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes"
+  if constexpr (sizeof(V) == 4) {
+    asm volatile(LSTM_FAST_POST ".b32 [%0], %1, [%2];" ::"r"(there), "r"(words[0]), "r"(its_barrier)
+                 : "memory");
+  } else if constexpr (sizeof(V) == 8) {
+    asm volatile(LSTM_FAST_POST ".v2.b32 [%0], {%1, %2}, [%3];" ::"r"(there), "r"(words[0]),
+                 "r"(words[1]), "r"(its_barrier)
+                 : "memory");
+  } else {
+    static_assert(sizeof(V) == 16);
+    asm volatile(LSTM_FAST_POST ".v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(there), "r"(words[0]),
+                 "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(its_barrier)
+                 : "memory");
+  }
+#undef LSTM_FAST_POST
+}
+__device__ __forceinline__ int block_of_cluster() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// All threads of all blocks of the cluster.
+__device__ __forceinline__ void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+}
 
 }  // namespace lstm_fast::cuda
 

@@ -15,7 +15,8 @@ constexpr Element kElement = sizeof(T) == 2   ? Element::Half
 // Calls f with the stack that the planner chooses.
 template <typename Problem, typename F>
 auto with_stack(const Problem& p, const Device& device, void* stream, const F& f) {
-  const Regime how = regime(device, p.shape, kElement, p.allow_tf32);
+  constexpr Pass pass = std::is_same_v<Problem, StackForward> ? Pass::Forward : Pass::Backward;
+  const Plan how = plan_steps(device, p.shape, kElement, p.allow_tf32, pass);
   if constexpr (kElement == Element::Float64) {
     return f(Stack<T, Unit::Exact>(p.shape, device, how, stream));
   } else if constexpr (kElement == Element::Half) {

@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-#include "gates.cuh"
+#include "layer.cuh"
 #include "tile.cuh"
 
 namespace lstm_fast::cuda {
@@ -76,28 +76,6 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&weights
   for (int i = 0; i < 4; ++i) d[i] += odd[i];
 }
 
-// One direction of a layer; buffers as in step.cuh, but of all steps.
-template <typename T>
-struct BlockForward {
-  const T* h0;         // [B, H], or null for zeros
-  const T* c0;         // [B, H], or null for zeros
-  const T* weight_hh;  // [G, H]
-  float* gates;        // [N, G], from the input; replaced by the activated gates if saved
-  float* cells;        // [N, H], or null if not saved
-  float* hidden;       // [N, H], rows hidden_stride apart
-  T* rounded_hidden;   // the same, rounded, or null
-  T* h_n;              // [B, H]
-  T* c_n;              // [B, H]
-};
-
-template <typename T>
-struct BlocksForward {
-  Steps steps;  // arrays on the device
-  int H;
-  int64_t hidden_stride;
-  BlockForward<T> of[2];
-};
-
 // A warp owns 8 units: the fragments of their gates i above f, and g above o, so that a lane gets
 // the four gates of one unit for two rows of the batch.
 template <typename T, int kChunks>
@@ -117,15 +95,15 @@ struct FromInput {
 };
 
 template <typename T, int kChunks>
-__device__ __forceinline__ void block_forward(const BlocksForward<T>& blocks) {
+__device__ __forceinline__ void block_forward(const LayersForward<T>& layers) {
   using Sizes = BlockForwardSizes<T, kChunks>;
   using Store = Stored<T, Unit::Tensor>;
   using S = typename Store::type;
   constexpr int kStride = Sizes::kStride, kRow = kStride * Words<T>::kElements;
-  const BlockForward<T>& p = blocks.of[blockIdx.z];
-  const Steps& steps = blocks.steps;
+  const LayerForward<T>& p = layers.of[blockIdx.z];
+  const Steps& steps = layers.steps;
   const bool reverse = blockIdx.z == 1;
-  const int H = blocks.H, lane = threadIdx.x % 32;
+  const int H = layers.H, lane = threadIdx.x % 32;
   const int unit = threadIdx.x / 32 * 8 + lane / 4, row = lane % 4 * 2;
   const int64_t b0 = static_cast<int64_t>(blockIdx.x) * kBlockRows;
   uint32_t* words = reinterpret_cast<uint32_t*>(shared_memory());  // h, of this step and the next
@@ -159,8 +137,7 @@ __device__ __forceinline__ void block_forward(const BlocksForward<T>& blocks) {
     const int64_t t = reverse ? steps.T - 1 - s : s;
     for (int j = 0; j < 2; ++j) {
       if (!alive(t, j)) continue;
-      const float* g = p.gates + (steps.offset(t) + b0 + row + j) * 4 * H + unit;
-      from.of[j] = {g[0], g[H], g[2 * H], g[3 * H]};
+      from.of[j] = load_gates(p.gates, steps.offset(t) + b0 + row + j, H, unit);
     }
     return from;
   };
@@ -187,17 +164,7 @@ __device__ __forceinline__ void block_forward(const BlocksForward<T>& blocks) {
             activate(Gates<float>{in_forget[j], in_forget[2 + j], cell_out[j], cell_out[2 + j]});
         c[j] = next_cell(gates, c[j]);
         h[j] = hidden(gates, c[j]);
-        const int64_t n = steps.offset(t) + b0 + row + j;
-        if (p.cells) {
-          float* g = p.gates + n * 4 * H + unit;
-          g[0] = gates.i;
-          g[H] = gates.f;
-          g[2 * H] = gates.g;
-          g[3 * H] = gates.o;
-          p.cells[n * H + unit] = c[j];
-        }
-        p.hidden[n * blocks.hidden_stride + unit] = h[j];
-        if (p.rounded_hidden) p.rounded_hidden[n * blocks.hidden_stride + unit] = narrow<T>(h[j]);
+        store_cell(layers, p, steps.offset(t) + b0 + row + j, unit, gates, c[j], h[j]);
       }
       if (unit < H) after[(row + j) * kRow + unit] = Store::of(h[j]);
     }
@@ -214,31 +181,9 @@ __device__ __forceinline__ void block_forward(const BlocksForward<T>& blocks) {
 // Grid: rows in groups of 8, 1, directions.
 template <typename T, int kChunks>
 __global__ void __launch_bounds__(BlockForwardSizes<T, kChunks>::kMaxThreads, 1)
-    block_forward_kernel(const __grid_constant__ BlocksForward<T> blocks) {
-  if constexpr (kAmpere) block_forward<T, kChunks>(blocks);
+    block_forward_kernel(const __grid_constant__ LayersForward<T> layers) {
+  if constexpr (kAmpere) block_forward<T, kChunks>(layers);
 }
-
-template <typename T>
-struct BlockBackward {
-  Array<T> grad_y;     // [N, H], rows grad_y_stride apart; null for zeros
-  const T* grad_h_n;   // [B, H], or null for zeros
-  const T* grad_c_n;   // [B, H], or null for zeros
-  const T* c0;         // [B, H], or null for zeros
-  const T* weight_hh;  // [G, H]
-  const float* gates;  // [N, G]
-  const float* cells;  // [N, H]
-  float* grad_gates;   // [N, G]
-  T* grad_h0;          // [B, H], or null when not wanted
-  T* grad_c0;          // [B, H], or null when not wanted
-};
-
-template <typename T>
-struct BlocksBackward {
-  Steps steps;  // arrays on the device
-  int H;
-  int64_t grad_y_stride;
-  BlockBackward<T> of[2];
-};
 
 // A warp owns 16 units and two gates: half of the product grad_gates weight_hh. The halves meet in
 // shared memory, where a thread has one unit of the rows r and r + 4.
@@ -254,24 +199,18 @@ struct BlockBackwardSizes {
   static int threads(int64_t H) { return static_cast<int>((H + 15) / 16) * 64; }
 };
 
-// What a thread reads of a row at a step before it can compute it.
-struct FromForward {
-  Gates<float> gates;
-  float c, c_prev, grad_y;
-};
-
 template <typename T, int kChunks>
-__device__ __forceinline__ void block_backward(const BlocksBackward<T>& blocks) {
+__device__ __forceinline__ void block_backward(const LayersBackward<T>& layers) {
   using Sizes = BlockBackwardSizes<T, kChunks>;
   using Store = Stored<T, Unit::Tensor>;
   using S = typename Store::type;
   constexpr int kStride = Sizes::kStride, kSumStride = Sizes::kSumStride;
   constexpr int kGate = Sizes::kMaxUnits;  // elements along k of a gate, padded
   constexpr int kRow = kStride * Words<T>::kElements;
-  const BlockBackward<T>& p = blocks.of[blockIdx.z];
-  const Steps& steps = blocks.steps;
+  const LayerBackward<T>& p = layers.of[blockIdx.z];
+  const Steps& steps = layers.steps;
   const bool reverse = blockIdx.z == 1;
-  const int H = blocks.H, lane = threadIdx.x % 32;
+  const int H = layers.H, lane = threadIdx.x % 32;
   const int half = threadIdx.x / 32 % 2, unit0 = threadIdx.x / 64 * 16;
   const int width = blockDim.x / 4;
   const int row = threadIdx.x / width, unit = threadIdx.x % width;
@@ -307,20 +246,9 @@ __device__ __forceinline__ void block_backward(const BlocksBackward<T>& blocks) 
   };
   const auto step = [&](int64_t s) { return reverse ? steps.T - 1 - s : s; };
   const auto load = [&](int64_t s, int j) {
-    FromForward from{};
     const int64_t t = step(s), b = b_of(j);
-    if (b >= steps.rows(t) || unit >= H) return from;
-    const int64_t n = steps.offset(t) + b;
-    const float* g = p.gates + n * 4 * H + unit;
-    from.gates = {g[0], g[H], g[2 * H], g[3 * H]};
-    from.c = p.cells[n * H + unit];
-    if (b < steps.carried(t, reverse)) {
-      from.c_prev = p.cells[(steps.offset(Steps::previous(t, reverse)) + b) * H + unit];
-    } else if (p.c0) {
-      from.c_prev = widen(p.c0[b * H + unit]);
-    }
-    if (p.grad_y.given()) from.grad_y = p.grad_y[n * blocks.grad_y_stride + unit];
-    return from;
+    if (b >= steps.rows(t) || unit >= H) return FromForward<float>{};
+    return load_cell(layers, p, t, reverse, b, unit);
   };
 
   float dc[2], dm[2];
@@ -331,8 +259,8 @@ __device__ __forceinline__ void block_backward(const BlocksBackward<T>& blocks) 
   }
   for (int64_t s = steps.T - 1; s >= 0; --s) {
     const int64_t t = step(s);
-    if (steps.rows(t) <= b0) continue;                     // no row of this block
-    const FromForward from[2] = {load(s, 0), load(s, 1)};  // on its way during the product
+    if (steps.rows(t) <= b0) continue;                            // no row of this block
+    const FromForward<float> from[2] = {load(s, 0), load(s, 1)};  // on its way during the product
     from_after(dm);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -343,11 +271,7 @@ __device__ __forceinline__ void block_backward(const BlocksBackward<T>& blocks) 
       if (last && p.grad_h_n) dm[j] += widen(p.grad_h_n[b * H + unit]);
       const Gates<float> da =
           gate_gradients(from[j].gates, from[j].c, from[j].c_prev, dm[j], dc[j]);
-      float* g = p.grad_gates + (steps.offset(t) + b) * 4 * H + unit;
-      g[0] = da.i;
-      g[H] = da.f;
-      g[2 * H] = da.g;
-      g[3 * H] = da.o;
+      store_gates(p.grad_gates, steps.offset(t) + b, H, unit, da);
       // A row that does not change at a step keeps its gradients for those of h0.
       S* kept = reinterpret_cast<S*>(words) + (row + 4 * j) * kRow + unit;
       kept[0] = Store::of(da.i);
@@ -370,8 +294,8 @@ __device__ __forceinline__ void block_backward(const BlocksBackward<T>& blocks) 
 // Grid: rows in groups of 8, 1, directions.
 template <typename T, int kChunks>
 __global__ void __launch_bounds__(BlockBackwardSizes<T, kChunks>::kMaxThreads, 1)
-    block_backward_kernel(const __grid_constant__ BlocksBackward<T> blocks) {
-  if constexpr (kAmpere) block_backward<T, kChunks>(blocks);
+    block_backward_kernel(const __grid_constant__ LayersBackward<T> layers) {
+  if constexpr (kAmpere) block_backward<T, kChunks>(layers);
 }
 
 }  // namespace lstm_fast::cuda

@@ -1,7 +1,7 @@
 // A stack of layers: for each an input product for all steps, then the steps, both directions of
 // them at once; backward likewise, and one product for the gradients of all weights. Steps are
 // either one launch each (two with a projection), for any size, dtype and device, or all in one
-// launch where a block holds the weights.
+// launch where a block, a cluster or the whole grid holds the weights.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include "kernels.h"
 #include "one_block.cuh"
 #include "step.cuh"
+#include "team.cuh"
 #include "upload.cuh"
 #include "weight_grad.cuh"
 
@@ -48,11 +49,13 @@ T* of(void* p) {
   return static_cast<T*>(p);
 }
 
-// A type as an argument.
+// A type, and a number, as an argument.
 template <typename T>
 struct Type {
   using type = T;
 };
+template <int value>
+constexpr std::integral_constant<int, value> constant{};
 
 // Where the output of a layer lies.
 template <typename T>
@@ -69,10 +72,10 @@ class Stack {
   static constexpr bool kHalf = sizeof(T) == 2;
 
  public:
-  Stack(const StackShape& shape, const Device& device, Regime regime, void* stream)
+  Stack(const StackShape& shape, const Device& device, const Plan& how, void* stream)
       : s_(shape),
         device_(device),
-        regime_(regime),
+        how_(how),
         stream_(stream),
         N_(shape.steps.total()),
         width_(shape.D * shape.P),
@@ -84,6 +87,12 @@ class Stack {
     int64_t* offsets;      // [T]
   };
 
+  // What a grid exchanges: inboxes, and flags for each layer.
+  struct Exchanges {
+    unsigned char* inboxes;
+    unsigned* flags;
+  };
+
   struct ForwardPlan {
     A* between[2];  // outputs of layers that are not kept, taken in turn
     A* gates;       // [D][rows of a chunk, G], when nothing is kept
@@ -91,6 +100,7 @@ class Stack {
     A* hidden;      // [D][B, H], likewise, if projected
     int64_t chunk;  // steps whose gates lie in memory at a time
     StepArrays steps;
+    Exchanges exchanges;
     int64_t bytes;
   };
 
@@ -99,7 +109,7 @@ class Stack {
     ForwardPlan plan{};
     plan.chunk = s_.steps.T;
     if (!p.saved) {
-      if (regime_ == Regime::Stepwise) plan.chunk = steps_per_chunk(s_, sizeof(A));
+      if (how_.regime == Regime::Stepwise) plan.chunk = steps_per_chunk(s_, sizeof(A));
       for (int i = 0; i < 2; ++i) {
         // The last layer needs one only where its output is rounded for the caller.
         if (i < (kHalf ? s_.L : s_.L - 1)) plan.between[i] = arena.take<A>(N_ * width_);
@@ -108,25 +118,24 @@ class Stack {
       plan.cells = arena.take<A>(s_.D * s_.steps.B * s_.H);
       if (s_.projected) plan.hidden = arena.take<A>(s_.D * s_.steps.B * s_.H);
     }
-    if (regime_ == Regime::OneBlock) plan.steps = take_steps(arena);
+    if (how_.regime != Regime::Stepwise) plan.steps = take_steps(arena);
+    plan.exchanges = take_exchanges(arena, true);
     plan.bytes = arena.used();
     return plan;
   }
 
   void forward(const StackForward& p) const {
     const ForwardPlan plan = plan_forward(p);
-    const Steps steps = regime_ == Regime::OneBlock ? on_device(plan.steps) : Steps{};
+    const Steps steps = how_.regime != Regime::Stepwise ? on_device(plan.steps) : Steps{};
+    clear_flags(plan.exchanges);
     Array<T> x(of<T>(p.x));
     for (int64_t l = 0; l < s_.L; ++l) {
       const Output<T> out = output(p, plan, l);
       for (int64_t s0 = 0; s0 < s_.steps.T; s0 += plan.chunk) {
         const int64_t s1 = std::min(s_.steps.T, s0 + plan.chunk);
         input_product(p, plan, l, x, s0, s1);
-        if (regime_ == Regime::OneBlock) {
-          forward_blocks(p, plan, l, out, steps);
-        } else {
-          for (int64_t s = s0; s < s1; ++s) forward_step(p, plan, l, out, s, s0);
-        }
+        if (forward_at_once(p, plan, l, out, steps)) continue;
+        for (int64_t s = s0; s < s1; ++s) forward_step(p, plan, l, out, s, s0);
       }
       x = Array<T>::ours(out.y);
     }
@@ -138,6 +147,7 @@ class Stack {
     A* grad_hidden;      // [D][N, P] if projected
     A* grad_cells;       // [D][B, H]
     StepArrays steps;
+    Exchanges exchanges;
     int64_t* previous;  // [D][N]
     A* parts;           // of the weight gradients
     int64_t bytes;
@@ -152,6 +162,7 @@ class Stack {
     if (s_.projected) plan.grad_hidden = arena.take<A>(s_.D * N_ * s_.P);
     plan.grad_cells = arena.take<A>(s_.D * s_.steps.B * s_.H);
     plan.steps = take_steps(arena);
+    plan.exchanges = take_exchanges(arena, false);
     if (p.grad_weights) {
       plan.previous = arena.take<int64_t>(s_.D * N_);
       int64_t most = 0;
@@ -168,14 +179,13 @@ class Stack {
   void backward(const StackBackward& p) const {
     const BackwardPlan plan = plan_backward(p);
     const Steps steps = on_device(plan.steps);
+    clear_flags(plan.exchanges);
     if (p.grad_weights) find_previous_rows(plan, steps);
     for (int64_t l = s_.L - 1; l >= 0; --l) {
       const bool last = l == s_.L - 1;
       const Array<T> grad_y =
           last ? Array<T>(of<T>(p.grad_y)) : Array<T>::ours(plan.grad_between[l % 2]);
-      if (regime_ == Regime::OneBlock) {
-        backward_blocks(p, plan, l, grad_y, steps);
-      } else {
+      if (!backward_at_once(p, plan, l, grad_y, steps)) {
         for (int64_t s = s_.steps.T - 1; s >= 0; --s) backward_step(p, plan, l, grad_y, s);
         if (p.grad_h0) grad_h0(p, plan, l);
       }
@@ -206,6 +216,59 @@ class Stack {
     steps.batch_sizes = arrays.batch_sizes;
     steps.offsets = arrays.offsets;
     return steps;
+  }
+
+  // Inboxes of a pass in which all blocks get the same, or each its own.
+  Exchanges take_exchanges(Arena& arena, bool common) const {
+    if (how_.regime != Regime::Grid) return {};
+    const Team& team = how_.team;
+    const int64_t groups = s_.D * team.teams * team.groups;
+    return {arena.take<unsigned char>(groups * 2 * (common ? 1 : team.blocks) *
+                                      team.memory.inbox_bytes),
+            arena.take<unsigned>(s_.L * groups * team.blocks)};
+  }
+  int64_t flags_of_layer() const {
+    return s_.D * how_.team.teams * how_.team.groups * how_.team.blocks;
+  }
+  void clear_flags(const Exchanges& exchanges) const {
+    if (exchanges.flags)
+      clear(exchanges.flags, s_.L * flags_of_layer() * sizeof(unsigned), stream_);
+  }
+  Exchange exchange(const Exchanges& exchanges, int64_t l, bool common, int64_t arriving) const {
+    return {how_.team, common, static_cast<int>(arriving), exchanges.inboxes,
+            offset(exchanges.flags, l * flags_of_layer())};
+  }
+
+  // Calls f(way, units) with the planned way to exchange and units of a block: those that there are
+  // kernels for. What it returns says whether the blocks could run together.
+  template <typename F>
+  bool with_team(const F& f) const {
+    const auto way = [&](auto type, auto... units) {
+      bool launched = false;
+      ((units.value == how_.team.units ? (launched = f(type, units)) : false), ...);
+      return launched;
+    };
+    if constexpr (kUnit == Unit::Exact) {
+      if (how_.regime == Regime::OneBlock) {
+        if constexpr (sizeof(T) == 8) {
+          return way(Type<Alone>(), constant<64>);
+        } else {
+          return way(Type<Alone>(), constant<64>, constant<128>);
+        }
+      }
+    }
+    if constexpr (sizeof(T) < 8) {
+      if (how_.regime == Regime::Cluster) return way(Type<Cluster>(), constant<64>);
+      if (how_.regime == Regime::Grid) return way(Type<Grid>(), constant<16>, constant<32>);
+    }
+    return false;
+  }
+  template <typename Way, typename Params>
+  bool launch_teams(void (*kernel)(Params), const Params& teams) const {
+    const Team& team = how_.team;
+    return launch_together(kernel, Way::kTogether, team.blocks,
+                           tiles(team.teams * team.blocks, 1, 1, 1, s_.D),
+                           team_warps(team.units) * 32, team.memory.bytes, stream_, teams);
   }
 
   static dim3 tiles(int64_t M, int64_t N, int64_t tile_M, int64_t tile_N, int64_t depth) {
@@ -356,60 +419,94 @@ class Stack {
     f(std::integral_constant<int, kMost>());
   }
 
-  // All steps of a layer.
-  void forward_blocks(const StackForward& p, const ForwardPlan& plan, int64_t l,
-                      const Output<T>& out, const Steps& steps) const {
-    if constexpr (kUnit == Unit::Tensor) {
-      if (N_ == 0) return;
-      const int64_t B = s_.steps.B, H = s_.H;
-      BlocksForward<T> blocks{steps, static_cast<int>(H), width_, {}};
-      for (int64_t d = 0; d < s_.D; ++d) {
-        const int64_t i = run(l, d);
-        BlockForward<T>& q = blocks.of[d];
-        q.h0 = offset(of<T>(p.h0), i * B * H);
-        q.c0 = offset(of<T>(p.c0), i * B * H);
-        q.weight_hh = of<T>(p.weights[i].weight_hh);
-        q.gates = gates(p, plan, l, d, 0, 0);
-        if (p.saved) q.cells = of<A>(p.saved) + saved_.cells(l, d);
-        q.hidden = out.y + d * H;
-        q.rounded_hidden = offset(out.rounded, d * H);
-        q.h_n = of<T>(p.h_n) + i * B * H;
-        q.c_n = of<T>(p.c_n) + i * B * H;
-      }
-      with_chunks([&](auto chunks) {
-        using Sizes = BlockForwardSizes<T, chunks.value>;
-        launch(block_forward_kernel<T, chunks.value>, tiles(B, 1, kBlockRows, 1, s_.D),
-               Sizes::threads(H), Sizes::kSharedBytes, stream_, blocks);
-      });
+  LayersForward<T> layers_forward(const StackForward& p, const ForwardPlan& plan, int64_t l,
+                                  const Output<T>& out, const Steps& steps) const {
+    const int64_t B = s_.steps.B, H = s_.H;
+    LayersForward<T> layers{steps, static_cast<int>(H), width_, {}};
+    for (int64_t d = 0; d < s_.D; ++d) {
+      const int64_t i = run(l, d);
+      LayerForward<T>& q = layers.of[d];
+      q.h0 = offset(of<T>(p.h0), i * B * H);
+      q.c0 = offset(of<T>(p.c0), i * B * H);
+      q.weight_hh = of<T>(p.weights[i].weight_hh);
+      q.gates = gates(p, plan, l, d, 0, 0);
+      if (p.saved) q.cells = of<A>(p.saved) + saved_.cells(l, d);
+      q.hidden = out.y + d * H;
+      q.rounded_hidden = offset(out.rounded, d * H);
+      q.h_n = of<T>(p.h_n) + i * B * H;
+      q.c_n = of<T>(p.c_n) + i * B * H;
     }
+    return layers;
   }
 
-  void backward_blocks(const StackBackward& p, const BackwardPlan& plan, int64_t l, Array<T> grad_y,
-                       const Steps& steps) const {
-    if constexpr (kUnit == Unit::Tensor) {
-      if (N_ == 0) return;
-      const int64_t B = s_.steps.B, H = s_.H;
-      BlocksBackward<T> blocks{steps, static_cast<int>(H), width_, {}};
-      for (int64_t d = 0; d < s_.D; ++d) {
-        const int64_t i = run(l, d);
-        BlockBackward<T>& q = blocks.of[d];
-        q.grad_y = grad_y + d * H;
-        q.grad_h_n = offset(of<T>(p.grad_h_n), i * B * H);
-        q.grad_c_n = offset(of<T>(p.grad_c_n), i * B * H);
-        q.c0 = offset(of<T>(p.c0), i * B * H);
-        q.weight_hh = of<T>(p.weights[i].weight_hh);
-        q.gates = of<A>(p.saved) + saved_.gates(l, d);
-        q.cells = of<A>(p.saved) + saved_.cells(l, d);
-        q.grad_gates = plan.grad_gates + d * N_ * 4 * H;
-        q.grad_h0 = offset(of<T>(p.grad_h0), i * B * H);
-        q.grad_c0 = offset(of<T>(p.grad_c0), i * B * H);
-      }
-      with_chunks([&](auto chunks) {
-        using Sizes = BlockBackwardSizes<T, chunks.value>;
-        launch(block_backward_kernel<T, chunks.value>, tiles(B, 1, kBlockRows, 1, s_.D),
-               Sizes::threads(H), Sizes::kSharedBytes, stream_, blocks);
+  // All steps of a layer in one launch, as planned. False if they are to be taken one by one.
+  bool forward_at_once(const StackForward& p, const ForwardPlan& plan, int64_t l,
+                       const Output<T>& out, const Steps& steps) const {
+    if (how_.regime == Regime::Stepwise) return false;
+    if (N_ == 0) return true;
+    const LayersForward<T> layers = layers_forward(p, plan, l, out, steps);
+    if (how_.team.units) {
+      const int64_t arriving = how_.team.memory.inbox_bytes / kTeamRows * how_.team.rows;
+      const TeamsForward<T> teams{layers, exchange(plan.exchanges, l, true, arriving), plan.cells};
+      return with_team([&](auto type, auto units) {
+        using Way = typename decltype(type)::type;
+        return launch_teams<Way>(team_forward_kernel<T, kUnit, units.value, Way>, teams);
       });
     }
+    if constexpr (kUnit == Unit::Tensor) {
+      with_chunks([&](auto chunks) {
+        using Sizes = BlockForwardSizes<T, chunks.value>;
+        launch(block_forward_kernel<T, chunks.value>, tiles(s_.steps.B, 1, kBlockRows, 1, s_.D),
+               Sizes::threads(s_.H), Sizes::kSharedBytes, stream_, layers);
+      });
+    }
+    return true;
+  }
+
+  LayersBackward<T> layers_backward(const StackBackward& p, const BackwardPlan& plan, int64_t l,
+                                    Array<T> grad_y, const Steps& steps) const {
+    const int64_t B = s_.steps.B, H = s_.H;
+    LayersBackward<T> layers{steps, static_cast<int>(H), width_, {}};
+    for (int64_t d = 0; d < s_.D; ++d) {
+      const int64_t i = run(l, d);
+      LayerBackward<T>& q = layers.of[d];
+      q.grad_y = grad_y + d * H;
+      q.grad_h_n = offset(of<T>(p.grad_h_n), i * B * H);
+      q.grad_c_n = offset(of<T>(p.grad_c_n), i * B * H);
+      q.c0 = offset(of<T>(p.c0), i * B * H);
+      q.weight_hh = of<T>(p.weights[i].weight_hh);
+      q.gates = of<A>(p.saved) + saved_.gates(l, d);
+      q.cells = of<A>(p.saved) + saved_.cells(l, d);
+      q.grad_gates = plan.grad_gates + d * N_ * 4 * H;
+      q.grad_h0 = offset(of<T>(p.grad_h0), i * B * H);
+      q.grad_c0 = offset(of<T>(p.grad_c0), i * B * H);
+    }
+    return layers;
+  }
+
+  bool backward_at_once(const StackBackward& p, const BackwardPlan& plan, int64_t l,
+                        Array<T> grad_y, const Steps& steps) const {
+    if (how_.regime == Regime::Stepwise) return false;
+    if (N_ == 0) return true;
+    const LayersBackward<T> layers = layers_backward(p, plan, l, grad_y, steps);
+    if (how_.team.units) {
+      // A pair of rows travels together.
+      const int64_t arriving = how_.team.blocks * ((how_.team.rows + 1) / 2) * 2 * sizeof(A);
+      const TeamsBackward<T> teams{layers, exchange(plan.exchanges, l, false, arriving),
+                                   plan.grad_cells};
+      return with_team([&](auto type, auto units) {
+        using Way = typename decltype(type)::type;
+        return launch_teams<Way>(team_backward_kernel<T, kUnit, units.value, Way>, teams);
+      });
+    }
+    if constexpr (kUnit == Unit::Tensor) {
+      with_chunks([&](auto chunks) {
+        using Sizes = BlockBackwardSizes<T, chunks.value>;
+        launch(block_backward_kernel<T, chunks.value>, tiles(s_.steps.B, 1, kBlockRows, 1, s_.D),
+               Sizes::threads(s_.H), Sizes::kSharedBytes, stream_, layers);
+      });
+    }
+    return true;
   }
 
   // Step number s, in each direction's own order.
@@ -588,7 +685,7 @@ class Stack {
 
   StackShape s_;
   Device device_;
-  Regime regime_;
+  Plan how_;
   void* stream_;
   int64_t N_, width_;
   SavedLayout saved_;

@@ -172,8 +172,8 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
                              bool need_hx, bool need_params, int64_t parts) {
   const Arguments a(prepare, input, batch_sizes, h0, c0, params, has_biases, num_layers,
                     bidirectional);
-  const OutputGrads grads = prepare_grads(prepare, a, output, grad_output, grad_h_n, grad_c_n);
-  check_saved(a, saved);
+  const OutputGrads grads =
+      prepare_grads(prepare, a, output, saved, grad_output, grad_h_n, grad_c_n);
   const Needs needs{need_input, need_hx, need_params};
   return compute_type(a.dtype) == ScalarType::Double
              ? run_backward<double>(a, grads, output, saved, needs, 0)

@@ -160,9 +160,22 @@ inline OptionalTensor prepare_grad(Prepare prepare, const char* name, const Opti
   return prepare(*grad);
 }
 
+// What forward keeps for backward; the output itself only for halves, which the kernels read back
+// as computed, not as rounded.
+inline SavedLayout saved_layout(const Arguments& a) { return {a.shape, is_half(a.dtype)}; }
+
+inline void check_saved(const Arguments& a, const Tensor& saved) {
+  check_device("saved", saved, a.input);
+  if (saved.numel() != saved_layout(a).size() || saved.scalar_type() != compute_type(a.dtype) ||
+      !saved.is_contiguous()) {
+    throw std::runtime_error("saved must be what the forward op returned for the same arguments");
+  }
+}
+
+// The gradients that reach backward, after all checks of what it gets beside forward's arguments.
 inline OutputGrads prepare_grads(Prepare prepare, const Arguments& a, const Tensor& output,
-                                 const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                                 const OptionalTensor& grad_c_n) {
+                                 const Tensor& saved, const OptionalTensor& grad_output,
+                                 const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n) {
   const StackShape& s = a.shape;
   const int64_t width = s.D * s.P;
   const Dims y =
@@ -172,20 +185,10 @@ inline OutputGrads prepare_grads(Prepare prepare, const Arguments& a, const Tens
     throw std::runtime_error("output must have the dtype of input");
   if (!(dims(output) == y))
     throw std::runtime_error("Expected output size " + y.str() + ", got " + dims(output).str());
+  check_saved(a, saved);
   return {prepare_grad(prepare, "grad_output", grad_output, y, output),
           prepare_grad(prepare, "grad_h_n", grad_h_n, {3, {s.L * s.D, s.steps.B, s.P}}, output),
           prepare_grad(prepare, "grad_c_n", grad_c_n, {3, {s.L * s.D, s.steps.B, s.H}}, output)};
-}
-
-// What forward keeps for backward; the output itself only for halves, which the kernels read back
-// as computed, not as rounded.
-inline SavedLayout saved_layout(const Arguments& a) { return {a.shape, is_half(a.dtype)}; }
-
-inline void check_saved(const Arguments& a, const Tensor& saved) {
-  if (saved.numel() != saved_layout(a).size() || saved.scalar_type() != compute_type(a.dtype) ||
-      !saved.is_contiguous()) {
-    throw std::runtime_error("saved must be what the forward op returned for the same arguments");
-  }
 }
 
 }  // namespace lstm_fast

@@ -271,14 +271,16 @@ py::dict cpu_plan(const std::string& dtype, const std::vector<int64_t>& batch_si
 // What the CUDA planner decides for a device that need not be there.
 py::dict cuda_plan(const std::string& dtype, int64_t T, int64_t B, int64_t I, int64_t H,
                    std::optional<int64_t> P, int64_t L, int64_t D, bool allow_tf32,
-                   int compute_capability, int multiprocessors) {
+                   int compute_capability, int multiprocessors, int64_t shared_bytes,
+                   int64_t l2_bytes, int cluster_blocks) {
   const bool half = dtype == "float16" || dtype == "bfloat16";
   if (!half && dtype != "float32" && dtype != "float64")
     throw std::invalid_argument("dtype must be a floating dtype of 16, 32 or 64 bits");
   const cuda::Element element = half                 ? cuda::Element::Half
                                 : dtype == "float32" ? cuda::Element::Float32
                                                      : cuda::Element::Float64;
-  const cuda::Device device{compute_capability, multiprocessors};
+  const cuda::Device device{compute_capability, multiprocessors, shared_bytes, l2_bytes,
+                            cluster_blocks};
   StackShape s{};
   s.steps = {T, B, nullptr, nullptr};
   s.I = I;
@@ -288,7 +290,20 @@ py::dict cuda_plan(const std::string& dtype, int64_t T, int64_t B, int64_t I, in
   s.L = L;
   s.D = D;
   py::dict plan;
-  plan["regime"] = cuda::name(cuda::regime(device, s, element, allow_tf32));
+  for (const bool backward : {false, true}) {
+    const cuda::Plan steps = cuda::plan_steps(
+        device, s, element, allow_tf32, backward ? cuda::Pass::Backward : cuda::Pass::Forward);
+    const cuda::Team& team = steps.team;
+    py::dict pass;
+    pass["regime"] = cuda::name(steps.regime);
+    pass["units"] = team.units;
+    pass["blocks"] = team.blocks;
+    pass["teams"] = team.teams;
+    pass["groups"] = team.groups;
+    pass["rows"] = team.rows;
+    pass["shared_bytes"] = team.memory.bytes;
+    plan[backward ? "backward" : "forward"] = pass;
+  }
   plan["tensor_cores"] = cuda::uses_tensor_cores(device, element, allow_tf32);
   plan["large_input_tiles"] = cuda::large_tiles(device, T * B, 4 * H, D);
   plan["large_step_tiles"] = cuda::large_tiles(device, B, 4 * H, D);
@@ -330,7 +345,8 @@ PYBIND11_MODULE(_kernels, m) {
         "How the CPU kernels compute a problem without gradients on this machine.");
   m.def("cuda_plan", &lstm_fast::cuda_plan, "dtype"_a, "T"_a, "B"_a, "I"_a, "H"_a,
         "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "allow_tf32"_a = true,
-        "compute_capability"_a = 90, "multiprocessors"_a = 132,
+        "compute_capability"_a = 90, "multiprocessors"_a = 132, "shared_bytes"_a = 227 << 10,
+        "l2_bytes"_a = 50 << 20, "cluster_blocks"_a = 8,
         "How the CUDA kernels would compute a problem on a device of these properties.");
   m.def("available_isas", &lstm_fast::available_isas,
         "Instruction sets built in that this machine has, best last.");

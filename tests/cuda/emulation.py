@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,8 @@ def objects(sanitizer: str, altered: Path | None = None) -> list[Path]:
     for dtype, element in ELEMENTS.items():
         root = altered if altered and dtype == "float32" else ROOT
         names = [f"-DLSTM_FAST_DTYPE={dtype}", f"-DLSTM_FAST_ELEMENT={element}"]
+        if root != ROOT:
+            names.append("-O0")  # compiled for one short run
         # The other two are the same templates, and compiling them with sanitizers takes long.
         watch = flags if dtype in ("float32", "float16") else []
         sources.append((root / "csrc" / "cuda" / "kernels.cu", [*watch, *names]))
@@ -117,6 +119,9 @@ class Device:
 
     compute_capability: int = 90
     multiprocessors: int = 4
+    shared_bytes: int = 227 << 10
+    l2_bytes: int = 50 << 20
+    cluster_blocks: int = 8
 
 
 class EmulationError(Exception):
@@ -130,23 +135,35 @@ def run(
     allow_tf32: bool = False,
     device: Device = Device(),
     seed: int = 0,
+    resident_blocks: int | None = None,
 ) -> list[np.ndarray]:
-    """The results in the order of `Problem.reference`, then y, h_n, c_n without saving."""
+    """The results in the order of `Problem.reference`, then y, h_n, c_n without saving.
+
+    resident_blocks: how many blocks find room on the device at the same time; None for all.
+    """
     header = [
         list(ELEMENTS).index(dtype),
         *(problem.T, problem.B, problem.I, problem.H, problem.out, problem.L, problem.D),
         *(bool(problem.P), problem.biases, problem.states, problem.lengths is not None),
-        *(allow_tf32, device.compute_capability, device.multiprocessors),
+        allow_tf32,
+        *astuple(device),
     ]
     arrays = [np.array(header), *([problem.batch_sizes] if problem.lengths else []), problem.x]
     arrays += [problem.h0, problem.c0] if problem.states else []
     arrays += [problem.grad_y, problem.grad_h_n, problem.grad_c_n, *problem.params]
+    environment = {
+        **os.environ,
+        "LSTM_FAST_EMULATION_SEED": str(seed),
+        "TSAN_OPTIONS": "halt_on_error=1",
+    }
+    if resident_blocks is not None:
+        environment["LSTM_FAST_EMULATION_RESIDENT_BLOCKS"] = str(resident_blocks)
     data = np.concatenate([array.astype(np.float64).ravel() for array in arrays])
     result = subprocess.run(
         [program],
         input=data.tobytes(),
         capture_output=True,
-        env={**os.environ, "LSTM_FAST_EMULATION_SEED": str(seed)},
+        env=environment,
     )
     if result.returncode:
         raise EmulationError(result.stderr.decode())

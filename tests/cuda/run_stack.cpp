@@ -20,7 +20,7 @@ namespace {
 
 struct Header {
   double dtype, T, B, I, H, P, L, D, projected, biases, states, packed, allow_tf32,
-      compute_capability, multiprocessors;
+      compute_capability, multiprocessors, shared_bytes, l2_bytes, cluster_blocks;
 };
 
 std::vector<double> read_all() {
@@ -58,7 +58,9 @@ class Run {
     const double* next = numbers.data();
     const Header h = *reinterpret_cast<const Header*>(next);
     next += sizeof(Header) / sizeof(double);
-    device_ = {static_cast<int>(h.compute_capability), static_cast<int>(h.multiprocessors)};
+    device_ = {static_cast<int>(h.compute_capability), static_cast<int>(h.multiprocessors),
+               static_cast<int64_t>(h.shared_bytes), static_cast<int64_t>(h.l2_bytes),
+               static_cast<int>(h.cluster_blocks)};
     allow_tf32_ = h.allow_tf32 != 0;
     biases_ = h.biases != 0;
     s_.steps = {static_cast<int64_t>(h.T), static_cast<int64_t>(h.B), nullptr, nullptr};

@@ -3,18 +3,26 @@
 //   g++ -std=c++17 -x c++ -DLSTM_FAST_CUDA_EMULATION -I $CUDA_HOME/include kernels.cu scheduler.cpp
 //
 // Every CUDA thread is a fiber with a stack of its own; all of them share one thread of the
-// process. A fiber runs until it waits at a barrier; which one goes on is drawn at random from
-// LSTM_FAST_EMULATION_SEED, so that a run can be repeated. Shared memory is allocated anew for each
-// block, of exactly the size asked for, filled with not-a-number.
+// process. A fiber runs until it waits at a barrier or for a flag; which one goes on is drawn at
+// random from LSTM_FAST_EMULATION_SEED, so that a run can be repeated. Blocks run one after the
+// other, but those of a cluster or of a grid that were launched together run together, in steps
+// that mix at random. Shared memory is allocated anew for each block, of exactly the size asked
+// for, filled with not-a-number. LSTM_FAST_EMULATION_RESIDENT_BLOCKS is how many blocks the device
+// can hold at a time.
 //
-// It finds, with the sanitizers that know fibers: access beyond a buffer, shared memory included
-// (-fsanitize=address); two threads that touch the same memory with no barrier between them,
-// whatever the order in which they happened to run (-fsanitize=thread); without any, barriers that
-// not all threads reach, values that are used before they are written, blocks too large to launch.
+// It finds, with the sanitizers that know fibers: access beyond a buffer, shared memory included,
+// that of other blocks too (-fsanitize=address); two threads that touch the same memory with no
+// barrier, flag or posted value between them, whatever the order in which they happened to run
+// (-fsanitize=thread); without any, barriers that not all threads reach, waits that never end,
+// barriers that are told of more bytes than they expect, values that are used before they are
+// written, blocks too large to launch.
 //
 // It does not model time, registers, caches, bank conflicts, alignment of vector accesses, warps
-// in lockstep, the order in which weakly ordered writes become visible, or the last bit of the
-// device's exp and tanh; tensor cores are modelled by sums in float32 in the order of k.
+// in lockstep, the order in which weakly ordered writes become visible (a posted value is there at
+// once, and a flag orders all that its thread has seen), fences, the state that a barrier in shared
+// memory is in before it is initialised, the 2^20 bytes that it can count, the number of blocks
+// that a cluster may have, or the last bit of the device's exp and tanh; tensor cores are modelled
+// by sums in float32 in the order of k.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -49,9 +57,27 @@ void sync_block();
 // All 32 lanes of a warp meet; the last one to come calls `all` with what every lane brought.
 void collective(void* mine, void (*all)(void* const* lanes));
 
-// Runs the grid to its end. `kernel` is called once for each thread.
-void run(Index grid, Index block, int64_t shared_bytes, void (*kernel)(const void*),
-         const void* params);
+// Runs the grid to its end, `together` neighbouring blocks at a time. `kernel` is called once for
+// each thread.
+void run(Index grid, Index block, unsigned together, int64_t shared_bytes,
+         void (*kernel)(const void*), const void* params);
+// What the device can hold at a time.
+unsigned resident_blocks();
+
+void store_flag(unsigned* flag, unsigned value);
+void wait_for_flag(const unsigned* flag, unsigned at_least);
+
+// A barrier that counts bytes; the eight bytes of it are the emulation's own.
+void init_barrier(uint64_t* barrier);
+void expect(uint64_t* barrier, int bytes);
+void complete(uint64_t* barrier, int bytes);
+void wait(uint64_t* barrier, int parity);
+
+// Of blocks that run together, of which there are `together` to run(): the place of the asking one
+// among them, the shared memory of one, a meeting of all threads.
+unsigned rank_together();
+unsigned char* shared_memory_of(unsigned rank);
+void sync_together();
 
 }  // namespace lstm_fast::cuda::emulation
 
@@ -65,11 +91,18 @@ namespace lstm_fast::cuda {
 
 __device__ inline unsigned char* shared_memory() { return emulation::shared_memory(); }
 
-constexpr bool kAmpere = true;
+constexpr bool kAmpere = true, kHopper = true;
+
+enum class Together { Alone, Cluster, Grid };
 
 template <typename Params>
-void launch(void (*kernel)(Params), dim3 grid, int threads, int64_t shared_bytes, void* /*stream*/,
-            const Params& params) {
+bool launch_together(void (*kernel)(Params), Together together, int cluster, dim3 grid, int threads,
+                     int64_t shared_bytes, void* /*stream*/, const Params& params) {
+  const unsigned all = grid.x * grid.y * grid.z;
+  const unsigned count = together == Together::Alone     ? 1
+                         : together == Together::Cluster ? static_cast<unsigned>(cluster)
+                                                         : all;
+  if (count > emulation::resident_blocks()) return false;
   struct Call {
     void (*kernel)(Params);
     const Params& params;
@@ -78,8 +111,46 @@ void launch(void (*kernel)(Params), dim3 grid, int threads, int64_t shared_bytes
     const Call& c = *static_cast<const Call*>(p);
     c.kernel(c.params);
   };
-  emulation::run({grid.x, grid.y, grid.z}, {static_cast<unsigned>(threads), 1, 1}, shared_bytes,
-                 body, &call);
+  emulation::run({grid.x, grid.y, grid.z}, {static_cast<unsigned>(threads), 1, 1}, count,
+                 shared_bytes, body, &call);
+  return true;
+}
+
+template <typename Params>
+void launch(void (*kernel)(Params), dim3 grid, int threads, int64_t shared_bytes, void* stream,
+            const Params& params) {
+  launch_together(kernel, Together::Alone, 1, grid, threads, shared_bytes, stream, params);
+}
+
+inline void clear(void* memory, int64_t bytes, void* /*stream*/) { std::memset(memory, 0, bytes); }
+
+using emulation::store_flag;
+using emulation::wait_for_flag;
+
+template <typename V>
+V load_shared_by_blocks(const V* from) {
+  return *from;
+}
+
+using Barrier = uint64_t;
+using emulation::expect;
+using emulation::init_barrier;
+using emulation::wait;
+
+inline void show_barriers() {}
+inline void reconverge() {}
+inline int block_of_cluster() { return static_cast<int>(emulation::rank_together()); }
+inline void sync_cluster() { emulation::sync_together(); }
+
+template <typename V>
+V* of_block(V* mine, int block) {
+  const auto at = reinterpret_cast<unsigned char*>(mine) - emulation::shared_memory();
+  return reinterpret_cast<V*>(emulation::shared_memory_of(static_cast<unsigned>(block)) + at);
+}
+template <typename V>
+void post(V* to, Barrier* barrier, int block, const V& value) {
+  *of_block(to, block) = value;
+  emulation::complete(of_block(barrier, block), sizeof value);
 }
 
 // One of the elements along k that a 32-bit word of a fragment holds, as the tensor core reads it.

@@ -86,7 +86,17 @@ struct Warp {
   void* lanes[kWarp];
 };
 
+struct Block;
+
+// Blocks that run together, and see each other's shared memory.
+struct Cluster {
+  std::vector<Block> blocks;
+  unsigned alive;  // threads
+  Barrier barrier;
+};
+
 struct Block {
+  Cluster* cluster;
   Index index;
   unsigned alive;
   Barrier barrier;
@@ -98,7 +108,20 @@ struct Thread {
   Context context;
   Index index;
   Block* block = nullptr;
+  // What it waits for that is no meeting of threads.
+  bool (*is_over)(const void*, unsigned) = nullptr;
+  const void* watched = nullptr;
+  unsigned value = 0;
 };
+
+// What lies in the eight bytes of a barrier that counts bytes.
+struct Counter {
+  int32_t bytes;     // that are expected and have not come; or, below zero, the other way round
+  uint8_t expected;  // whether expect() has been called in this phase
+  uint8_t phase;     // 0 or 1
+  char order[2];     // of the phases
+};
+static_assert(sizeof(Counter) == sizeof(uint64_t));
 
 struct Grid {
   Index size, block_size;
@@ -111,6 +134,7 @@ Grid* grid;
 Context launcher;
 Thread* current;
 std::vector<Thread*> ready;
+std::vector<Thread*> watching;
 std::vector<std::unique_ptr<Thread>> pool;  // fibers outlive their kernel, to be used again
 std::mt19937 random_numbers(std::getenv("LSTM_FAST_EMULATION_SEED")
                                 ? std::strtoul(std::getenv("LSTM_FAST_EMULATION_SEED"), nullptr, 10)
@@ -177,6 +201,10 @@ void begin() {
   Block& block = *current->block;
   --block.alive;
   if (block.alive && block.barrier.waiting.size() == block.alive) release_all(block.barrier);
+  Cluster& cluster = *block.cluster;
+  --cluster.alive;
+  if (cluster.alive && cluster.barrier.waiting.size() == cluster.alive)
+    release_all(cluster.barrier);
   Thread* me = current;
   current = nullptr;
   switch_context(me->context, launcher);
@@ -213,18 +241,41 @@ void start(Thread& thread, Block& block, unsigned i) {
   ready.push_back(&thread);
 }
 
+// Moves the thread at `i` of those that watch to those that can go on, if its wait is over.
+bool look(size_t i) {
+  Thread* thread = watching[i];
+  if (!thread->is_over(thread->watched, thread->value)) return false;
+  ready.push_back(thread);
+  watching[i] = watching.back();
+  watching.pop_back();
+  return true;
+}
+
 void run_until_all_ended() {
-  while (!ready.empty()) {
+  for (;;) {
+    if (!watching.empty()) look(random_numbers() % watching.size());
+    for (size_t i = 0; ready.empty() && i < watching.size(); ++i) look(i);
+    if (ready.empty()) break;
     std::swap(ready[random_numbers() % ready.size()], ready.back());
     current = ready.back();
     ready.pop_back();
     switch_context(launcher, current->context);
   }
+  if (!watching.empty()) fail("threads wait for what never comes");
 }
 
-Block new_block(Index index, int64_t shared_bytes) {
+// Waits until is_over(watched, value).
+void watch(bool (*is_over)(const void*, unsigned), const void* watched, unsigned value) {
+  Thread* me = current;
+  me->is_over = is_over;
+  me->watched = watched;
+  me->value = value;
+  watching.push_back(me);
+  switch_context(me->context, launcher);
+}
+
+void prepare(Block& block, Index index, int64_t shared_bytes) {
   const unsigned threads = grid->block_size.x;
-  Block block{};
   block.index = index;
   block.alive = threads;
   block.warps.resize(threads / kWarp);
@@ -235,16 +286,18 @@ Block new_block(Index index, int64_t shared_bytes) {
   if (shared_bytes && posix_memalign(&shared, 128, shared_bytes)) fail("no shared memory");
   if (shared) std::memset(shared, 0xff, shared_bytes);
   block.shared.reset(static_cast<unsigned char*>(shared));
-  return block;
 }
 
-void run_block(Block& block, size_t set) {
-  const unsigned threads = block.alive;
+void run_cluster(Cluster& cluster, size_t set) {
+  const unsigned threads = cluster.alive;
   ready.reserve(threads);
+  watching.reserve(threads);
   while (pool.size() < (set + 1) * threads) pool.push_back(new_thread());
-  for (unsigned i = 0; i < threads; ++i) start(*pool[set * threads + i], block, i);
+  size_t next = set * threads;
+  for (Block& block : cluster.blocks)
+    for (unsigned i = 0; i < grid->block_size.x; ++i) start(*pool[next++], block, i);
   run_until_all_ended();
-  if (block.alive) fail("a barrier was not reached by all threads");
+  if (cluster.alive) fail("a barrier was not reached by all threads");
 }
 
 }  // namespace
@@ -260,6 +313,74 @@ void sync_block() {
   meet(block.barrier, block.alive, [] {});
 }
 
+unsigned rank_together() {
+  return static_cast<unsigned>(current->block - current->block->cluster->blocks.data());
+}
+
+unsigned char* shared_memory_of(unsigned rank) {
+  Cluster& cluster = *current->block->cluster;
+  if (rank >= cluster.blocks.size()) fail("there is no such block in the cluster");
+  return cluster.blocks[rank].shared.get();
+}
+
+void sync_together() {
+  Cluster& cluster = *current->block->cluster;
+  meet(cluster.barrier, cluster.alive, [] {});
+}
+
+void store_flag(unsigned* flag, unsigned value) {
+  released(flag);
+  *flag = value;
+}
+
+void wait_for_flag(const unsigned* flag, unsigned at_least) {
+  watch([](const void* p, unsigned value) { return *static_cast<const unsigned*>(p) >= value; },
+        flag, at_least);
+  acquired(const_cast<unsigned*>(flag));
+}
+
+void init_barrier(uint64_t* barrier) { *reinterpret_cast<Counter*>(barrier) = {}; }
+
+namespace {
+
+void end_phase(Counter& counter) {
+  if (!counter.expected || counter.bytes) return;
+  counter.expected = 0;
+  counter.phase ^= 1;
+}
+
+}  // namespace
+
+void expect(uint64_t* barrier, int bytes) {
+  auto& counter = *reinterpret_cast<Counter*>(barrier);
+  if (counter.expected) fail("a barrier was told twice what to expect");
+  released(&counter.order[counter.phase]);
+  counter.expected = 1;
+  counter.bytes += bytes;
+  if (counter.bytes < 0) fail("more was posted than a barrier expects");
+  end_phase(counter);
+}
+
+void complete(uint64_t* barrier, int bytes) {
+  auto& counter = *reinterpret_cast<Counter*>(barrier);
+  released(&counter.order[counter.phase]);
+  counter.bytes -= bytes;
+  if (counter.expected && counter.bytes < 0) fail("more was posted than a barrier expects");
+  end_phase(counter);
+}
+
+void wait(uint64_t* barrier, int parity) {
+  watch([](const void* p,
+           unsigned of_phase) { return static_cast<const Counter*>(p)->phase != of_phase; },
+        barrier, static_cast<unsigned>(parity));
+  acquired(&reinterpret_cast<Counter*>(barrier)->order[parity]);
+}
+
+unsigned resident_blocks() {
+  const char* given = std::getenv("LSTM_FAST_EMULATION_RESIDENT_BLOCKS");
+  return given ? static_cast<unsigned>(std::strtoul(given, nullptr, 10)) : ~0u;
+}
+
 void collective(void* mine, void (*all)(void* const*)) {
   const unsigned lane = current->index.x % kWarp;
   Warp& warp = current->block->warps[current->index.x / kWarp];
@@ -267,8 +388,8 @@ void collective(void* mine, void (*all)(void* const*)) {
   meet(warp.barrier, kWarp, [&] { all(warp.lanes); });
 }
 
-void run(Index size, Index block_size, int64_t shared_bytes, void (*kernel)(const void*),
-         const void* params) {
+void run(Index size, Index block_size, unsigned together, int64_t shared_bytes,
+         void (*kernel)(const void*), const void* params) {
   if (block_size.y != 1 || block_size.z != 1 || block_size.x % kWarp || block_size.x == 0)
     fail("a block must be a row of whole warps");
   if (block_size.x > kMaxThreads) fail("too many threads in a block");
@@ -282,14 +403,30 @@ void run(Index size, Index block_size, int64_t shared_bytes, void (*kernel)(cons
 #endif
   // All memory is there before the first thread starts and until the last one has ended, so that
   // nothing orders the accesses of one block before those of another.
-  std::vector<Block> blocks;
+  std::vector<Index> indices;
   for (unsigned z = 0; z < size.z; ++z)
     for (unsigned y = 0; y < size.y; ++y)
-      for (unsigned x = 0; x < size.x; ++x) blocks.push_back(new_block({x, y, z}, shared_bytes));
-  std::shuffle(blocks.begin(), blocks.end(), random_numbers);
+      for (unsigned x = 0; x < size.x; ++x) indices.push_back({x, y, z});
+  if (together == 0 || indices.size() % together) fail("a grid of clusters and a rest");
+  std::vector<std::unique_ptr<Cluster>> clusters(indices.size() / together);
+  for (size_t i = 0; i < indices.size(); ++i) {
+    std::unique_ptr<Cluster>& cluster = clusters[i / together];
+    if (!cluster) {
+      cluster = std::make_unique<Cluster>();
+      cluster->blocks = std::vector<Block>(together);
+      cluster->alive = together * block_size.x;
+      cluster->barrier.waiting.reserve(cluster->alive);
+    }
+    Block& block = cluster->blocks[i % together];
+    block.cluster = cluster.get();
+    prepare(block, indices[i], shared_bytes);
+  }
+  std::shuffle(clusters.begin(), clusters.end(), random_numbers);
   released(&g.begin);
-  // Blocks that follow each other have other fibers, so that a conflict between them is seen.
-  for (size_t i = 0; i < blocks.size(); ++i) run_block(blocks[i], i % 4);
+  // Blocks that follow each other have other fibers, so that a conflict between them is seen. Fewer
+  // where they are many: the thread sanitizer's time grows with them.
+  const size_t sets = together == 1 ? 4 : 2;
+  for (size_t i = 0; i < clusters.size(); ++i) run_cluster(*clusters[i], i % sets);
   acquired(&g.end);
   grid = nullptr;
 }

@@ -104,8 +104,7 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
                     bidirectional);
   const StackShape& s = a.shape;
   const OutputGrads grads =
-      prepare_grads(as_contiguous, a, output, grad_output, grad_h_n, grad_c_n);
-  check_saved(a, saved);
+      prepare_grads(as_contiguous, a, output, saved, grad_output, grad_h_n, grad_c_n);
   const Needs needs{need_input, need_hx, need_params};
   ArgumentGrads results(a, needs, a.dtype);
 
