@@ -325,16 +325,18 @@ def lstm_backward(
     )
 
 
-
 def _hard_sigmoid(x: Tensor) -> Tensor:
     # The gradient of torch's own has the precision of float32 in float64 too.
     return torch.nn.functional.hardtanh(x + 3, 0.0, 6.0) / 6
 
 
-GATE_ACTIVATIONS = {"sigmoid": torch.sigmoid, "hard_sigmoid": _hard_sigmoid}
+GATE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "hard_sigmoid": _hard_sigmoid,
+}
 """Of i, f and o; the op takes the position here. hard_sigmoid(x) = min(max(x + 3, 0), 6) / 6."""
 
-CELL_ACTIVATIONS = {
+CELL_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
     "hard_tanh": torch.nn.functional.hardtanh,
@@ -436,9 +438,9 @@ def variant(
             h_prev = torch.where(is_new.unsqueeze(-1), first_h, h_prev)
             c_prev = torch.where(is_new.unsqueeze(-1), first_c, c_prev)
         v = linear(h_prev if drop_h is None else h_prev * drop_h[: rows[t]], weights.hh)
-        z_i, z_f, z_g, z_o = (
-            z_steps[t] + (v if norm_hh is None else _norm(v, norm_hh))
-        ).chunk(4, dim=-1)
+        z_i, z_f, z_g, z_o = (z_steps[t] + (v if norm_hh is None else _norm(v, norm_hh))).chunk(
+            4, dim=-1
+        )
         fresh = s(z_f) * c_prev + s(z_i) * a(z_g)
         m = s(z_o) * a(fresh if norm_c is None else _norm(fresh, norm_c, norm_bias_c))
         h_t = m if weights.hr is None else m @ weights.hr.mT
