@@ -106,7 +106,7 @@ class _Variant(torch.autograd.Function):
     ) -> _Results:
         ctx.set_materialize_grads(False)
         *results, saved = _call(masks, options, batch_sizes, params, tensors, save=True)
-        ctx.options, ctx.params = options, params
+        ctx.options, ctx.params, ctx.parts = options, params, ops._parts(results[0])
         ctx.save_for_backward(batch_sizes, *masks, results[3], saved, *tensors)
         output, h_n, c_n, cells = results
         return output, h_n, c_n, cells
@@ -122,7 +122,7 @@ class _Variant(torch.autograd.Function):
         else:
             args = _arguments(*shared, tensors)
             *states, params, norms = _variant_backward(
-                *grads, *args, cells, saved, needs[0], any(needs[5:])
+                *(*grads, *args, cells, saved, needs[0], any(needs[5:])), parts=ctx.parts
             )
             results = [*states, *params, *norms] if params else [*states, *[None] * len(needs[5:])]
         return (
@@ -224,6 +224,7 @@ def _variant_backward_fake(
     saved: Tensor,
     need_input: bool,
     need_params: bool,
+    parts: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     return (
         input.new_empty(input.shape if need_input else 0),

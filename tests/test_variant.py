@@ -205,6 +205,18 @@ def test_values_and_gradients(case: Case):
     assert_close([t.detach() for t in (*got, *got_grads)], [*results, *grads], tolerance(case))
 
 
+@pytest.mark.skipif("amx" not in ISAS, reason="this machine has no matrix unit")
+@pytest.mark.parametrize("norm", [False, True])
+def test_products_of_bfloat16_parts(norm: bool):
+    case = Case(T=20, B=5, I=70, H=80, norm=norm, dtype=torch.float32)
+    args = case.arguments()
+    results, coefficients, grads = expected_results(args)
+    got = run_kernels(args, coefficients, isa="amx", parts=3)
+    assert_close(got, [*results, *grads], tolerance(case))
+    one_order = run_kernels(args, coefficients, isa="amx")
+    assert any((a != b).any() for a, b in zip(got, one_order, strict=True)), "not used"
+
+
 def test_the_reference_without_options_is_that_of_torch():
     for case in (Case(), Case(lengths=(5, 2, 2), P=2), Case(reverse=True, biases=False)):
         x, batch_sizes, h0, c0, params, *_ = args = case.arguments()
@@ -279,9 +291,9 @@ def test_unneeded_gradients_are_not_computed(monkeypatch: pytest.MonkeyPatch):
     asked: list[tuple[Any, ...]] = []
     backward = module._variant_backward
 
-    def noting(*args: Any) -> Any:
+    def noting(*args: Any, parts: int) -> Any:
         asked.append(args[-2:])
-        return backward(*args)
+        return backward(*args, parts=parts)
 
     monkeypatch.setattr(module, "_variant_backward", noting)
     args = CASES["norm"].arguments()

@@ -16,8 +16,29 @@ int64_t largest_slice(const VariantShape& s, int64_t slices) {
 
 // All rows as those of a single step: for the products over all rows at once, in which inputs and
 // states are given row by row.
-LayerShape all_rows(const VariantShape& s, int64_t I, int64_t P, bool projected) {
-  return {{1, s.steps.total(), nullptr, nullptr}, I, s.H, P, projected, false, 0};
+LayerShape all_rows(const VariantShape& s, int64_t I, int64_t P, bool projected, int parts) {
+  return {{1, s.steps.total(), nullptr, nullptr}, I, s.H, P, projected, false, parts};
+}
+
+// Whether the matrix unit is faster for a product over all rows of so many terms or columns.
+constexpr int64_t kMinUnitRows = 32, kMinUnitColumns = 64, kMinUnitHidden = 16;
+
+template <typename T>
+int unit_parts(const LayerKernels<T>& k, const VariantShape& s, int64_t columns) {
+  const bool pays =
+      s.steps.total() >= kMinUnitRows && s.H >= kMinUnitHidden && columns >= kMinUnitColumns;
+  return k.has_matrix_unit && pays ? s.parts : 0;
+}
+
+template <typename T>
+LayerShape input_grad_shape(const LayerKernels<T>& k, const VariantShape& s) {
+  return all_rows(s, s.I, s.P, s.projected, unit_parts(k, s, s.I));
+}
+
+template <typename T>
+LayerShape weight_grad_shape(const LayerKernels<T>& k, const VariantShape& s, int64_t I, int64_t P,
+                             bool projected) {
+  return all_rows(s, I, P, projected, unit_parts(k, s, I + P));
 }
 
 template <typename T>
@@ -64,8 +85,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const VariantProblemBackwa
   plan.slices = row_slices(s, threads);
   plan.threads = threads_for(step_flops(s), threads);
   plan.packed = arena.take(k.variant.backward_weights_size(s));
-  if (p.grad_x)
-    plan.packed_input = arena.take(k.input_grad_weights_size(all_rows(s, s.I, s.P, s.projected)));
+  if (p.grad_x) plan.packed_input = arena.take(k.input_grad_weights_size(input_grad_shape(k, s)));
   plan.grad_gates = arena.take(N * 4 * s.H);
   if (s.projected) plan.grad_hidden = arena.take(N * s.P);
   plan.grad_ih = plan.grad_hh = plan.grad_gates;
@@ -75,8 +95,10 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const VariantProblemBackwa
     plan.grad_norm_c = arena.take(N * s.H);
     plan.norm_c = arena.take(N * s.H);
   }
-  plan.scratch_size = std::max(k.variant.backward_scratch(s, largest_slice(s, plan.slices)),
-                               k.weight_grad_scratch(all_rows(s, s.I, s.P, s.projected)));
+  plan.scratch_size =
+      std::max({k.variant.backward_scratch(s, largest_slice(s, plan.slices)),
+                k.backward_scratch(input_grad_shape(k, s), 1),
+                k.weight_grad_scratch(weight_grad_shape(k, s, s.I, s.P, s.projected))});
   plan.scratch_size = (plan.scratch_size + 63) / 64 * 64;
   plan.scratch = arena.take(std::max(plan.slices, plan.threads) * plan.scratch_size);
   plan.workspace_size = arena.used();
@@ -168,7 +190,7 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
 
   if (p.grad_x) {
     InputGrad<T> input{};
-    input.shape = all_rows(s, s.I, s.P, s.projected);
+    input.shape = input_grad_shape(k, s);
     input.directions = 1;
     input.packed = true;
     k.pack_input_grad(input.shape, p.plain.weight_ih, plan.packed_input);
@@ -183,7 +205,7 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
   if (!p.need_weights) return;
 
   WeightGrad<T> of_h{};
-  of_h.shape = all_rows(s, s.I, s.P, s.projected);
+  of_h.shape = weight_grad_shape(k, s, s.normalised ? 0 : s.I, s.P, s.projected);
   of_h.grad_gates = plan.grad_hh;
   of_h.grad_hidden = plan.grad_hidden;
   of_h.hidden = p.rows.saved.hidden;
@@ -200,12 +222,11 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
   }
   // Each product has gradients of its own.
   WeightGrad<T> of_x{};
-  of_x.shape = all_rows(s, s.I, 0, false);
+  of_x.shape = weight_grad_shape(k, s, s.I, 0, false);
   of_x.grad_gates = plan.grad_ih;
   of_x.x = p.x;
   of_x.weight_ih = p.grads.plain.weight_ih;
   weight_grads(k, of_x, plan, team);
-  of_h.shape.I = 0;
   of_h.weight_ih = nullptr;
   weight_grads(k, of_h, plan, team);
   norm_grads(k.variant, p, plan, team);

@@ -52,8 +52,9 @@ VariantResult variant(const Tensor& input, const OptionalTensor& batch_sizes, co
 template <typename T>
 VariantBackwardResult run_backward(const VariantArguments& a, const VariantOutputGrads& grads,
                                    const Tensor& cells, const Tensor& saved, bool need_input,
-                                   bool need_params) {
-  const VariantShape& s = a.shape;
+                                   bool need_params, int parts) {
+  VariantShape s = a.shape;
+  s.parts = parts;
   VariantGrads results(a, need_input, need_params);
   VariantProblemBackward<T> p{};
   p.rows.shape = s;
@@ -96,7 +97,7 @@ VariantBackwardResult variant_backward_op(
     bool reverse, int64_t gate_activation, int64_t cell_activation, const OptionalTensor& reset,
     const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& drop_h,
     const OptionalTensor& zone_h, const OptionalTensor& zone_c, const Tensor& cells,
-    const Tensor& saved, bool need_input, bool need_params) {
+    const Tensor& saved, bool need_input, bool need_params, int64_t parts) {
   const VariantArguments a(input, batch_sizes, h0, c0, params, norms, has_biases, reverse,
                            gate_activation, cell_activation, reset, reset_h, reset_c, drop_h,
                            zone_h, zone_c);
@@ -107,8 +108,9 @@ VariantBackwardResult variant_backward_op(
     throw std::runtime_error("saved must be what the forward op returned for the same arguments");
   }
   return a.dtype == ScalarType::Double
-             ? run_backward<double>(a, grads, all_cells, saved, need_input, need_params)
-             : run_backward<float>(a, grads, all_cells, saved, need_input, need_params);
+             ? run_backward<double>(a, grads, all_cells, saved, need_input, need_params, 0)
+             : run_backward<float>(a, grads, all_cells, saved, need_input, need_params,
+                                   static_cast<int>(std::min<int64_t>(parts, 3)));
 }
 
 }  // namespace

@@ -17,7 +17,8 @@ constexpr char kVariantSchema[] = "variant(" LSTM_FAST_VARIANT_ARGUMENTS
 constexpr char kVariantBackwardSchema[] =
     "variant_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
     "Tensor? grad_cells, " LSTM_FAST_VARIANT_ARGUMENTS
-    ", Tensor cells, Tensor saved, bool need_input, bool need_params) -> (Tensor grad_input, "
+    ", Tensor cells, Tensor saved, bool need_input, bool need_params, int parts=0) -> "
+    "(Tensor grad_input, "
     "Tensor grad_h0, Tensor grad_c0, Tensor grad_reset_h, Tensor grad_reset_c, "
     "Tensor[] grad_params, Tensor[] grad_norms)";
 
@@ -72,7 +73,8 @@ struct VariantArguments {
              reverse,
              !norms_.empty(),
              static_cast<GateActivation>(gate_activation),
-             static_cast<CellActivation>(cell_activation)};
+             static_cast<CellActivation>(cell_activation),
+             0};
     h0 = checked("h0", h0_, {2, {B, P}});
     c0 = checked("c0", c0_, {2, {B, H}});
     if (!norms_.empty() && norms_.size() != (has_biases ? 4u : 3u)) {

@@ -26,7 +26,7 @@ py::list variant(const Array<T>& x, const std::vector<Array<T>>& params,
                  const OptionalArray<T>& grad_y, const OptionalArray<T>& grad_h_n,
                  const OptionalArray<T>& grad_c_n, const OptionalArray<T>& grad_cells,
                  bool has_biases, bool reverse, int64_t gate, int64_t cell,
-                 const std::optional<std::string>& isa, int64_t slices) {
+                 const std::optional<std::string>& isa, int64_t slices, int parts) {
   StackArguments a;
   a.input = dims(x);
   if (batch_sizes) {
@@ -50,7 +50,8 @@ py::list variant(const Array<T>& x, const std::vector<Array<T>>& params,
                               reverse,
                               !norms.empty(),
                               static_cast<GateActivation>(gate),
-                              static_cast<CellActivation>(cell)};
+                              static_cast<CellActivation>(cell),
+                              parts};
   const auto rows = [](int64_t count, int64_t columns) {
     return Array<T>(std::vector<py::ssize_t>{count, columns});
   };
@@ -146,6 +147,7 @@ void bind(py::module_& m) {
         "c0"_a, "reset"_a, "reset_h"_a, "reset_c"_a, "drop_h"_a, "zone_h"_a, "zone_c"_a, "grad_y"_a,
         "grad_h_n"_a, "grad_c_n"_a, "grad_cells"_a, "has_biases"_a, "reverse"_a,
         "gate_activation"_a, "cell_activation"_a, "isa"_a = py::none(), "slices"_a = 1,
+        "parts"_a = 0,
         "Forward and backward of a layer with options: y, h_n, c_n, cells, the gradients of x, h0, "
         "c0, reset_h, reset_c, params and norms, and y again as computed without saving.");
 }
