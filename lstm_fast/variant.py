@@ -52,7 +52,7 @@ def variant(
     if (
         ops._beyond_kernels()
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or not _runs_on(input)
+        or not ops.runs_on(input)
         or input.dtype not in DTYPES
     ):
         return reference.variant(
@@ -66,10 +66,6 @@ def variant(
         # Dynamo refuses a tensor that is given twice.
         tensors = [None if t is None else t.view_as(t) for t in tensors]
     return _Variant.apply(masks, options, batch_sizes, len(params), *tensors)
-
-
-def _runs_on(tensor: Tensor) -> bool:
-    return tensor.is_cpu
 
 
 def _arguments(

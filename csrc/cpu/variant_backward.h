@@ -1,4 +1,4 @@
-// Backward of a layer with options (variant_kernels.h), against the order of variant_forward.h.
+// Backward of a layer with options (../variant.h), against the order of variant_forward.h.
 // grad_h0 and grad_c0 hold dh and dc, the gradients of the state after the step, of all rows:
 //
 //   dh += dy               dc += d(cells)

@@ -1,4 +1,4 @@
-// Forward of a layer with options (variant_kernels.h). For the rows of a slice, step by step:
+// Forward of a layer with options (../variant.h). For the rows of a slice, step by step:
 //
 //   the state, kept in h_n and c_n, is reset where the mask says so       h_in = drop_h h
 //   z = W_ih x + b_ih + W_hh h_in + b_hh, each product normalised or not   i, f, o, g = activated z

@@ -1,7 +1,7 @@
 // The arguments of the ops `variant` and `variant_backward`, checked once for every device.
 #pragma once
 
-#include "../cpu/variant_kernels.h"
+#include "../variant.h"
 #include "lstm.h"
 
 namespace lstm_fast {
@@ -147,6 +147,68 @@ using VariantResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using VariantBackwardResult =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
 
+// Uninitialised results, and the kernels' view of them and of the arguments.
+struct VariantResults {
+  Tensor output, h_n, c_n, cells, saved;
+  bool save;
+
+  VariantResults(const VariantArguments& a, bool save_)
+      : output(a.empty_rows(a.shape.P)),
+        h_n(a.empty_state(a.shape.P)),
+        c_n(a.empty_state(a.shape.H)),
+        cells(a.empty_rows(a.shape.H)),
+        saved(empty({save_ ? VariantSavedLayout{a.shape}.size() : 0}, a.dtype, a.input)),
+        save(save_) {}
+
+  template <typename T>
+  VariantForward<T> problem(const VariantArguments& a) {
+    VariantForward<T> p{};
+    p.shape = a.shape;
+    p.plain = a.weights<T>();
+    p.norms = a.norm_weights<T>();
+    p.masks = a.masks<T>();
+    p.x = const_data<T>(a.input);
+    p.h0 = const_data<T>(a.h0);
+    p.c0 = const_data<T>(a.c0);
+    p.y = mutable_data<T>(output);
+    p.h_n = mutable_data<T>(h_n);
+    p.c_n = mutable_data<T>(c_n);
+    p.cells = mutable_data<T>(cells);
+    p.save = save;
+    if (save) p.saved = VariantSavedLayout{a.shape}.pieces(mutable_data<T>(saved));
+    return p;
+  }
+
+  VariantResult all() const { return {output, h_n, c_n, cells, saved}; }
+};
+
+struct VariantOutputGrads {
+  OptionalTensor output, h_n, c_n, cells;
+
+  VariantOutputGrads(const VariantArguments& a, const OptionalTensor& output_,
+                     const OptionalTensor& h_n_, const OptionalTensor& c_n_,
+                     const OptionalTensor& cells_)
+      : output(of(a, "grad_output", output_, a.rows_dims(a.shape.P))),
+        h_n(of(a, "grad_h_n", h_n_, {2, {a.shape.steps.B, a.shape.P}})),
+        c_n(of(a, "grad_c_n", c_n_, {2, {a.shape.steps.B, a.shape.H}})),
+        cells(of(a, "grad_cells", cells_, a.rows_dims(a.shape.H))) {}
+
+ private:
+  static OptionalTensor of(const VariantArguments& a, const char* name, const OptionalTensor& t,
+                           const Dims& expected) {
+    return t ? OptionalTensor(a.checked(name, *t, expected)) : std::nullopt;
+  }
+};
+
+// The cells as the kernels read them, once both results of forward are found to be such.
+inline Tensor check_saved(const VariantArguments& a, const Tensor& cells, const Tensor& saved) {
+  if (saved.numel() != VariantSavedLayout{a.shape}.size() || saved.scalar_type() != a.dtype ||
+      !saved.is_contiguous()) {
+    throw std::runtime_error("saved must be what the forward op returned for the same arguments");
+  }
+  return a.checked("cells", cells, a.rows_dims(a.shape.H));
+}
+
 // Uninitialised gradients; of no elements, or none at all, where not needed.
 struct VariantGrads {
   Tensor input, h0, c0, reset_h, reset_c;
@@ -168,29 +230,38 @@ struct VariantGrads {
   }
 
   template <typename T>
-  std::vector<T*> param_pointers() {
+  VariantProblemBackward<T> problem(const VariantArguments& a, const VariantOutputGrads& grads,
+                                    const Tensor& cells, const Tensor& saved) {
+    VariantProblemBackward<T> p{};
+    p.rows.shape = a.shape;
+    p.rows.norms = a.norm_weights<T>();
+    p.rows.masks = a.masks<T>();
+    p.rows.c0 = const_data<T>(a.c0);
+    p.rows.cells = const_data<T>(cells);
+    p.rows.saved = VariantSavedLayout{a.shape}.pieces(const_data<T>(saved));
+    p.rows.grad_y = const_data<T>(grads.output);
+    p.rows.grad_h_n = const_data<T>(grads.h_n);
+    p.rows.grad_c_n = const_data<T>(grads.c_n);
+    p.rows.grad_cells = const_data<T>(grads.cells);
+    p.rows.grad_h0 = mutable_data<T>(h0);
+    p.rows.grad_c0 = mutable_data<T>(c0);
+    p.rows.grad_reset_h = wanted_data<T>(reset_h);
+    p.rows.grad_reset_c = wanted_data<T>(reset_c);
+    p.plain = a.weights<T>();
+    p.x = const_data<T>(a.input);
+    p.grad_x = wanted_data<T>(input);
+    p.need_weights = !params.empty();
+    if (!p.need_weights) return p;
     std::vector<T*> pointers;
     for (Tensor& grad : params) pointers.push_back(mutable_data<T>(grad));
-    return pointers;
+    p.grads.plain = group_params<LayerWeightGrads<T>>(a.stack, a.has_biases, pointers)[0];
+    T** const of_norms[] = {&p.grads.norm_ih, &p.grads.norm_hh, &p.grads.norm_c,
+                            &p.grads.norm_c_bias};
+    for (size_t i = 0; i < norms.size(); ++i) *of_norms[i] = mutable_data<T>(norms[i]);
+    return p;
   }
-};
 
-struct VariantOutputGrads {
-  OptionalTensor output, h_n, c_n, cells;
-
-  VariantOutputGrads(const VariantArguments& a, const OptionalTensor& output_,
-                     const OptionalTensor& h_n_, const OptionalTensor& c_n_,
-                     const OptionalTensor& cells_)
-      : output(of(a, "grad_output", output_, a.rows_dims(a.shape.P))),
-        h_n(of(a, "grad_h_n", h_n_, {2, {a.shape.steps.B, a.shape.P}})),
-        c_n(of(a, "grad_c_n", c_n_, {2, {a.shape.steps.B, a.shape.H}})),
-        cells(of(a, "grad_cells", cells_, a.rows_dims(a.shape.H))) {}
-
- private:
-  static OptionalTensor of(const VariantArguments& a, const char* name, const OptionalTensor& t,
-                           const Dims& expected) {
-    return t ? OptionalTensor(a.checked(name, *t, expected)) : std::nullopt;
-  }
+  VariantBackwardResult all() const { return {input, h0, c0, reset_h, reset_c, params, norms}; }
 };
 
 }  // namespace lstm_fast

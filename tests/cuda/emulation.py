@@ -72,6 +72,7 @@ def objects(sanitizer: str, altered: Path | None = None) -> list[Path]:
         (csrc / "cuda" / "plan.cpp", flags),
         (csrc / "cuda" / "dispatch.cpp", flags),
         (csrc / "cuda" / "device.cu", flags),
+        (csrc / "cuda" / "variant.cu", flags),
         # Not instrumented: see there.
         (csrc / "cuda" / "emulation" / "scheduler.cpp", of_scheduler),
     ]
@@ -103,9 +104,9 @@ def ops_library(folder: Path) -> Path:
         "-DTORCH_STABLE_ONLY",
         *("-isystem", str(torch_folder / "include")),
     ]
-    ops = compiled(ROOT / "csrc" / "ops" / "cuda" / "lstm.cpp", flags)
+    ops = [compiled(path, flags) for path in (ROOT / "csrc" / "ops" / "cuda").glob("*.cpp")]
     out = folder / "ops.so"
-    linked = [str(o) for o in (ops, *objects("none"))]
+    linked = [str(o) for o in (*ops, *objects("none"))]
     libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
     subprocess.run(["g++", "-shared", *linked, *libraries, "-o", str(out)], check=True)
     return out
