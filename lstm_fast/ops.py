@@ -1,6 +1,7 @@
 """The ops as differentiable functions: fakes, autograd, the choice of kernel or reference.
 
-The only Python file that knows `torch.ops.lstm_fast`. Importing it loads the compiled ops.
+With `variant.py`, the only Python files that know `torch.ops.lstm_fast`. Importing it loads the
+compiled ops.
 """
 
 from __future__ import annotations

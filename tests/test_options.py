@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import pickle
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import lstm_fast
 from lstm_fast import LSTM, LSTMCell
+from lstm_fast.options import Options
 from lstm_fast.reference import CELL_ACTIVATIONS, GATE_ACTIVATIONS
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -732,3 +736,15 @@ def test_the_plain_path_is_the_kernels_own(monkeypatch: pytest.MonkeyPatch):
     LSTM(I, H, forget_bias=1.0)(pack_padded_sequence(torch.randn(T, B, I), [T] * B))
     with pytest.raises(AssertionError):
         LSTM(I, H, learned_state=True)(torch.randn(T, B, I))
+
+
+def test_the_document():
+    """Its snippets are run in order, and its formulas are of all options."""
+    text = (Path(__file__).parents[1] / "docs" / "options.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    snippets = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 1 + text.count("\n## ")
+    for snippet in snippets:
+        exec(snippet, names)
+    for field in dataclasses.fields(Options):
+        assert f"{field.name}=" in text or f"`{field.name}`" in text
