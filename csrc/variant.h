@@ -17,7 +17,7 @@ struct VariantShape {
   bool projected, reverse, normalised;
   GateActivation gate;
   CellActivation cell;
-  int parts;  // as in LayerShape, for the products over all steps
+  int parts;  // as in LayerShape; what it is used for is up to the planner
 };
 
 // Scales of the layer norms, and the shift of that of the cell; its biases are those of the layer.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from lstm_fast import ops
+from lstm_fast import ops, options
 from lstm_fast._load import build_info, load_kernels
 from lstm_fast.lstm import LSTM, _are_plain, _fits
 
@@ -29,6 +29,9 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
         return "torch.nn.LSTM"
     if data.is_cpu:
         return f"CPU kernels, {build_info()['isa']}"
+    chosen = module._lstm_options or options.PLAIN
+    if not options.is_plain(chosen, module.training, None):
+        return "CUDA kernels, stepwise, exact products"
     if isinstance(input, PackedSequence):
         T, B = len(input.batch_sizes), int(input.batch_sizes[0])
     else:

@@ -336,7 +336,7 @@ def _run(module: LSTM, input: Tensor, rows: _Rows, state: _Pair, reset: Tensor |
             for w, hh in zip(weights, is_hh, strict=True)
         ]
     input, h0, c0, *weights = ops.autocast(input, *state, *weights)
-    if _is_plain(options, module.training, reset):
+    if is_plain(options, module.training, reset):
         if module.dropout and module.training and module.num_layers > 1:
             return _Result(*module._layer_by_layer(input, rows.batch_sizes, h0, c0, weights), None)
         args = input, rows.batch_sizes, h0, c0, weights, module.bias
@@ -381,7 +381,7 @@ def _run(module: LSTM, input: Tensor, rows: _Rows, state: _Pair, reset: Tensor |
     )
 
 
-def _is_plain(options: Options, training: bool, reset: Tensor | None) -> bool:
+def is_plain(options: Options, training: bool, reset: Tensor | None) -> bool:
     """Whether the kernels of `nn.LSTM` are enough."""
     return (
         reset is None

@@ -85,7 +85,8 @@ def _arguments(
 
 
 def _call(*args: Any, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _variant(*_arguments(*args), save)
+    arguments = _arguments(*args)
+    return _variant(*arguments, save, ops._parts(arguments[0]))
 
 
 class _Variant(torch.autograd.Function):
@@ -179,6 +180,7 @@ def _variant_fake(
     zone_h: Tensor | None,
     zone_c: Tensor | None,
     save: bool,
+    parts: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     H, P = c0.shape[-1], h0.shape[-1]
     rows = input.shape[:-1]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lstm_fast import LSTM, reference
 from lstm_fast import variant as variant_module
@@ -102,3 +105,58 @@ def test_unneeded_gradients(calls: list[Any]):
 def test_plain_layers_are_not_affected(calls: list[Any]):
     LSTM(I, H)(torch.randn(T, B, I))
     assert not calls
+
+
+def run_emulated(
+    program: Path, case: Case, seed: int = 0, multiprocessors: int = 4
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What the program computes, of which the last is y without saving; and the reference."""
+    args = case.arguments()
+    results, coefficients, grads = expected_results(args)
+    x, batch_sizes, _, _, _, _, biases, reverse, gate, cell, *masks = args
+    zone = masks[-1]
+    header = [
+        *(case.dtype is torch.float64, case.T, case.B, case.I, case.H, case.P or case.H),
+        *(bool(case.P), biases, batch_sizes is not None, reverse, case.norm, gate, cell),
+        *(case.reset, case.first, case.drop, 0 if zone is None else len(zone), multiprocessors),
+    ]
+    given = torch.utils._pytree.tree_leaves((batch_sizes, x, args[2:6], masks, coefficients))
+    arrays = [np.array(header), *(t.detach().numpy() for t in given if t is not None)]
+    numbers = torch.from_numpy(emulation.run_program(program, arrays, seed).copy())
+    expected = [*results, *grads, results[0]]
+    return list(numbers.split([e.numel() for e in expected])), expected
+
+
+# The lengths of a packed case say how many steps there are.
+CHANGES: dict[str, dict[str, Any]] = {
+    "norm_projected": {"B": 5},
+    "zone": {"B": 19},
+    "reset_first": {},
+    "all": {"T": 7},
+}
+SANITIZED = {
+    name: replace(CASES[name], dtype=torch.float32, **changes) for name, changes in CHANGES.items()
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitizers_find_nothing(sanitizer: str, tmp_path: Path):
+    program = emulation.program(tmp_path, sanitizer, name="run_variant")
+    for seed, case in enumerate(SANITIZED.values()):
+        got, expected = run_emulated(program, case, seed)
+        assert_close(got, expected, tolerance(case))
+
+
+def test_tiles_and_order_of_threads_change_no_bit(tmp_path: Path):
+    program = emulation.program(tmp_path, "none", name="run_variant")
+    case = replace(SANITIZED["norm_projected"], B=70)
+    torch.manual_seed(0)
+    first, _ = run_emulated(program, case)
+    torch.testing.assert_close(first[-1], first[0], rtol=0, atol=0)
+    for seed, multiprocessors in ((1, 4), (2, 1)):
+        torch.manual_seed(0)
+        again, _ = run_emulated(program, case, seed, multiprocessors)
+        # Sums for weights are cut into parts by the number of multiprocessors.
+        for a, b in zip(first[:9], again[:9], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)

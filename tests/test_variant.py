@@ -205,16 +205,42 @@ def test_values_and_gradients(case: Case):
     assert_close([t.detach() for t in (*got, *got_grads)], [*results, *grads], tolerance(case))
 
 
-@pytest.mark.skipif("amx" not in ISAS, reason="this machine has no matrix unit")
-@pytest.mark.parametrize("norm", [False, True])
-def test_products_of_bfloat16_parts(norm: bool):
-    case = Case(T=20, B=5, I=70, H=80, norm=norm, dtype=torch.float32)
+needs_unit = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no matrix unit")
+# Batches and sizes that the matrix unit is used for (unit_pays_in_steps in variant.cpp).
+FOR_THE_UNIT = {
+    "plain": Case(T=6, B=17, I=70, H=80, drop=True),
+    "norm": Case(T=6, B=40, I=3, H=100, norm=True, reset=True, first=True),
+    "projected": Case(T=5, B=20, I=33, H=50, P=40, zone="mask", reverse=True),
+    "packed": Case(B=20, I=45, H=77, lengths=(7,) * 9 + (5,) * 8 + (2, 1, 1)),
+    "over all steps alone": Case(T=30, B=5, I=70, H=80, norm=True),
+}
+
+
+@needs_unit
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("case", FOR_THE_UNIT.values(), ids=FOR_THE_UNIT)
+def test_products_of_bfloat16_parts(case: Case, slices: int):
+    case = replace(case, dtype=torch.float32)
     args = case.arguments()
     results, coefficients, grads = expected_results(args)
-    got = run_kernels(args, coefficients, isa="amx", parts=3)
+    got = run_kernels(args, coefficients, isa="amx", parts=3, slices=slices)
     assert_close(got, [*results, *grads], tolerance(case))
     one_order = run_kernels(args, coefficients, isa="amx")
     assert any((a != b).any() for a, b in zip(got, one_order, strict=True)), "not used"
+
+
+@needs_unit
+@pytest.mark.parametrize("where", ["input", "h0", "reset_h", "weight_hh"])
+def test_numbers_without_parts_are_left_to_float32(where: str):
+    case = replace(FOR_THE_UNIT["norm"], dtype=torch.float32)
+    args = case.arguments()
+    of = {"input": args[0][0], "h0": args[2], "reset_h": args[11], "weight_hh": args[4][1]}
+    of[where][2, 1] = 1e38
+    coefficients = expected_results(args)[1]
+    got = run_kernels(args, coefficients, isa="amx", parts=3)[:4]
+    expected = run_kernels(args, coefficients, isa="avx512")[:4]
+    for g, e in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(g, e)
 
 
 def test_the_reference_without_options_is_that_of_torch():

@@ -20,8 +20,42 @@ LayerShape all_rows(const VariantShape& s, int64_t I, int64_t P, bool projected,
   return {{1, s.steps.total(), nullptr, nullptr}, I, s.H, P, projected, false, parts};
 }
 
-// Whether the matrix unit is faster for a product over all rows of so many terms or columns.
+// Whether the matrix unit is faster: for a product over all rows of so many terms or columns, and
+// for those of steps, of so many rows in a slice. Measured on Sapphire Rapids.
 constexpr int64_t kMinUnitRows = 32, kMinUnitColumns = 64, kMinUnitHidden = 16;
+constexpr int64_t kMinStepRows = 8;
+
+template <typename T>
+bool unit_pays_in_steps(const LayerKernels<T>& k, const VariantShape& s, const Threads& threads) {
+  return k.has_matrix_unit && s.steps.T > 1 && s.steps.B >= kMinStepRows * row_slices(s, threads) &&
+         s.H >= kMinUnitHidden && s.P + s.I >= kMinUnitColumns;
+}
+
+// The shape with the parts that the products of steps are made of: 0 where float32 arithmetic is
+// faster, or needed because a number that is multiplied may be too large or not finite.
+template <typename T>
+VariantShape step_shape(const LayerKernels<T>& k, const VariantForward<T>& p,
+                        const Threads& threads) {
+  VariantShape s = p.shape;
+  const int64_t B = s.steps.B, G = 4 * s.H;
+  const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
+  // A relu bounds no state.
+  const bool unit = s.parts && s.cell != CellActivation::Relu &&
+                    unit_pays_in_steps(k, s, threads) && ordinary(p.x, s.steps.total() * s.I) &&
+                    ordinary(p.h0, B * s.P) && ordinary(p.masks.reset_h, B * s.P) &&
+                    ordinary(p.masks.drop_h, B * s.P) && ordinary(p.plain.weight_ih, G * s.I) &&
+                    ordinary(p.plain.weight_hh, G * s.P) && ordinary(p.plain.weight_hr, s.P * s.H);
+  if (!unit) s.parts = 0;
+  return s;
+}
+
+template <typename T>
+VariantShape step_shape(const LayerKernels<T>& k, const VariantProblemBackward<T>& p,
+                        const Threads& threads) {
+  VariantShape s = p.rows.shape;
+  if (!unit_pays_in_steps(k, s, threads)) s.parts = 0;
+  return s;
+}
 
 template <typename T>
 int unit_parts(const LayerKernels<T>& k, const VariantShape& s, int64_t columns) {
@@ -43,6 +77,7 @@ LayerShape weight_grad_shape(const LayerKernels<T>& k, const VariantShape& s, in
 
 template <typename T>
 struct ForwardPlan {
+  VariantShape shape;  // of the steps
   int64_t slices;
   T* packed;
   T* scratch;  // one piece a slice
@@ -53,12 +88,14 @@ struct ForwardPlan {
 template <typename T>
 ForwardPlan<T> plan_forward(const Kernels& kernels, const VariantForward<T>& p,
                             const Threads& threads, T* workspace) {
-  const VariantKernels<T>& k = kernels.of(T()).variant;
+  const LayerKernels<T>& k = kernels.of(T());
   Arena<T> arena(workspace);
   ForwardPlan<T> plan;
+  plan.shape = step_shape(k, p, threads);
   plan.slices = row_slices(p.shape, threads);
-  plan.packed = arena.take(k.forward_weights_size(p.shape));
-  plan.scratch_size = k.forward_scratch(p.shape, largest_slice(p.shape, plan.slices), p.save);
+  plan.packed = arena.take(k.variant.forward_weights_size(plan.shape));
+  plan.scratch_size =
+      k.variant.forward_scratch(plan.shape, largest_slice(p.shape, plan.slices), p.save);
   plan.scratch = arena.take(plan.slices * plan.scratch_size);
   plan.workspace_size = arena.used();
   return plan;
@@ -66,6 +103,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const VariantForward<T>& p,
 
 template <typename T>
 struct BackwardPlan {
+  VariantShape shape;  // of the steps
   int64_t slices, threads;
   T *packed, *packed_input;
   T *grad_gates, *grad_ih, *grad_hh, *grad_hidden, *grad_norm_c, *norm_c;
@@ -84,7 +122,8 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const VariantProblemBackwa
   BackwardPlan<T> plan{};
   plan.slices = row_slices(s, threads);
   plan.threads = threads_for(step_flops(s), threads);
-  plan.packed = arena.take(k.variant.backward_weights_size(s));
+  plan.shape = step_shape(k, p, threads);
+  plan.packed = arena.take(k.variant.backward_weights_size(plan.shape));
   if (p.grad_x) plan.packed_input = arena.take(k.input_grad_weights_size(input_grad_shape(k, s)));
   plan.grad_gates = arena.take(N * 4 * s.H);
   if (s.projected) plan.grad_hidden = arena.take(N * s.P);
@@ -96,7 +135,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const VariantProblemBackwa
     plan.norm_c = arena.take(N * s.H);
   }
   plan.scratch_size =
-      std::max({k.variant.backward_scratch(s, largest_slice(s, plan.slices)),
+      std::max({k.variant.backward_scratch(plan.shape, largest_slice(s, plan.slices)),
                 k.backward_scratch(input_grad_shape(k, s), 1),
                 k.weight_grad_scratch(weight_grad_shape(k, s, s.I, s.P, s.projected))});
   plan.scratch_size = (plan.scratch_size + 63) / 64 * 64;
@@ -150,8 +189,9 @@ void variant_forward(const Kernels& kernels, VariantForward<T> p, const Threads&
                      T* workspace) {
   const VariantKernels<T>& k = kernels.of(T()).variant;
   const ForwardPlan<T> plan = plan_forward(kernels, p, threads, workspace);
-  k.pack_forward(p.shape, p.plain, plan.packed);
+  p.shape = plan.shape;
   p.packed = plan.packed;
+  k.pack_forward(p.shape, p.plain, plan.packed);
   run(Threads{plan.slices, threads.run}, plan.slices, [&](int64_t task) {
     k.forward_rows(p, part(p.shape.steps.B, plan.slices, task),
                    part(p.shape.steps.B, plan.slices, task + 1),
@@ -168,13 +208,14 @@ int64_t variant_backward_workspace_size(const Kernels& kernels, const VariantPro
 template <typename T>
 void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const Threads& threads,
                       T* workspace) {
-  const VariantShape& s = p.rows.shape;
+  const VariantShape s = p.rows.shape;
   const LayerKernels<T>& k = kernels.of(T());
   const BackwardPlan<T> plan = plan_backward(kernels, p, threads, workspace);
   const int64_t N = s.steps.total();
   const Threads team{plan.threads, threads.run};
 
-  k.variant.pack_backward(s, p.plain, plan.packed);
+  k.variant.pack_backward(plan.shape, p.plain, plan.packed);
+  p.rows.shape = plan.shape;
   p.rows.packed = plan.packed;
   p.rows.grad_gates = plan.grad_gates;
   p.rows.grad_ih = plan.grad_ih;

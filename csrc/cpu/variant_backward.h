@@ -19,14 +19,28 @@ namespace lstm_fast {
 namespace {
 
 template <typename T>
+struct VariantBackwardWeights {
+  Operand<T> hh, hr;
+
+  VariantBackwardWeights(const VariantShape& s, const T* packed)
+      : hh{packed, 4 * s.H, s.P, parts_of(4 * s.H, s.parts)}, hr{packed + hh.size(), s.P, s.H, 0} {}
+};
+
+template <typename T>
 int64_t variant_backward_weights_size(const VariantShape& s) {
-  return packed_size<T>(4 * s.H, s.P) + (s.projected ? packed_size<T>(s.P, s.H) : 0);
+  const VariantBackwardWeights<T> w(s, nullptr);
+  return w.hh.size() + (s.projected ? w.hr.size() : 0);
 }
 
 template <typename T>
-void variant_pack_backward(const VariantShape& s, const LayerWeights<T>& w, T* out) {
-  pack_columns(w.weight_hh, 4 * s.H, s.P, out);
-  if (s.projected) pack_columns(w.weight_hr, s.P, s.H, out + packed_size<T>(4 * s.H, s.P));
+void variant_pack_backward(const VariantShape& s, const LayerWeights<T>& weights, T* out) {
+  const VariantBackwardWeights<T> w(s, out);
+  if (w.hh.parts) {
+    pack_split(weights.weight_hh, w.hh.split(), out);
+  } else {
+    pack_columns(weights.weight_hh, w.hh.K, w.hh.C, out);
+  }
+  if (s.projected) pack_columns(weights.weight_hr, w.hr.K, w.hr.C, out + w.hh.size());
 }
 
 // Pieces of the scratch of a slice.
@@ -38,6 +52,7 @@ struct VariantBackwardScratch {
   T* grad_new;   // [rows, P] d(new h), unless projected
   T* grad_h_in;  // [rows, P]
   T* grad_m;     // [rows, H] if projected
+  T* product;
   int64_t size;
 
   VariantBackwardScratch(const VariantShape& s, int64_t rows, T* base) {
@@ -53,6 +68,7 @@ struct VariantBackwardScratch {
     grad_new = take(s.projected ? 0 : rows * s.P);
     grad_h_in = take(rows * s.P);
     grad_m = take(s.projected ? rows * s.H : 0);
+    product = take(operand_scratch<T>(4 * s.H, s.parts));
   }
 };
 
@@ -191,12 +207,12 @@ INLINE void grad_of_state_before(const VariantBackward<T>& p, int64_t b, int64_t
 template <typename T>
 void variant_backward_rows(const VariantBackward<T>& p, int64_t b0, int64_t b1, T* memory) {
   const FlushDenormals scope;
+  const UnitScope unit(p.shape.parts > 0);
   const VariantShape& s = p.shape;
   const Steps& steps = s.steps;
   const int64_t H = s.H, P = s.P, G = 4 * H;
   const VariantBackwardScratch<T> scratch(s, b1 - b0, memory);
-  const Matrix<T> weight_hh = {p.packed, G, P, true};
-  const Matrix<T> weight_hr = {p.packed + packed_size<T>(G, P), P, H, true};
+  const VariantBackwardWeights<T> weights(s, p.packed);
   copy_rows(b0, b1, p.grad_h_n, P, p.grad_h0, P);
   copy_rows(b0, b1, p.grad_c_n, H, p.grad_c0, H);
   if (p.grad_reset_h) copy_rows<T>(b0, b1, nullptr, P, p.grad_reset_h, P);
@@ -208,7 +224,7 @@ void variant_backward_rows(const VariantBackward<T>& p, int64_t b0, int64_t b1, 
     T* grad_new = s.projected ? p.grad_hidden + n * P : scratch.grad_new;
     for (int64_t r = 0; r < rows; ++r) grad_of_new_h(p, b0 + r, n + r, grad_new + r * P);
     const T* dm = s.projected ? scratch.grad_m : grad_new;
-    if (s.projected) multiply_rows<T>(0, rows, {grad_new, P}, weight_hr, scratch.grad_m, H, false);
+    if (s.projected) weights.hr.multiply(rows, grad_new, scratch.grad_m, false, scratch.product);
     with_activations(s, [&](auto gate, auto cell) {
       for (int64_t r = 0; r < rows; ++r) {
         cell_row_grad<decltype(gate)::value, decltype(cell)::value>(p, scratch, t, b0 + r, n + r,
@@ -218,7 +234,7 @@ void variant_backward_rows(const VariantBackward<T>& p, int64_t b0, int64_t b1, 
     if (s.normalised) {
       for (int64_t r = 0; r < rows; ++r) products_row_grad(p, n + r, scratch.scaled);
     }
-    multiply_rows<T>(0, rows, {p.grad_hh + n * G, G}, weight_hh, scratch.grad_h_in, P, false);
+    weights.hh.multiply(rows, p.grad_hh + n * G, scratch.grad_h_in, false, scratch.product);
     for (int64_t r = 0; r < rows; ++r) {
       grad_of_state_before(p, b0 + r, n + r, scratch.grad_h_in + r * P);
     }

@@ -16,28 +16,39 @@ namespace lstm_fast {
 namespace {
 
 template <typename T>
+struct VariantForwardWeights {
+  Operand<T> ih, hh, hr;
+
+  VariantForwardWeights(const VariantShape& s, const T* packed)
+      : ih{packed, s.I, 4 * s.H, parts_of(s.I, s.parts)},
+        hh{packed + ih.size(), s.P, 4 * s.H, parts_of(s.P, s.parts)},
+        hr{hh.data + hh.size(), s.H, s.P, 0} {}
+};
+
+// With room for a transposed matrix after the packed ones, where these are made of parts.
+template <typename T>
 int64_t variant_forward_weights_size(const VariantShape& s) {
-  return packed_size<T>(s.I, 4 * s.H) + packed_size<T>(s.P, 4 * s.H) +
-         (s.projected ? packed_size<T>(s.H, s.P) : 0);
+  const VariantForwardWeights<T> w(s, nullptr);
+  return w.ih.size() + w.hh.size() + (s.projected ? w.hr.size() : 0) +
+         (s.parts ? 4 * s.H * max(s.I, s.P) : 0);
+}
+
+// Packs the transpose of m [C, K].
+template <typename T>
+INLINE void pack_transposed(const T* m, const Operand<T>& operand, T* out, T* spare) {
+  if (!operand.parts) return pack_transposed_columns(m, operand.K, operand.C, out);
+  transpose_matrix(m, operand.K, operand.C, operand.K, spare);
+  pack_split(spare, operand.split(), out);
 }
 
 template <typename T>
-struct VariantForwardWeights {
-  Matrix<T> ih, hh, hr;
-
-  VariantForwardWeights(const VariantShape& s, const T* packed)
-      : ih{packed, s.I, 4 * s.H, true},
-        hh{ih.data + packed_size<T>(s.I, 4 * s.H), s.P, 4 * s.H, true},
-        hr{hh.data + packed_size<T>(s.P, 4 * s.H), s.H, s.P, true} {}
-};
-
-template <typename T>
-void variant_pack_forward(const VariantShape& s, const LayerWeights<T>& w, T* out) {
-  pack_transposed_columns(w.weight_ih, s.I, 4 * s.H, out);
-  out += packed_size<T>(s.I, 4 * s.H);
-  pack_transposed_columns(w.weight_hh, s.P, 4 * s.H, out);
-  out += packed_size<T>(s.P, 4 * s.H);
-  if (s.projected) pack_transposed_columns(w.weight_hr, s.H, s.P, out);
+void variant_pack_forward(const VariantShape& s, const LayerWeights<T>& weights, T* out) {
+  const VariantForwardWeights<T> w(s, out);
+  T *hh = out + w.ih.size(), *hr = hh + w.hh.size();
+  T* spare = hr + (s.projected ? w.hr.size() : 0);
+  pack_transposed(weights.weight_ih, w.ih, out, spare);
+  pack_transposed(weights.weight_hh, w.hh, hh, spare);
+  if (s.projected) pack_transposed(weights.weight_hr, w.hr, hr, spare);
 }
 
 // Rows that the input product is made for at a time, where they are contiguous: few enough for
@@ -56,6 +67,7 @@ struct VariantForwardScratch {
   T* h_in;    // [rows, P]
   T* sums;    // [rows, G]
   T* hidden;  // [rows, H]
+  T* product;
   int64_t size;
 
   VariantForwardScratch(const VariantShape& s, int64_t rows, bool save, T* base) {
@@ -70,6 +82,7 @@ struct VariantForwardScratch {
     h_in = take(save ? 0 : rows * s.P);
     sums = take(save || !s.normalised ? 0 : rows * 4 * s.H);
     hidden = take(save || !s.projected ? 0 : rows * s.H);
+    product = take(operand_scratch<T>(max(s.I, s.P), s.parts));
   }
 };
 
@@ -80,12 +93,12 @@ int64_t variant_forward_scratch(const VariantShape& s, int64_t rows, bool save) 
 
 // gates[n0:n1] = W_ih x, normalised or not, plus the biases. `gates` is the row n0.
 template <typename T>
-INLINE void input_gates(const VariantForward<T>& p, const Matrix<T>& weight_ih, int64_t n0,
-                        int64_t n1, T* gates) {
+INLINE void input_gates(const VariantForward<T>& p, const Operand<T>& weight_ih, int64_t n0,
+                        int64_t n1, T* gates, T* scratch) {
   const VariantShape& s = p.shape;
   const int64_t G = 4 * s.H;
   T* sums = s.normalised && p.save ? p.saved.ih + n0 * G : gates;
-  multiply_rows<T>(0, n1 - n0, {p.x + n0 * s.I, s.I}, weight_ih, sums, G, false);
+  weight_ih.multiply(n1 - n0, p.x + n0 * s.I, sums, false, scratch);
   for (int64_t r = 0; r < n1 - n0; ++r) {
     const T* from = sums + r * G;
     T* to = gates + r * G;
@@ -191,7 +204,7 @@ INLINE void variant_forward_step(const VariantForward<T>& p, const VariantForwar
   for (int64_t r = 0; r < rows; ++r) begin_step(p, b0 + r, n + r, h_in + r * P);
   if (s.normalised) {
     T* sums = p.save ? p.saved.hh + n * G : scratch.sums;
-    multiply_rows<T>(0, rows, {h_in, P}, w.hh, sums, G, false);
+    w.hh.multiply(rows, h_in, sums, false, scratch.product);
     for (int64_t r = 0; r < rows; ++r) {
       const T scale = standardise_row(sums + r * G, G);
       if (p.save) p.saved.hh_scale[n + r] = scale;
@@ -202,7 +215,7 @@ INLINE void variant_forward_step(const VariantForward<T>& p, const VariantForwar
       });
     }
   } else {
-    multiply_rows<T>(0, rows, {h_in, P}, w.hh, gates, G, true);
+    w.hh.multiply(rows, h_in, gates, true, scratch.product);
   }
   T* y = p.y + n * P;
   T* hidden = !s.projected ? y : p.save ? p.saved.hidden + n * s.H : scratch.hidden;
@@ -212,13 +225,14 @@ INLINE void variant_forward_step(const VariantForward<T>& p, const VariantForwar
                                                              scratch.fresh, hidden + r * s.H);
     }
   });
-  if (s.projected) multiply_rows<T>(0, rows, {hidden, s.H}, w.hr, y, P, false);
+  if (s.projected) w.hr.multiply(rows, hidden, y, false, scratch.product);
   for (int64_t r = 0; r < rows; ++r) end_step(p, b0 + r, n + r);
 }
 
 template <typename T>
 void variant_forward_rows(const VariantForward<T>& p, int64_t b0, int64_t b1, T* memory) {
   const FlushDenormals scope;
+  const UnitScope unit(p.shape.parts > 0);
   const VariantShape& s = p.shape;
   const Steps& steps = s.steps;
   const VariantForwardWeights<T> weights(s, p.packed);
@@ -234,7 +248,7 @@ void variant_forward_rows(const VariantForward<T>& p, int64_t b0, int64_t b1, T*
     const int64_t n1 = steps.offset(last) + min(b1, steps.rows(last));
     if (n0 >= n1) continue;
     T* gates = p.save ? p.saved.gates + n0 * 4 * s.H : scratch.gates;
-    input_gates(p, weights.ih, n0, n1, gates);
+    input_gates(p, weights.ih, n0, n1, gates, scratch.product);
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t t = s.reverse ? steps.T - 1 - i : i, n = steps.offset(t) + b0;
       variant_forward_step(p, weights, scratch, b0, n, min(b1, steps.rows(t)) - b0,

@@ -7,10 +7,13 @@
 namespace lstm_fast {
 namespace {
 
+int unit_parts(int64_t parts) { return static_cast<int>(std::clamp<int64_t>(parts, 0, 3)); }
+
 template <typename T>
-VariantResult run_forward(const VariantArguments& a, bool save) {
+VariantResult run_forward(const VariantArguments& a, bool save, int parts) {
   VariantResults results(a, save);
-  const VariantForward<T> p = results.problem<T>(a);
+  VariantForward<T> p = results.problem<T>(a);
+  p.shape.parts = parts;
   const Kernels& kernels = active_kernels();
   const Threads threads = torch_threads();
   const auto workspace = allocate<T>(variant_forward_workspace_size(kernels, p, threads));
@@ -24,11 +27,12 @@ VariantResult variant(const Tensor& input, const OptionalTensor& batch_sizes, co
                       int64_t gate_activation, int64_t cell_activation, const OptionalTensor& reset,
                       const OptionalTensor& reset_h, const OptionalTensor& reset_c,
                       const OptionalTensor& drop_h, const OptionalTensor& zone_h,
-                      const OptionalTensor& zone_c, bool save) {
+                      const OptionalTensor& zone_c, bool save, int64_t parts) {
   const VariantArguments a(input, batch_sizes, h0, c0, params, norms, has_biases, reverse,
                            gate_activation, cell_activation, reset, reset_h, reset_c, drop_h,
                            zone_h, zone_c);
-  return a.dtype == ScalarType::Double ? run_forward<double>(a, save) : run_forward<float>(a, save);
+  return a.dtype == ScalarType::Double ? run_forward<double>(a, save, 0)
+                                       : run_forward<float>(a, save, unit_parts(parts));
 }
 
 template <typename T>
@@ -62,7 +66,7 @@ VariantBackwardResult variant_backward_op(
   return a.dtype == ScalarType::Double
              ? run_backward<double>(a, grads, all_cells, saved, need_input, need_params, 0)
              : run_backward<float>(a, grads, all_cells, saved, need_input, need_params,
-                                   static_cast<int>(std::min<int64_t>(parts, 3)));
+                                   unit_parts(parts));
 }
 
 }  // namespace

@@ -11,9 +11,10 @@ namespace lstm_fast {
   "bool has_biases, bool reverse, int gate_activation, int cell_activation, Tensor? reset, "   \
   "Tensor? reset_h, Tensor? reset_c, Tensor? drop_h, Tensor? zone_h, Tensor? zone_c"
 
-constexpr char kVariantSchema[] = "variant(" LSTM_FAST_VARIANT_ARGUMENTS
-                                  ", bool save) -> (Tensor output, Tensor h_n, Tensor c_n, "
-                                  "Tensor cells, Tensor saved)";
+constexpr char kVariantSchema[] =
+    "variant(" LSTM_FAST_VARIANT_ARGUMENTS
+    ", bool save, int parts=0) -> (Tensor output, Tensor h_n, Tensor c_n, "
+    "Tensor cells, Tensor saved)";
 constexpr char kVariantBackwardSchema[] =
     "variant_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
     "Tensor? grad_cells, " LSTM_FAST_VARIANT_ARGUMENTS

@@ -86,11 +86,13 @@ def objects(sanitizer: str, altered: Path | None = None) -> list[Path]:
         return list(pool.map(lambda item: compiled(*item), sources))
 
 
-def program(folder: Path, sanitizer: str, altered: Path | None = None) -> Path:
-    """run_stack.cpp, linked with the kernels."""
+def program(
+    folder: Path, sanitizer: str, altered: Path | None = None, name: str = "run_stack"
+) -> Path:
+    """A program of this folder, linked with the kernels."""
     flags, _ = SANITIZERS[sanitizer]
-    main = compiled(ROOT / "tests" / "cuda" / "run_stack.cpp", flags)
-    out = folder / f"run_stack_{sanitizer}"
+    main = compiled(ROOT / "tests" / "cuda" / f"{name}.cpp", flags)
+    out = folder / f"{name}_{sanitizer}"
     linked = [str(o) for o in (main, *objects(sanitizer, altered))]
     subprocess.run(["g++", *flags, *linked, "-o", str(out)], check=True)
     return out
@@ -124,6 +126,20 @@ class EmulationError(Exception):
     """The program ended with an error, a sanitizer's for one; what it said is the message."""
 
 
+def run_program(program: Path, arrays: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
+    """The numbers that a program answers these with."""
+    data = np.concatenate([array.astype(np.float64).ravel() for array in arrays])
+    result = subprocess.run(
+        [program],
+        input=data.tobytes(),
+        capture_output=True,
+        env={**os.environ, "LSTM_FAST_EMULATION_SEED": str(seed)},
+    )
+    if result.returncode:
+        raise EmulationError(result.stderr.decode())
+    return np.frombuffer(result.stdout)
+
+
 def run(
     program: Path,
     problem: Problem,
@@ -142,18 +158,9 @@ def run(
     arrays = [np.array(header), *([problem.batch_sizes] if problem.lengths else []), problem.x]
     arrays += [problem.h0, problem.c0] if problem.states else []
     arrays += [problem.grad_y, problem.grad_h_n, problem.grad_c_n, *problem.params]
-    data = np.concatenate([array.astype(np.float64).ravel() for array in arrays])
-    result = subprocess.run(
-        [program],
-        input=data.tobytes(),
-        capture_output=True,
-        env={**os.environ, "LSTM_FAST_EMULATION_SEED": str(seed)},
-    )
-    if result.returncode:
-        raise EmulationError(result.stderr.decode())
+    numbers = run_program(program, arrays, seed)
     results = problem.reference()
     shapes = [array.shape for array in (*results, *results[:3])]
-    numbers = np.frombuffer(result.stdout)
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     assert len(numbers) == ends[-1]
     return [

@@ -23,7 +23,7 @@ VariantResult variant(const Tensor& input, const OptionalTensor& batch_sizes, co
                       int64_t gate_activation, int64_t cell_activation, const OptionalTensor& reset,
                       const OptionalTensor& reset_h, const OptionalTensor& reset_c,
                       const OptionalTensor& drop_h, const OptionalTensor& zone_h,
-                      const OptionalTensor& zone_c, bool save) {
+                      const OptionalTensor& zone_c, bool save, int64_t /*parts*/) {
   const OnDevice on(input);
   const VariantArguments a(input, batch_sizes, h0, c0, params, norms, has_biases, reverse,
                            gate_activation, cell_activation, reset, reset_h, reset_c, drop_h,
