@@ -130,7 +130,6 @@ def run_emulated(
 # The lengths of a packed case say how many steps there are.
 CHANGES: dict[str, dict[str, Any]] = {
     "norm_projected": {"B": 5},
-    "zone": {"B": 19},
     "reset_first": {},
     "all": {"T": 7},
 }

@@ -509,7 +509,7 @@ def test_masks_come_from_torchs_generator(options: dict[str, Any]):
 @all_options
 def test_compile(options: dict[str, Any]):
     torch._dynamo.reset()
-    module = make(dtype=torch.float32, **STACK, **options).eval()
+    module = make(dtype=torch.float32, bidirectional=True, **options).eval()
     x, reset = torch.randn(T, B, I), torch.rand(T, B) < 0.3
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(parts(compiled(x, reset=reset)), parts(module(x, reset=reset)))
@@ -520,7 +520,7 @@ def test_compile(options: dict[str, Any]):
 
 def test_compile_of_packed_sequences_and_lengths():
     torch._dynamo.reset()
-    module = make(dtype=torch.float32, **STACK, **OPTIONS["all"]).eval()
+    module = make(dtype=torch.float32, bidirectional=True, **OPTIONS["all"]).eval()
     compiled = torch.compile(module, backend="aot_eager")
     x, lengths = torch.randn(T, B, I), torch.tensor([2, 0, 1])
     packed = pack_padded_sequence(x, [2, T, 1], enforce_sorted=False)
