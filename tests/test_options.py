@@ -539,11 +539,18 @@ def test_compile_with_inductor():
     assert module.norm_ih_l0.grad.any()
 
 
-def test_export():
-    module = make(dtype=torch.float32, **STACK, layer_norm=True, zoneout=0.1).eval()
-    x = torch.randn(T, B, I)
-    program = torch.export.export(module, (x,), strict=False)
-    torch.testing.assert_close(parts(program.module()(x)), parts(module(x)))
+def test_export_and_compile_with_any_size():
+    torch._dynamo.reset()
+    module = make(dtype=torch.float32, bidirectional=True, layer_norm=True, zoneout=0.1).eval()
+    x, larger = torch.randn(T, B, I), torch.randn(2 * T, B + 2, I)
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(module, (x,), dynamic_shapes=(sizes,), strict=False)
+    torch.testing.assert_close(parts(program.module()(larger)), parts(module(larger)))
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
+    for inputs in (x, larger):
+        reset = torch.rand(inputs.shape[:2]) < 0.3
+        results = compiled(inputs, reset=reset)
+        torch.testing.assert_close(parts(results), parts(module(inputs, reset=reset)))
 
 
 def test_transforms_and_tracing():
