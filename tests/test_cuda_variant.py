@@ -27,23 +27,17 @@ from tests.test_variant import (
 )
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    torch.ops.load_library(str(emulation.ops_library(tmp_path_factory.mktemp("ops"))))
-    return torch.ops.lstm_fast_cuda_emulation
-
-
 @pytest.fixture
-def calls(library: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def calls(emulated_ops: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Puts the ops over the emulated kernels in the place of the CPU's; the calls of forward."""
     made: list[Any] = []
 
     def forward(*args: Any) -> Any:
         made.append(args)
-        return library.variant.default(*args)
+        return emulated_ops.variant.default(*args)
 
     monkeypatch.setattr(variant_module, "_variant", forward)
-    monkeypatch.setattr(variant_module, "_variant_backward", library.variant_backward.default)
+    monkeypatch.setattr(variant_module, "_variant_backward", emulated_ops.variant_backward.default)
     return made
 
 
