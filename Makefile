@@ -58,7 +58,7 @@ clients: $(VENV)/.dev $(VENV)/.built
 wheel: $(VENV)/.dev
 	rm -rf dist build/lib* build/wheel
 	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
-	$(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 	$(BIN)/auditwheel show dist/*.whl
 
 # Built once, tested under each: in an environment of its own, away from the checkout. What torch

@@ -1,9 +1,11 @@
-"""The real series of the backtest; none is fetched from anywhere when it runs."""
+"""The real series of the backtest, and those on which its settings were chosen; none is fetched
+from anywhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
@@ -38,7 +40,8 @@ def _rdataset(package: str, item: str, freq: str, start: str) -> pd.DataFrame:
         table = table[["value"]].rename(columns={"value": item})
     table = table.drop(columns=[c for c in ("rownames", "time") if c in table.columns])
     table.insert(0, "ds", pd.date_range(start, periods=len(table), freq=freq))
-    return table.melt("ds", var_name="unique_id", value_name="y")[["unique_id", "ds", "y"]]
+    long = table.melt("ds", var_name="unique_id", value_name="y").dropna(ignore_index=True)
+    return long[["unique_id", "ds", "y"]]
 
 
 _SALES = "package data, US Census Bureau"
@@ -106,3 +109,49 @@ COLLECTIONS = {
         2,
     ),
 }
+
+# Package, then series with their frequency and first period. The season and the horizon follow.
+_OTHERS = {
+    "fpp2": {
+        "h02": ("MS", "1991-07"),
+        "elecequip": ("MS", "1996-01"),
+        "debitcards": ("MS", "2000-01"),
+        "euretail": ("QS", "1996-01"),
+        "ausbeer": ("QS", "1956-01"),
+        "austourists": ("QS", "1999-01"),
+        "qauselec": ("QS", "1956-01"),
+        "qcement": ("QS", "1956-01"),
+        "qgas": ("QS", "1956-01"),
+        "arrivals": ("QS", "1981-01"),
+    },
+    "datasets": {
+        "nottem": ("MS", "1920-01"),
+        "UKDriverDeaths": ("MS", "1969-01"),
+        "UKgas": ("QS", "1960-01"),
+        "JohnsonJohnson": ("QS", "1960-01"),
+    },
+    "forecast": {"gas": ("MS", "1956-01"), "woolyrnq": ("QS", "1965-01")},
+}
+
+
+def selection() -> dict[str, Collection]:
+    """What the settings were chosen on: the rows of `COLLECTIONS` before those that the backtest
+    forecasts, and other series. A later vintage of a series that is there has no part in it.
+    """
+    chosen = {
+        name: replace(c, load=partial(_before_test, c), n_windows=6, step_size=c.h // 3)
+        for name, c in COLLECTIONS.items()
+        if name != "beer_wine_2022"
+    }
+    for package, items in _OTHERS.items():
+        for item, (freq, start) in items.items():
+            h, season, step = (12, 12, 4) if freq == "MS" else (8, 4, 2)
+            load = partial(_rdataset, package, item, freq, start)
+            chosen[item] = Collection(item, _R.format(package), load, h, season, 6, step)
+    return chosen
+
+
+def _before_test(collection: Collection) -> pd.DataFrame:
+    df = collection.load()
+    from_end = df.groupby("unique_id").cumcount(ascending=False)
+    return df[from_end >= collection.test_size].reset_index(drop=True)

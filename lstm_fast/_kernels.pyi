@@ -21,6 +21,17 @@ def bind_direct(
 ) -> None: ...
 def direct_forward(*args: Any) -> tuple[Any, ...] | None: ...
 def direct_backward(*args: Any) -> tuple[Any, ...] | None: ...
+def cpu_plan(
+    dtype: str,
+    batch_sizes: Sequence[int],
+    I: int,
+    H: int,
+    P: int | None = None,
+    L: int = 1,
+    D: int = 1,
+    parts: int = 3,
+    threads: int = 1,
+) -> dict[str, Any]: ...
 def cuda_plan(
     dtype: str,
     T: int,

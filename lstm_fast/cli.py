@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lstm_fast.forecast.reading import Reading
 
 HISTORY_MONTHS = 72
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 app = typer.Typer(
     help="Forecasting with fused LSTM layers.",
@@ -91,18 +92,10 @@ def commands() -> None:
 def demo(
     vintage: Annotated[int, typer.Option(help="Vintage of the series, 2019 or 2022.")] = 2019,
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("demo_output"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each network.")] = 400,
-    seed: Annotated[int, typer.Option(help="Seed of the first network.")] = 0,
-    threads: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Threads of torch. On an idle machine 2 are faster, on a busy one far slower.",
-        ),
-    ] = 1,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a picture of the same name.")
-    ] = False,
+    steps: _Steps = None,
+    seed: _Seed = 0,
+    threads: _Threads = 1,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Forecast a year of US beer, wine and spirits sales, and time it against torch.nn.LSTM.
 
@@ -125,7 +118,7 @@ def demo(
     sales = load_beer_wine_sales(vintage)
     layers = {"lstm_fast.LSTM": LSTM, "torch.nn.LSTM": torch.nn.LSTM}
     with console.status("training both layers, each twice ..."):
-        results = run_demo(sales, layers, {"max_steps": steps, "seed": seed})
+        results = run_demo(sales, layers, _options(None, max_steps=steps, seed=seed))
     test = sales.iloc[-H:]
     span = f"{test['ds'].iloc[0]:%Y-%m} to {test['ds'].iloc[-1]:%Y-%m}"
     console.print(_table(results, f"Beer, wine and spirits sales, vintage {vintage}, {span}"))
@@ -302,7 +295,7 @@ def backtest(
         for method in against or []:
             with console.status(f"{method} ..."):
                 results[method] = cross_validate_statistical(df, method, *place)
-        with _progress(console, forecaster, [], trainings=windows):
+        with _progress(console, forecaster, [], fits=windows):
             results["lstm-fast"] = forecaster.cross_validation(df, windows, step)
         scores = {name: evaluate(result, df, season_length) for name, result in results.items()}
         series = len(scores["lstm-fast"])
@@ -410,9 +403,7 @@ def tune(
 @app.command()
 def bench(
     seconds: Annotated[float, typer.Option(min=0, help="Seconds for each row of the table.")] = 2,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch. (default: torch's own choice)")
-    ] = None,
+    threads: _Threads = 1,
     plot: _Plot = None,
     overwrite: _Overwrite = False,
 ) -> None:
@@ -428,13 +419,12 @@ def bench(
 
         from lstm_fast.forecast.speed import BASELINE, SIZES, measure
 
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
         works = ("inference", "training")
-        table = Table(title=f"Time of a call, torch threads: {torch.get_num_threads()}")
+        table = Table(title=f"Time of a call, torch threads: {threads}")
         table.add_column("size", no_wrap=True)
-        for name in ("work", "lstm_fast.LSTM", BASELINE, "times as fast"):
-            table.add_column(name, justify="right")
+        for name in ("work", "lstm_fast", "torch.nn", "times"):
+            table.add_column(name, justify="right", no_wrap=True)
         speedups: dict[str, list[float]] = {work: [] for work in works}
         with console.status("timing ...") as status:
             for size in SIZES:
@@ -445,46 +435,72 @@ def bench(
                     table.add_row(
                         str(size),
                         work,
-                        *(f"{1e6 * value:,.0f} us" for value in timing.seconds.values()),
+                        *map(_short_time, timing.seconds.values()),
                         f"{timing.speedup:.2f}",
                     )
         Console().print(table)
         if plot is not None:
             from lstm_fast.forecast.plot import plot_bars
 
-            title = f"lstm_fast.LSTM against {BASELINE}, torch threads: {torch.get_num_threads()}"
+            title = f"lstm_fast.LSTM against {BASELINE}, torch threads: {threads}"
             sizes = [str(size) for size in SIZES]
             picture = plot_bars(sizes, speedups, title=title, xlabel="times as fast", mark=1)
             _save_picture(console, picture, plot)
 
 
+def _short_time(seconds: float) -> str:
+    return f"{1e6 * seconds:,.0f} us" if seconds < 0.01 else f"{1e3 * seconds:,.1f} ms"
+
+
 @app.command()
-def info() -> None:
-    """What was built, which instruction set is in use and what this machine has."""
-    import torch
+def info(
+    batch: Annotated[int, typer.Option(min=1, help="Rows of a call: windows of a batch.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Its time steps.")] = 36,
+    inputs: Annotated[int, typer.Option(min=1, help="Its numbers a step.")] = 3,
+    hidden: Annotated[int, typer.Option(min=1, help="Units of the layer.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 1,
+    bidirectional: Annotated[bool, typer.Option("--bidirectional", help="Both ways.")] = False,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(_DTYPES)}.")] = "float32",
+) -> None:
+    """What was built, what this machine has, and how a call of a given size is computed.
 
-    import lstm_fast
+    Example: lstm-fast info --batch 64 --steps 168 --hidden 128
+    """
+    with _explained(Console(stderr=True)):
+        import torch
 
+        import lstm_fast
+
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}. Got {dtype!r}")
+        devices = _devices()
+        facts: dict[str, object] = {
+            **lstm_fast.build_info(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torch threads": torch.get_num_threads(),
+            "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+            "devices": ", ".join(f"{place} {name}".strip() for place, name in devices.items()),
+        }
+        size = f"B={batch} T={steps} I={inputs} H={hidden} L={layers}"
+        for place in devices:
+            options = {"device": place, "dtype": getattr(torch, dtype)}
+            layer = lstm_fast.LSTM(inputs, hidden, layers, bidirectional=bidirectional, **options)
+            path = lstm_fast.explain(layer, torch.empty(steps, batch, inputs, **options))
+            facts[f"{size}, {dtype}, {place}"] = path
     table = Table(show_header=False)
-    facts: dict[str, object] = {
-        **lstm_fast.build_info(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch threads": torch.get_num_threads(),
-        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        "devices": ", ".join(_devices()),
-    }
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         table.add_row(name, shown)
     Console().print(table)
 
 
-def _devices() -> list[str]:
+def _devices() -> dict[str, str]:
+    """Places where a layer may lie, and what is there."""
     import torch
 
-    cards = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    return ["cpu", *(f"cuda:{k} {name}" for k, name in enumerate(cards))]
+    cards = {f"cuda:{k}": torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())}
+    return {"cpu": "", **cards}
 
 
 @contextmanager
@@ -580,17 +596,17 @@ def _future(path: Path, reading: Reading, forecaster: Any, known: pd.DataFrame) 
 
 @contextmanager
 def _progress(
-    console: Console, forecaster: Any, callbacks: list[Any], trainings: int = 1
+    console: Console, forecaster: Any, callbacks: list[Any], fits: int = 1
 ) -> Iterator[None]:
-    """A bar over the steps of all networks that `forecaster` trains, where it can be seen."""
+    """A bar over the training steps of `forecaster`, fitted once or more, where it can be seen."""
     from lightning.pytorch.callbacks import Callback
 
-    networks = forecaster.n_models * (2 if forecaster.levels and forecaster.calibration_size else 1)
+    trainings = fits * (2 if forecaster.levels and forecaster.calibration_size else 1)
     columns = (
         TextColumn("training step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=networks * trainings * forecaster.max_steps)
+        task = progress.add_task("", total=trainings * forecaster.max_steps)
 
         class Advance(Callback):
             def on_train_batch_end(self, *_: Any) -> None:

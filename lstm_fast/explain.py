@@ -21,22 +21,36 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
         input: as for a call, batched or packed; only its shape, dtype and device matter.
 
     Returns:
-        For example "CUDA kernels, one-block, tensor cores". What the words mean: csrc/README.md.
+        For example "CPU kernels, avx512, packed weights, 2 threads", as for inference, or "CUDA
+        kernels, one-block, tensor cores". What the words mean: csrc/README.md.
     """
     data = input.data if isinstance(input, PackedSequence) else input
     weight: Any = module._flat_weights[0]
     if not isinstance(module, LSTM) or not _are_plain([data, weight]) or not _fits(data, weight):
         return "torch.nn.LSTM"
-    if data.is_cpu:
-        return f"CPU kernels, {build_info()['isa']}"
-    chosen = module._lstm_options or options.PLAIN
-    if not options.is_plain(chosen, module.training, None):
+    if not options.is_plain(module._lstm_options or options.PLAIN, module.training, None):
+        if data.is_cpu:
+            return f"CPU kernels, {build_info()['isa']}, packed weights, step by step"
         return "CUDA kernels, stepwise, exact products"
     if isinstance(input, PackedSequence):
         T, B = len(input.batch_sizes), int(input.batch_sizes[0])
     else:
         batch_dim = 0 if module.batch_first else 1
         T, B = data.size(1 - batch_dim), data.size(batch_dim)
+    if data.is_cpu:
+        plan = load_kernels().cpu_plan(
+            str(data.dtype).removeprefix("torch."),
+            input.batch_sizes.tolist() if isinstance(input, PackedSequence) else [B] * T,
+            I=data.size(-1),
+            H=module.hidden_size,
+            P=module.proj_size or None,
+            L=module.num_layers,
+            D=2 if module.bidirectional else 1,
+            parts=ops._parts(data),
+            threads=torch.get_num_threads(),
+        )
+        threads = "1 thread" if plan["threads"] == 1 else f"{plan['threads']} threads"
+        return f"CPU kernels, {build_info()['isa']}, {plan['path']}, {threads}"
     properties = torch.cuda.get_device_properties(data.device)
     plan = load_kernels().cuda_plan(
         str(data.dtype).removeprefix("torch."),

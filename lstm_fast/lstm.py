@@ -33,8 +33,9 @@ class LSTM(torch.nn.LSTM):
     `torch.jit`) is computed by `torch.nn.LSTM`.
 
     Where the two differ: under autocast the states and packed outputs have the autocast dtype too;
-    on the CPU halves are rounded once, at the end, not at every step; and a parameter replaced by
-    one of the wrong shape raises RuntimeError.
+    on the CPU halves are rounded once, at the end, not at every step (with AMX, states of bfloat16
+    are rounded where they enter a product, too); and a parameter replaced by one of the wrong shape
+    raises RuntimeError.
 
     Keyword arguments beyond torch's, off by default. `reference.variant` has the step with all of
     them; x_t, h_t and c_t are those of one layer, and masks are drawn by torch's generator, once a

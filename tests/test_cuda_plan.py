@@ -74,17 +74,6 @@ def test_unknown_dtype_is_refused():
         plan(HOPPER, "int8", H=64)
 
 
-def test_explain():
-    x = torch.ones(5, 2, 3)
-    isa = lstm_fast.build_info()["isa"]
-    assert lstm_fast.explain(lstm_fast.LSTM(3, 4), x) == f"CPU kernels, {isa}"
-    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [5, 3])
-    assert lstm_fast.explain(lstm_fast.LSTM(3, 4), packed) == f"CPU kernels, {isa}"
-    assert lstm_fast.explain(torch.nn.LSTM(3, 4), x) == "torch.nn.LSTM"
-    assert lstm_fast.explain(lstm_fast.LSTM(3, 4), x.double()) == "torch.nn.LSTM"
-    assert lstm_fast.explain(lstm_fast.LSTM(3, 4, device="meta"), x.to("meta")) == "torch.nn.LSTM"
-
-
 @pytest.mark.skipif(
     not torch.cuda.is_available() or not lstm_fast.build_info()["cuda"],
     reason="no CUDA device, or a build without CUDA kernels",

@@ -569,6 +569,14 @@ def test_devices_without_kernels():
     assert (h_n.shape, c_n.shape) == ((4, B, 3), (4, B, H))
 
 
+def test_explain():
+    x = torch.randn(T, B, I)
+    isa = lstm_fast.build_info()["isa"]
+    said = lstm_fast.explain(LSTM(I, H, zoneout=0.1), x)
+    assert said == f"CPU kernels, {isa}, packed weights, step by step"
+    assert lstm_fast.explain(LSTM(I, H, learned_state=True), x) == lstm_fast.explain(LSTM(I, H), x)
+
+
 def test_skip_init():
     module = torch.nn.utils.skip_init(LSTM, I, H, layer_norm=True)
     assert module.norm_c_l0.shape == (H,)

@@ -33,20 +33,22 @@ int64_t row_slices(const StackShape& s, int64_t threads) {
   return std::max<int64_t>(1, std::min(s.steps.B, threads / s.D));
 }
 
-// Whether the matrix unit is faster than packed weights and vectors. It takes 16 rows in the time
-// in which the vector units take 6, and terms by blocks of 32. Measured on Sapphire Rapids.
-constexpr int64_t kUnitRowsPerSlice = 8, kMinUnitTerms = 64, kMinUnitHidden = 16;
+// Whether the matrix unit is faster than packed weights and vectors. A tile of 16 rows takes it as
+// long for each product of parts as the vector units take for a row; it takes terms by blocks of
+// 32. Measured on Sapphire Rapids.
+constexpr int64_t kUnitRowsPerSlice[] = {0, 2, 4, 8};  // of 1, 2 and 3 parts
+constexpr int64_t kMinUnitTerms = 64, kMinUnitHidden = 16;
 
 bool unit_pays(const StackShape& s, int64_t slices) {
-  return s.parts && s.steps.B >= kUnitRowsPerSlice * slices && s.H >= kMinUnitHidden &&
+  return s.parts && s.steps.B >= kUnitRowsPerSlice[s.parts] * slices && s.H >= kMinUnitHidden &&
          s.P + (s.L > 1 ? std::min(s.I, s.D * s.P) : s.I) >= kMinUnitTerms;
 }
 
 // Weights in parts that leave the second cache (2 MiB) pay when they serve 32 rows each time.
-constexpr int64_t kPairOfRowTiles = 32, kSplitBytes = 6, kCachedSplitBytes = 3 << 19;
+constexpr int64_t kPairOfRowTiles = 32, kPartBytes = 2, kCachedSplitBytes = 3 << 19;
 
 bool unit_weights_pay(const StackShape& s, int64_t slices) {
-  const int64_t bytes = 4 * s.H * (s.P + widest_layer(s).I) * kSplitBytes;
+  const int64_t bytes = 4 * s.H * (s.P + widest_layer(s).I) * s.parts * kPartBytes;
   return bytes <= kCachedSplitBytes || s.steps.B >= kPairOfRowTiles * slices;
 }
 
@@ -70,7 +72,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
   Arena<T> arena(p.workspace);
   ForwardPlan<T> plan;
-  plan.threads = threads_for(stack_flops(s), threads);
+  plan.threads = forward_threads(p, threads);
   plan.slices = row_slices(s, plan.threads);
   plan.zeros = arena.take(s.P);
   T* between[2] = {};  // outputs of inner layers, taken in turn
@@ -188,7 +190,7 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
   p.plain = s.steps.T == 1 && (s.steps.B <= kPlainStepRows || s.parts == 0);
-  const int64_t slices = row_slices(s, threads_for(stack_flops(s), threads));
+  const int64_t slices = row_slices(s, forward_threads(p, threads));
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
   bool unit = k.has_matrix_unit && !p.plain && unit_pays(s, slices) &&
               unit_weights_pay(s, slices) && ordinary(p.x, s.steps.total() * s.I) &&
@@ -208,6 +210,11 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
   const bool unit = kernels.of(T()).has_matrix_unit && unit_pays(s, slices) &&
                     unit_weights_pay(s, slices) && s.steps.total() > kPlainRows;
   if (!unit) s.parts = 0;
+}
+
+template <typename T>
+int64_t forward_threads(const StackForward<T>& p, const Threads& threads) {
+  return threads_for(stack_flops(p.shape), threads);
 }
 
 template <typename T>
@@ -345,6 +352,8 @@ template void plan(const Kernels&, StackForward<float>&, const Threads&);
 template void plan(const Kernels&, StackForward<double>&, const Threads&);
 template void plan(const Kernels&, StackBackward<float>&, const Threads&);
 template void plan(const Kernels&, StackBackward<double>&, const Threads&);
+template int64_t forward_threads(const StackForward<float>&, const Threads&);
+template int64_t forward_threads(const StackForward<double>&, const Threads&);
 template int64_t forward_workspace_size(const Kernels&, const StackForward<float>&, const Threads&);
 template int64_t forward_workspace_size(const Kernels&, const StackForward<double>&,
                                         const Threads&);

@@ -13,10 +13,12 @@
 namespace lstm_fast {
 namespace {
 
-// Parts that the products of a dtype are made of, given those that float32 may be made of. Two hold
-// all that a half has.
+// Parts that the products of a dtype are made of, given those that float32 may be made of. One
+// holds a bfloat16, two a float16; states are rounded to as much where they enter a product, as
+// torch does.
 int parts_for(ScalarType dtype, int64_t parts) {
-  return static_cast<int>(std::min<int64_t>(parts, is_half(dtype) ? 2 : 3));
+  const int64_t most = dtype == ScalarType::BFloat16 ? 1 : dtype == ScalarType::Half ? 2 : 3;
+  return static_cast<int>(std::min(parts, most));
 }
 
 // The last result is only there to be saved.

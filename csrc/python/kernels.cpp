@@ -175,6 +175,39 @@ py::dict build_info() {
   return info;
 }
 
+template <typename T>
+py::dict cpu_plan_of(const StackShape& shape, int64_t threads) {
+  const std::vector<LayerWeights<T>> weights(shape.L * shape.D);
+  StackForward<T> p{};
+  p.shape = shape;
+  p.weights = weights.data();
+  plan(active_kernels(), p, serial(threads));
+  py::dict result;
+  result["path"] = p.plain ? "single step" : p.shape.parts ? "matrix unit" : "packed weights";
+  result["threads"] = forward_threads(p, serial(threads));
+  return result;
+}
+
+// What the CPU's planner decides for inference, numbers beyond the matrix unit aside.
+py::dict cpu_plan(const std::string& dtype, const std::vector<int64_t>& batch_sizes, int64_t I,
+                  int64_t H, std::optional<int64_t> P, int64_t L, int64_t D, int parts,
+                  int64_t threads) {
+  if (batch_sizes.empty()) throw std::invalid_argument("batch_sizes must not be empty");
+  std::vector<int64_t> offsets = {0};
+  for (const int64_t rows : batch_sizes) offsets.push_back(offsets.back() + rows);
+  StackShape s{};
+  s.steps = {static_cast<int64_t>(batch_sizes.size()), batch_sizes[0], batch_sizes.data(),
+             offsets.data()};
+  s.I = I;
+  s.H = H;
+  s.P = P.value_or(H);
+  s.projected = P.has_value();
+  s.L = L;
+  s.D = D;
+  s.parts = parts;
+  return dtype == "float64" ? cpu_plan_of<double>(s, threads) : cpu_plan_of<float>(s, threads);
+}
+
 // What the CUDA planner decides for a device that need not be there.
 py::dict cuda_plan(const std::string& dtype, int64_t T, int64_t B, int64_t I, int64_t H,
                    std::optional<int64_t> P, int64_t L, int64_t D, bool allow_tf32,
@@ -232,6 +265,9 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("build_info", &lstm_fast::build_info,
         "What was built, and what is in use on this machine.");
   using py::literals::operator""_a;
+  m.def("cpu_plan", &lstm_fast::cpu_plan, "dtype"_a, "batch_sizes"_a, "I"_a, "H"_a,
+        "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "parts"_a = 3, "threads"_a = 1,
+        "How the CPU kernels compute a problem without gradients on this machine.");
   m.def("cuda_plan", &lstm_fast::cuda_plan, "dtype"_a, "T"_a, "B"_a, "I"_a, "H"_a,
         "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "allow_tf32"_a = true,
         "compute_capability"_a = 90, "multiprocessors"_a = 132,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -53,8 +54,9 @@ def cross_validate_statistical(
         ) from error
     frame, freq = check_frame(df)
     model = getattr(models, method)(season_length=season_length, alias="y_hat")
+    percents: Any = list(levels)  # the annotation there says whole numbers, the code takes any
     result = StatsForecast(models=[model], freq=freq).cross_validation(
-        h=h, df=frame, n_windows=n_windows, step_size=step_size, level=list(levels)
+        h=h, df=frame, n_windows=n_windows, step_size=step_size, level=percents
     )
     bounds = {
         f"y_hat-{side}-{level:g}": f"{side}-{level:g}" for level in levels for side in ("lo", "hi")

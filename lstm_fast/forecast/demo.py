@@ -50,7 +50,7 @@ def run_demo(
         )
 
     for layer in layers:
-        forecaster(layer, max_steps=min(3, int(options["max_steps"]))).fit(train).predict()
+        forecaster(layer, max_steps=3).fit(train).predict()
     fitted: dict[str, Forecaster] = {}
     seconds: dict[str, list[float]] = {layer: [] for layer in layers}
     for layer in [*layers, *reversed(list(layers))]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -19,12 +21,41 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+class SmoothedSeason(nn.Module):
+    """The mean season of a window, on the level of its last season: [B, W] -> [B, h].
+
+    The window's seasons are averaged with one weight each; the result is raised by a weighted mean
+    of how far the last season's values lie above it. Exponential smoothing has such means, with
+    weights that fall by a power. Here each weight is learned, together with the network, as Smyl
+    does with the power ("A hybrid method of exponential smoothing and recurrent neural networks
+    for time series forecasting", International Journal of Forecasting 36, 2020).
+    """
+
+    def __init__(self, h: int, input_size: int, season_length: int) -> None:
+        super().__init__()
+        n_seasons = input_size // season_length
+        self.shape = n_seasons, season_length
+        # Before training, the last season has e**2 times the weight of each one before it.
+        self.season_logit = nn.Parameter(2.0 * (torch.arange(n_seasons) == n_seasons - 1))
+        self.level_logit = nn.Parameter(torch.zeros(season_length))
+        self.place: Tensor
+        self.register_buffer("place", torch.arange(h) % season_length, persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        seasons = values[:, -math.prod(self.shape) :].unflatten(1, self.shape)
+        mean = self.season_logit.softmax(0) @ seasons
+        level = (seasons[:, -1] - mean) @ self.level_logit.softmax(0)
+        return mean[:, self.place] + level[:, None]
+
+
 class SeasonalLSTM(nn.Module):
-    """The value of a season ago, plus a correction that an LSTM reads from the window.
+    """A smoothed season, plus a correction that an LSTM reads from the window.
 
     The effects of trading days and of covariates are linear, as far as that goes: they are taken
     out of the inputs and put back into the forecast, so the LSTM sees the series without them. It
-    sees the covariates too, for what is not linear. All `h` steps are forecast at once.
+    sees the covariates too, for what is not linear. All `h` steps are forecast at once. Effects are
+    learned by the smoothed season alone: no gradient goes back through the LSTM into its inputs,
+    which nothing else would need.
 
     Args:
         season_size, trading_size, known_size: columns of `Batch.season`, `.trading` and `.known`.
@@ -56,7 +87,8 @@ class SeasonalLSTM(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = loss
-        self.h, self.input_size, self.season_length = h, input_size, season_length
+        self.h, self.input_size = h, input_size
+        self.base = SmoothedSeason(h, input_size, season_length)
         self.encoder = lstm_class(
             1 + season_size + known_size,
             hidden_size,
@@ -86,15 +118,14 @@ class SeasonalLSTM(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """[B, h, P], the outputs for the steps ahead; `batch.target` is not looked at."""
-        W, s = self.input_size, self.season_length
+        W = self.input_size
         effect = self._effect(batch)
         values = batch.values - effect[:, :W]
-        steps = torch.cat([values[..., None], batch.season[:, :W], batch.known[:, :W]], dim=-1)
-        _, (h_n, _) = self.encoder(steps)
-        ago = W - s + torch.arange(self.h, device=values.device) % s
-        base = values[:, ago] + effect[:, W:]
-        seen = [h_n[-1], batch.known[:, W:].flatten(1), *self._identity(batch)]
-        return self.head(torch.cat(seen, dim=-1)) + base[..., None] * self.located
+        inputs = [values.detach()[..., None], batch.season[:, :W], batch.known[:, :W]]
+        _, (h_n, _) = self.encoder(torch.cat(inputs, dim=-1))
+        base = self.base(values) + effect[:, W:]
+        seen = torch.cat([h_n[-1], batch.known[:, W:].flatten(1), *self._identity(batch)], dim=-1)
+        return self.head(seen) + base[..., None] * self.located
 
     def training_output(self, batch: Batch) -> Tensor:
         """[B, h, P], of which the loss is taken."""
@@ -124,32 +155,32 @@ class RecursiveLSTM(SeasonalLSTM):
         return hidden_size + id_size
 
     def forward(self, batch: Batch) -> Tensor:
-        W, s = self.input_size, self.season_length
+        W = self.input_size
         effect = self._effect(batch)
         values = batch.values - effect[:, :W]
+        base = self.base(values) + effect[:, W:]
         encoding, state = self.encoder(self._steps(values, batch, 0))
         outputs = []
         for k in range(self.h):
-            base = values[:, W + k - s, None] + effect[:, W + k, None]
-            outputs.append(self._decode(encoding[:, -1:], base, batch))
+            outputs.append(self._decode(encoding[:, -1:], base[:, k, None], batch))
             if k + 1 < self.h:
                 forecast = self.loss.center(outputs[-1]) - effect[:, W + k, None]
-                values = torch.cat([values, forecast], dim=1)
                 encoding, state = self.encoder(self._steps(forecast, batch, W + k), state)
         return torch.cat(outputs, dim=1)
 
     def training_output(self, batch: Batch) -> Tensor:
-        W, s, h = self.input_size, self.season_length, self.h
+        W = self.input_size
         effect = self._effect(batch)
         values = torch.cat([batch.values, batch.target], dim=1) - effect
         encoding, _ = self.encoder(self._steps(values[:, :-1], batch, 0))
-        base = values[:, W - s : W - s + h] + effect[:, W:]
+        base = self.base(values[:, :W]) + effect[:, W:]
         return self._decode(encoding[:, W - 1 :], base, batch)
 
     def _steps(self, values: Tensor, batch: Batch, first: int) -> Tensor:
         """Inputs from step `first` on: a value, and what is known of the step after it."""
         after = slice(first + 1, first + 1 + values.shape[1])
-        return torch.cat([values[..., None], batch.season[:, after], batch.known[:, after]], dim=-1)
+        inputs = [values.detach()[..., None], batch.season[:, after], batch.known[:, after]]
+        return torch.cat(inputs, dim=-1)
 
     def _decode(self, encoding: Tensor, base: Tensor, batch: Batch) -> Tensor:
         """[B, n, H], [B, n] -> [B, n, P]."""

@@ -89,9 +89,9 @@ def _short_dates(axes: Axes) -> None:
     axes.xaxis.get_offset_text().set_fontsize(8)
 
 
-def _few_ticks(axis: Axis) -> None:
-    """1, 2, 5, 10 ... on a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def _few_ticks(axis: Axis, *digits: float) -> None:
+    """These digits of each power of ten on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=digits))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -180,7 +180,10 @@ def plot_backtest(
 
 
 def plot_training(losses: pd.DataFrame, *, title: str) -> Figure:
-    """Draw what `History.frame` returns: a line for each training, thick where it is smoothed."""
+    """Draw what `History.frame` returns: a line for each training, thick where it is smoothed.
+
+    The last training is solid, those before it (which calibrate intervals) are dashed.
+    """
     figure = Figure(figsize=(8, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     kinds = (("train_loss", _BLUE, "training"), ("val_loss", _ORANGE, "validation"))
@@ -189,15 +192,17 @@ def plot_training(losses: pd.DataFrame, *, title: str) -> Figure:
             window = max(1, len(one) // 20)
             smooth = one["loss"].rolling(window, min_periods=1, center=True).mean()
             axes.plot(one["step"], one["loss"], color=color, lw=0.5, alpha=0.15)
-            shown = f"{label} loss" if k == losses["training"].min() else None
-            axes.plot(one["step"], smooth, color=color, lw=1.4, label=shown)
+            last, first = k == losses["training"].max(), k == losses["training"].min()
+            shown = f"{label} loss" + ("" if last else ", earlier")
+            axes.plot(one["step"], smooth, color=color, lw=1.4, ls="-" if last else "--",
+                      label=shown if last or first else None)  # fmt: skip
     _style(axes)
     axes.set_yscale("log")
-    _few_ticks(axes.yaxis)
+    _few_ticks(axes.yaxis, 1, 1.5, 2, 3, 5, 7)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     _title(figure, title)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="upper right")
     return figure
 
 
@@ -219,9 +224,11 @@ def plot_search(trials: pd.DataFrame, *, title: str) -> Figure:
         (order, "number"),
         *((figure.add_subplot(grid[1 + k // 3, k % 3]), knob) for k, knob in enumerate(knobs)),
     ]:
-        for part, color, label in ((pruned, "#b9b9b9", "cut off"), (done, _BLUE, "finished")):
-            axes.scatter(_places(part[column], trials[column]), part["value"].clip(upper=top),
-                         s=20, color=color, lw=0, label=label)  # fmt: skip
+        for part, color, label in ((pruned, "#9a9a9a", "cut off"), (done, _BLUE, "finished")):
+            places, beyond = _places(part[column], trials[column]), part["value"] > top
+            look: dict[str, Any] = {"color": color, "lw": 0, "alpha": 0.7}
+            axes.scatter(places[~beyond], part["value"][~beyond], s=22, label=label, **look)
+            axes.scatter(places[beyond], [top] * beyond.sum(), s=26, marker="^", **look)
         _style(axes)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
         axes.set_xlabel(column.removeprefix("params_"), fontsize=9)
@@ -229,8 +236,10 @@ def plot_search(trials: pd.DataFrame, *, title: str) -> Figure:
         axes.margins(x=0.05)
         if column == "params_learning_rate":
             axes.set_xscale("log")
-            _few_ticks(axes.xaxis)
+            _few_ticks(axes.xaxis, 1, 2, 5)
         _name_places(axes, trials[column])
+    if (trials["value"] > top).any():
+        order.scatter([], [], s=26, marker="^", color=_INK, lw=0, label="higher than shown")
     best = done.sort_values("number")
     order.step(best["number"], best["value"].cummin(), where="post",
                color=_ORANGE, lw=1.4, label="best so far")  # fmt: skip
@@ -250,7 +259,10 @@ def plot_bars(
     xlabel: str,
     mark: float | None = None,
 ) -> Figure:
-    """Draw a group of bars for each label, one of each name in `values`, and a line at `mark`."""
+    """Draw a group of bars for each label, one of each name in `values`.
+
+    With a `mark`, values are ratios: there is a line at it, and the axis is logarithmic.
+    """
     rows = len(labels) * (len(values) + 1)
     figure = Figure(figsize=(9, 0.19 * rows + 1.4), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -259,11 +271,15 @@ def plot_bars(
         places = [row + (k - (len(values) - 1) / 2) * height for row in range(len(labels))]
         bars = axes.barh(places, ones, height * 0.9, color=_COLORS[k % len(_COLORS)], label=name)
         axes.bar_label(bars, [f"{value:.2f}" for value in ones], padding=3, fontsize=7.5)
+    low, high = (limit(map(limit, values.values())) for limit in (min, max))
+    axes.set_xlim(0, 1.12 * high)
     if mark is not None:
         axes.axvline(mark, color=_INK, lw=0.9)
+        axes.set_xscale("log")
+        axes.set_xlim(0.8 * min(low, mark), 1.3 * max(high, mark))
+        _few_ticks(axes.xaxis, 1, 2, 5)
     axes.set_yticks(range(len(labels)), labels, fontsize=9)
     axes.set_ylim(len(labels) - 0.45, -0.55)  # the first on top
-    axes.set_xlim(0, 1.12 * max(max(ones) for ones in values.values()))
     axes.set_xlabel(xlabel)
     axes.grid(axis="x", color="#e3e3e3", lw=0.7)
     axes.set_axisbelow(True)

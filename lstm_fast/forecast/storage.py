@@ -25,7 +25,7 @@ from lstm_fast.forecast.windows import Features
 if TYPE_CHECKING:
     from lstm_fast.forecast.forecaster import Forecaster
 
-FORMAT = "lstm-fast forecaster 1"
+FORMAT = "lstm-fast forecaster 2"
 _LAYERS: dict[str, type[nn.LSTM]] = {"lstm_fast.LSTM": LSTM, "torch.nn.LSTM": nn.LSTM}
 
 
@@ -52,7 +52,8 @@ def save(model: Forecaster, path: Path, overwrite: bool) -> None:
         ),
     }
     if model._intervals is not None:
-        state["calibration"] = [model._intervals.outputs, model._intervals.target]
+        intervals = model._intervals
+        state["calibration"] = [intervals.outputs, intervals.target, intervals.n_independent]
     part = path.with_name(path.name + ".part")
     torch.save(state, part)
     os.replace(part, path)

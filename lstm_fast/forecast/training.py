@@ -1,10 +1,8 @@
-"""Training of one network by Lightning, so that a run that was cut off goes on where it was."""
+"""Training by Lightning, so that a run that was cut off goes on where it was."""
 
 from __future__ import annotations
 
 import copy
-import functools
-import itertools
 import logging
 import os
 import warnings
@@ -18,7 +16,7 @@ import lightning
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lstm_fast.forecast.model import SeasonalLSTM
@@ -30,9 +28,10 @@ _LOG_STEPS = 10  # logging each step would take a tenth of a small one
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """As in `Forecaster`; `checkpoint` is the file of this network, without its suffix."""
+    """As in `Forecaster`; `checkpoint` is the file of this training, without its suffix."""
 
     seed: int
+    n_models: int
     learning_rate: float
     batch_size: int
     max_steps: int
@@ -48,35 +47,39 @@ def train(
     windows: Windows,
     validation: Windows | None,
     options: TrainingOptions,
-) -> SeasonalLSTM:
-    """The network that `build` makes, trained; the random state of the process is left as it was.
+) -> list[SeasonalLSTM]:
+    """Networks that `build` makes, trained side by side; the random state of the process is left
+    as it was.
 
     With `validation` windows, training stops early and the best weights are kept. With a
-    checkpoint, a network that is finished is read, and one that is not goes on: to the same
-    weights, bit for bit, as if it had never stopped.
+    checkpoint, networks that are finished are read, and ones that are not go on: to the same
+    weights, bit for bit, as if they had never stopped.
     """
     with torch.random.fork_rng(devices=[]), _quiet_lightning():
-        torch.manual_seed(options.seed)
-        network = build()
+        networks = []
+        for k in range(options.n_models):
+            torch.manual_seed(options.seed + k)
+            networks.append(build())
+        together = nn.ModuleList(networks)
         done, part = _files(options.checkpoint)
         if done is not None and done.exists():
-            network.load_state_dict(torch.load(done, weights_only=True))
-            return network.eval()
-        trainer = lightning.Trainer(**_trainer_options(options, validation))
-        module = TrainingModule(network, options)
-        trainer.fit(
-            module,
-            DataLoader(TrainingBatches(windows, options, trainer), batch_size=None),
-            None if validation is None else DataLoader(ValidationBatches(validation), None),
-            ckpt_path=part if part is not None and part.exists() else None,
-            weights_only=True,
-        )
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        if done is not None and part is not None and trainer.is_global_zero:
-            _replace(done, lambda file: torch.save(network.state_dict(), file))
-            part.unlink(missing_ok=True)
-    return network.cpu().eval().requires_grad_(False)
+            together.load_state_dict(torch.load(done, weights_only=True))
+        else:
+            trainer = lightning.Trainer(**_trainer_options(options, validation))
+            trainer.fit(
+                TrainingModule(together, options),
+                DataLoader(TrainingBatches(windows, options, trainer), batch_size=None),
+                None if validation is None else DataLoader(ValidationBatches(validation), None),
+                ckpt_path=part if part is not None and part.exists() else None,
+                weights_only=True,
+            )
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            if done is not None and part is not None and trainer.is_global_zero:
+                _replace(done, lambda file: torch.save(together.state_dict(), file))
+                part.unlink(missing_ok=True)
+    together.cpu().eval().requires_grad_(False)
+    return networks
 
 
 @torch.inference_mode()
@@ -89,11 +92,11 @@ def outputs_of(networks: list[SeasonalLSTM], windows: Windows) -> Tensor:
     return torch.cat(chunks, dim=1)
 
 
-class TrainingBatches(IterableDataset[Batch]):
-    """Endless batches, each decided by the seed and the number of the step alone.
+class TrainingBatches(IterableDataset[list[Batch]]):
+    """Endless steps of a batch for each network, decided by seeds and the number of the step alone.
 
-    Windows are dealt out in a random order until none is left, then in the next one. Of several
-    processes each takes its share of a batch.
+    A network deals its windows out in a random order until none is left, then in the next one. Of
+    several processes each takes its share of every batch.
     """
 
     def __init__(
@@ -101,18 +104,30 @@ class TrainingBatches(IterableDataset[Batch]):
     ) -> None:
         self.windows, self.options, self.trainer = windows, options, trainer
 
-    def __iter__(self) -> Iterator[Batch]:
-        size, n = self.options.batch_size, len(self.windows)
+    def __iter__(self) -> Iterator[list[Batch]]:
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        order = functools.lru_cache(maxsize=2)(self._order)
-        for step in itertools.count(self.trainer.global_step):
-            places = torch.arange(step * size, (step + 1) * size)[rank::world]
-            epochs = places // n
-            chosen = [order(e)[places[epochs == e] % n] for e in epochs.unique().tolist()]
-            yield self.windows[torch.cat(chosen)]
+        seeds = [self.options.seed + k for k in range(self.options.n_models)]
+        deals = [self._deal(seed, self.trainer.global_step) for seed in seeds]
+        while True:
+            chosen = torch.stack([next(deal) for deal in deals])[:, rank::world]
+            # All windows of a step at once: a third of the time of one network after another.
+            parts = [x.split(chosen.shape[1]) for x in self.windows[chosen.flatten()]]
+            yield [Batch(*batch) for batch in zip(*parts, strict=True)]
 
-    def _order(self, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(_mix(self.options.seed, epoch))
+    def _deal(self, seed: int, step: int) -> Iterator[Tensor]:
+        """Numbers of windows, `batch_size` at a time, from `step` on."""
+        size, n = self.options.batch_size, len(self.windows)
+        epoch, at = divmod(step * size, n)
+        left = self._order(seed, epoch)[at:]
+        while True:
+            while len(left) < size:
+                epoch += 1
+                left = torch.cat([left, self._order(seed, epoch)])
+            yield left[:size]
+            left = left[size:]
+
+    def _order(self, seed: int, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(_mix(seed, epoch))
         return torch.randperm(len(self.windows), generator=generator)
 
 
@@ -127,28 +142,34 @@ class ValidationBatches(IterableDataset[Batch]):
 
 
 class TrainingModule(lightning.LightningModule):
-    """Adam, learning rate falling to 0 on half a cosine over `max_steps`."""
+    """Adam, learning rate falling to 0 on half a cosine over `max_steps`.
 
-    def __init__(self, network: SeasonalLSTM, options: TrainingOptions) -> None:
+    Networks have no weight in common, so the gradient of the sum of their losses is that of each.
+    """
+
+    def __init__(self, networks: Any, options: TrainingOptions) -> None:
         super().__init__()
-        self.network = network
+        self.networks = networks
         self.options = options
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batches: list[Batch], batch_idx: int) -> None:
         # Dropout of a step is decided by the step, so that resuming needs no random state.
         seed = _mix(self.options.seed, self.global_step, self.global_rank)
         # torch.manual_seed asks every kind of device, for half of the time of a small step.
         (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.network.loss(self.network.training_output(batch), batch.target)
+    def training_step(self, batches: list[Batch], batch_idx: int) -> Tensor:
+        pairs = zip(self.networks, batches, strict=True)
+        losses = [net.loss(net.training_output(batch), batch.target) for net, batch in pairs]
+        loss = torch.stack(losses).sum()
         if self.global_step % _LOG_STEPS == 0:
-            self.log("train_loss", loss, prog_bar=True)
+            self.log("train_loss", loss.detach() / len(losses), prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        loss = self.network.loss(self.network(batch), batch.target)
-        self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.target))
+        losses = torch.stack([net.loss(net(batch), batch.target) for net in self.networks])
+        size = len(batch.target)
+        self.log("val_loss", losses.mean(), prog_bar=True, sync_dist=True, batch_size=size)
 
     def configure_optimizers(self) -> Any:
         # Lightning cannot clip what a fused optimiser unscales, which it does in mixed precision.
@@ -170,11 +191,11 @@ class BestWeights(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         loss = trainer.callback_metrics["val_loss"].item()
         if not trainer.sanity_checking and loss < self.best["loss"]:
-            self.best = {"loss": loss, "weights": copy.deepcopy(module.network.state_dict())}
+            self.best = {"loss": loss, "weights": copy.deepcopy(module.networks.state_dict())}
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         if self.best["weights"]:
-            module.network.load_state_dict(self.best["weights"])
+            module.networks.load_state_dict(self.best["weights"])
 
     def state_dict(self) -> dict[str, Any]:
         return self.best
@@ -184,7 +205,8 @@ class BestWeights(Callback):
 
 
 class History(Callback):
-    """Losses of every training of a forecaster that has it among its callbacks.
+    """Losses of every training of a forecaster that has it among its callbacks, means over its
+    networks.
 
     `Forecaster(trainer_options={"callbacks": [history]})` fills it.
     """
@@ -204,7 +226,7 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, *_: Any
     ) -> None:
-        self._record(trainer, "train_loss", outputs["loss"])
+        self._record(trainer, "train_loss", outputs["loss"] / len(module.networks))
 
     def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self._record(trainer, "val_loss", trainer.callback_metrics["val_loss"])
@@ -261,7 +283,6 @@ def _trainer_options(options: TrainingOptions, validation: Windows | None) -> di
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # `TrainingBatches` deals out by itself
-        "gradient_clip_val": 1.0,
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,

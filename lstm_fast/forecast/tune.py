@@ -38,10 +38,10 @@ def suggest(trial: optuna.Trial, season_length: int, longest_input: int) -> dict
         "num_layers": trial.suggest_int("num_layers", 1, 2),
         "dense_size": trial.suggest_categorical("dense_size", [16, 32, 64]),
         "activation": trial.suggest_categorical("activation", sorted(ACTIVATIONS)),
-        "dropout": trial.suggest_float("dropout", 0.0, 0.4),
-        "learning_rate": trial.suggest_float("learning_rate", 1e-3, 2e-2, log=True),
+        "dropout": trial.suggest_float("dropout", 0.0, 0.8),
+        "learning_rate": trial.suggest_float("learning_rate", 2e-3, 3e-2, log=True),
         "batch_size": trial.suggest_categorical("batch_size", [16, 32, 64]),
-        "max_steps": trial.suggest_int("max_steps", 100, 800, step=100),
+        "max_steps": trial.suggest_int("max_steps", 50, 400, step=50),
     }
 
 

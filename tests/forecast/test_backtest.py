@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks.backtest import NAIVE, OURS, document, rmse_by_origin
-from benchmarks.series import COLLECTIONS
+from benchmarks import backtest as script
+from benchmarks.backtest import NAIVE, OURS, TORCHS, document, rmse_by_origin
+from benchmarks.series import COLLECTIONS, Collection
 from lstm_fast.forecast import seasonal_naive
 from lstm_fast.forecast.backtest import (
     STATISTICAL,
@@ -75,14 +76,44 @@ def test_page_of_the_backtest_has_a_row_for_each_method():
     score = {"MASE": 1.0, "sMAPE": 2.0, "RMSE": 1234.5, "RMSE by origin": 1200.0, "seconds": 3.0}
     intervals = {"coverage-80": 81.0, "coverage-95": 94.0}
     results: dict[str, Any] = {"tourism": {"series": 20, "rows": 1520,
-                           "scores": {NAIVE: score, OURS: {**score, **intervals}}}}  # fmt: skip
+                           "scores": {NAIVE: score, OURS: {**score, **intervals},
+                                      TORCHS: {**score, "seconds": 4.5}}}}  # fmt: skip
     page = document(results, "a machine")
     assert f"| {NAIVE} | 1.000 | 2.00 | 1,234 (1,200) |  |  | 3.0 |" in page
     assert f"| {OURS} | 1.000 | 2.00 | 1,234 (1,200) | 81 | 94 | 3.0 |" in page
     assert "20 series, 1,520 rows" in page
     assert "naive on 0 of 1; it is not on: visitor nights in 20 Australian regions." in page
+    assert "take 1.50 to 1.50 times as long, 1.50 times in the geometric mean" in page
     results["tourism"]["scores"][OURS]["MASE"] = 0.9
-    assert "naive on 1 of 1." in document(results, "a machine")
+    del results["tourism"]["scores"][TORCHS]
+    page = document(results, "a machine")
+    assert "naive on 1 of 1." in page
+    assert "times as long" not in page
+
+
+def test_a_backtest_that_was_stopped_goes_on_where_it_was(monkeypatch, small):
+    df = monthly(72, "a")
+    collection = Collection("a", "here", lambda: df, 6, 12, n_windows=3, step_size=2)
+    monkeypatch.setitem(COLLECTIONS, "a", collection)
+    monkeypatch.setattr(script, "draw_windows", lambda *_: None)
+    monkeypatch.setattr(
+        script, "forecaster", lambda _, layer: small(max_steps=2, n_models=1, lstm_class=layer)
+    )
+    done: dict[str, Any] = {}
+    methods = (NAIVE, OURS, TORCHS)
+    next(script.backtest("a", methods, done))
+    assert list(done["scores"]) == [NAIVE]
+    done["scores"][NAIVE]["MASE"] = 7.0  # would be another if it were computed again
+    assert len(list(script.backtest("a", methods, done))) == 1
+    assert list(done["scores"]) == list(methods)
+    assert done["scores"][NAIVE]["MASE"] == 7.0
+    assert done["scores"][OURS]["MASE"] == pytest.approx(done["scores"][TORCHS]["MASE"], rel=1e-3)
+    windows, seconds = script.run_layers(collection, df, [OURS])[OURS]
+    whole = small(max_steps=2, n_models=1).cross_validation(df, n_windows=3, step_size=2)
+    pd.testing.assert_frame_equal(windows, whole)
+    assert seconds > 0
+    again = script.merged({"a": {"scores": {OURS: 1, NAIVE: 2}}}, {"a": {"scores": {OURS: 3}}})
+    assert list(again["a"]["scores"].items()) == [(NAIVE, 2), (OURS, 3)]
 
 
 def test_rmse_by_origin_is_the_mean_over_origins():

@@ -155,7 +155,7 @@ def test_forecast_with_a_covariate(csv, tmp_path):
 def test_forecast_goes_on_from_checkpoints(csv, tmp_path):
     arguments = ("forecast", csv, *SHORT, "--checkpoints", tmp_path / "state")
     first = invoke(*arguments)
-    assert (tmp_path / "state" / "final-0.pt").exists()
+    assert (tmp_path / "state" / "final.pt").exists()
     assert invoke(*arguments).stdout == first.stdout
 
 
@@ -280,6 +280,19 @@ def test_info_tells_what_was_built():
         assert name in result.stdout
         assert str(value) in result.stdout or isinstance(value, (list, tuple))
     assert torch.__version__ in result.stdout
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_info_says_how_a_call_of_a_size_is_computed(dtype):
+    result = invoke("info", "--batch", 2, "--steps", 5, "--hidden", 7, "--dtype", dtype)
+    layer = lstm_fast.LSTM(3, 7, dtype=getattr(torch, dtype))
+    path = lstm_fast.explain(layer, torch.zeros(5, 2, 3, dtype=getattr(torch, dtype)))
+    assert result.exit_code == 0
+    assert f"B=2 T=5 I=3 H=7 L=1, {dtype}, cpu" in result.stdout
+    assert path in result.stdout
+    refused = invoke("info", "--dtype", "int8")
+    assert refused.exit_code == 1
+    assert "dtype must be one of float32, float64" in refused.stderr
 
 
 @pytest.mark.parametrize("command", ["forecast", "backtest", "tune", "bench", "info", "demo"])

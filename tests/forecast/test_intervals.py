@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
-from lstm_fast.forecast.intervals import ConformalIntervals
+from lstm_fast.forecast.intervals import ConformalIntervals, student_ratio
 from lstm_fast.forecast.losses import DistributionLoss, make_loss
 
+MANY = 10**9
 
-def of_errors(errors: np.ndarray) -> ConformalIntervals:
+
+def of_errors(errors: np.ndarray, n_independent: int = MANY) -> ConformalIntervals:
     """Of a network that forecasts 0 when `errors`, [windows, h], come."""
     target = torch.from_numpy(errors)
-    return ConformalIntervals(make_loss("mse", ()), torch.zeros(1, *target.shape, 1), target)
+    outputs = torch.zeros(1, *target.shape, 1)
+    return ConformalIntervals(make_loss("mse", ()), outputs, target, n_independent)
 
 
 def test_widening_is_the_conformal_quantile():
@@ -49,7 +53,8 @@ def test_intervals_of_a_network_that_misjudges_its_errors_are_put_right(factor):
     loss = DistributionLoss("normal")
     raw = np.log(np.expm1(factor - loss.MIN_SCALE))
     outputs = torch.tensor([0.0, raw]).expand(2, 500, 4, 2)
-    intervals = ConformalIntervals(loss, outputs, torch.from_numpy(rng.normal(size=(500, 4))))
+    target = torch.from_numpy(rng.normal(size=(500, 4)))
+    intervals = ConformalIntervals(loss, outputs, target, MANY)
     lower, upper = (bound.mean().item() for bound in loss.band(outputs, 80))
     widening = intervals.widening(80).mean().item()
     assert (widening > 0) == (factor < 1)
@@ -57,6 +62,18 @@ def test_intervals_of_a_network_that_misjudges_its_errors_are_put_right(factor):
     inside = (fresh >= lower - widening) & (fresh <= upper + widening)
     # Standard error of the coverage from 500 * 4 scores is 0.9 %; 4 of them.
     assert inside.mean() == pytest.approx(0.8, abs=0.036)
+
+
+@pytest.mark.parametrize("level", [50, 80, 95])
+@pytest.mark.parametrize("n", [4, 6, 20, 1000])
+def test_few_windows_widen_as_students_distribution(level, n):
+    tail = 0.5 + level / 200
+    exact = scipy.stats.t.ppf(tail, n) / scipy.stats.norm.ppf(tail)
+    # The next term is of order 1 / n**3, with a factor below 3 for these levels.
+    assert student_ratio(level, n) == pytest.approx(exact, abs=3 / n**3)
+    errors = np.random.default_rng(3).normal(size=(30, 5))
+    ratio = of_errors(errors, n).widening(level) / of_errors(errors).widening(level)
+    assert ratio.numpy() == pytest.approx(exact, abs=3 / n**3)
 
 
 def test_errors_of_0_give_a_width_of_0():

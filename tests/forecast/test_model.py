@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lstm_fast.forecast.losses import make_loss
-from lstm_fast.forecast.model import DECODINGS, RecursiveLSTM, SeasonalLSTM
+from lstm_fast.forecast.model import DECODINGS, RecursiveLSTM, SeasonalLSTM, SmoothedSeason
 from lstm_fast.forecast.windows import Batch
 
 W, H, S, B = 24, 15, 12, 3
@@ -32,7 +32,8 @@ def network(decoding: str, loss: str = "mse", **options) -> SeasonalLSTM:
         "lstm_class": torch.nn.LSTM,
     }
     made = DECODINGS[decoding](**{**defaults, **options})
-    torch.nn.init.normal_(made.effect_weight)
+    for parameter in made.parameters():  # no weight that is zero before training
+        torch.nn.init.normal_(parameter, std=0.5)
     return made
 
 
@@ -56,12 +57,41 @@ def without_correction(made: SeasonalLSTM) -> SeasonalLSTM:
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)
-def test_without_correction_it_is_the_season_ago_cleared_of_effects(decoding):
+def test_without_correction_it_is_the_smoothed_season_cleared_of_effects(decoding):
     made, given = without_correction(network(decoding)), batch()
     effect = torch.cat([given.trading, given.known], -1) @ made.effect_weight
-    cleared = (given.values - effect[:, :W])[:, -S:]
-    expected = torch.cat([cleared, cleared[:, : H - S]], dim=1) + effect[:, W:]
+    expected = made.base(given.values - effect[:, :W]) + effect[:, W:]
     torch.testing.assert_close(made(given)[..., 0], expected)
+
+
+def test_smoothed_season_is_a_pattern_on_a_level():
+    """As its parts say: deviations from each season's mean, and what remains of the last one."""
+    W = 40  # three seasons, and four rows before them
+    base, values = SmoothedSeason(H, W, S), torch.randn(B, W, dtype=torch.float64)
+    base = base.double()
+    torch.nn.init.normal_(base.season_logit)
+    torch.nn.init.normal_(base.level_logit)
+    seasons = values[:, 4:].reshape(B, 3, S)
+    weight = base.season_logit.exp() / base.season_logit.exp().sum()
+    pattern = ((seasons - seasons.mean(dim=2, keepdim=True)) * weight[:, None]).sum(dim=1)
+    shares = base.level_logit.exp() / base.level_logit.exp().sum()
+    level = ((seasons[:, 2] - pattern) * shares).sum(dim=1)
+    for k in range(H):
+        expected = pattern[:, k % S] + level
+        torch.testing.assert_close(base(values)[:, k], expected)
+
+
+@pytest.mark.parametrize("W", [1, 2])
+def test_without_a_season_the_last_value_goes_on(W):
+    values = torch.randn(B, W)
+    expected = values[:, -1:].expand(B, H)
+    torch.testing.assert_close(SmoothedSeason(H, 1, 1)(values), expected)
+
+
+def test_a_season_that_repeats_itself_goes_on():
+    season = torch.randn(B, S)
+    forecast = SmoothedSeason(H, 3 * S, S)(season.repeat(1, 3))
+    torch.testing.assert_close(forecast, season.repeat(1, 2)[:, :H])
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)

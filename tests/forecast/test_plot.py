@@ -69,7 +69,9 @@ def test_training(tmp_path):
     draw(figure, tmp_path)
     legend = figure.axes[0].get_legend()
     assert legend is not None
-    assert [t.get_text() for t in legend.get_texts()] == ["training loss", "validation loss"]
+    assert [t.get_text() for t in legend.get_texts()] == [
+        "training loss, earlier", "training loss", "validation loss, earlier", "validation loss"
+    ]  # fmt: skip
 
 
 def test_search(tmp_path):
@@ -98,3 +100,6 @@ def test_bars(tmp_path):
     draw(figure, tmp_path)
     widths = [bar.get_width() for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
     assert widths == [2.0, 1.0, 3.0, 1.5]
+    assert figure.axes[0].get_xscale() == "log"
+    low, high = figure.axes[0].get_xlim()
+    assert low < 1 < 3 < high

@@ -1,0 +1,49 @@
+"""The CPU's planner, and `explain`."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import lstm_fast
+from lstm_fast import _kernels
+
+ISA = lstm_fast.build_info()["isa"]
+
+
+def path(*, B: int, T: int = 1, parts: int = 3, **shape: Any) -> str:
+    return _kernels.cpu_plan("float32", [B] * T, parts=parts, **shape)["path"]
+
+
+def test_a_single_step():
+    assert path(B=1, I=16, H=64) == path(B=32, I=16, H=64) == "single step"
+    assert path(B=33, I=16, H=64) != "single step"
+    assert path(B=1, T=2, I=16, H=64) == "packed weights"
+    assert path(B=1000, I=16, H=64, parts=0) == "single step"  # whose bits no batch may change
+
+
+@pytest.mark.skipif(ISA != "amx", reason="no matrix unit")
+def test_the_matrix_unit():
+    assert path(B=32, T=24, I=1, H=64) == "matrix unit"
+    assert path(B=4, T=24, I=1, H=64) == "packed weights"  # few rows
+    assert path(B=32, T=24, I=1, H=32) == "packed weights"  # few terms
+    assert path(B=32, T=24, I=1, H=64, parts=0) == "packed weights"
+    assert _kernels.cpu_plan("float64", [32] * 24, 1, 64)["path"] == "packed weights"
+
+
+def test_threads():
+    tiny = _kernels.cpu_plan("float32", [1] * 24, 1, 32, threads=8)
+    large = _kernels.cpu_plan("float32", [64] * 24, 1, 64, threads=8)
+    assert (tiny["threads"], large["threads"]) == (1, 8)
+
+
+def test_explain():
+    x = torch.ones(5, 2, 3)
+    module = lstm_fast.LSTM(3, 4)
+    assert lstm_fast.explain(module, x) == f"CPU kernels, {ISA}, packed weights, 1 thread"
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [5, 3])
+    assert lstm_fast.explain(module, packed) == f"CPU kernels, {ISA}, packed weights, 1 thread"
+    assert lstm_fast.explain(module, x[:1]) == f"CPU kernels, {ISA}, single step, 1 thread"
+    assert lstm_fast.explain(torch.nn.LSTM(3, 4), x) == "torch.nn.LSTM"
+    assert lstm_fast.explain(module, x.double()) == "torch.nn.LSTM"
+    assert lstm_fast.explain(lstm_fast.LSTM(3, 4, device="meta"), x.to("meta")) == "torch.nn.LSTM"
