@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from numpy import floating, int64
+from numpy import bool_, floating, int64
 from numpy.typing import NDArray
 
 _Array = NDArray[floating[Any]]
@@ -79,6 +79,31 @@ def lstm_backward(
     slices: int = 1,
     parts: int = 0,
 ) -> tuple[_Array, _Array, _Array, list[_Array]]: ...
+def variant(
+    x: _Array,
+    params: Sequence[_Array],
+    norms: Sequence[_Array],
+    batch_sizes: NDArray[int64] | None,
+    h0: _Array,
+    c0: _Array,
+    reset: NDArray[bool_] | None,
+    reset_h: _Array | None,
+    reset_c: _Array | None,
+    drop_h: _Array | None,
+    zone_h: _Array | None,
+    zone_c: _Array | None,
+    grad_y: _Array | None,
+    grad_h_n: _Array | None,
+    grad_c_n: _Array | None,
+    grad_cells: _Array | None,
+    has_biases: bool,
+    reverse: bool,
+    gate_activation: int,
+    cell_activation: int,
+    isa: str | None = None,
+    slices: int = 1,
+    parts: int = 0,
+) -> list[_Array]: ...
 
 class _Stream:
     state: tuple[_Array, _Array]

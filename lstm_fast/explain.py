@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from lstm_fast import ops
+from lstm_fast import ops, options
 from lstm_fast._load import build_info, load_kernels
 from lstm_fast.lstm import LSTM, _are_plain, _fits
 
@@ -29,6 +29,10 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
     weight: Any = module._flat_weights[0]
     if not isinstance(module, LSTM) or not _are_plain([data, weight]) or not _fits(data, weight):
         return "torch.nn.LSTM"
+    if not options.is_plain(module._lstm_options or options.PLAIN, module.training, None):
+        if data.is_cpu:
+            return f"CPU kernels, {build_info()['isa']}, packed weights, step by step"
+        return "CUDA kernels, stepwise, exact products"
     if isinstance(input, PackedSequence):
         T, B = len(input.batch_sizes), int(input.batch_sizes[0])
     else:

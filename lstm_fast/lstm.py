@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from lstm_fast import _dynamo, ops
+from lstm_fast import _dynamo, ops, options
 
 _Pair = tuple[Tensor, Tensor]
 
@@ -35,9 +36,48 @@ class LSTM(torch.nn.LSTM):
     on the CPU halves are rounded once, at the end, not at every step (with AMX, states of bfloat16
     are rounded where they enter a product, too); and a parameter replaced by one of the wrong shape
     raises RuntimeError.
+
+    Keyword arguments beyond torch's, off by default. `reference.variant` has the step with all of
+    them; x_t, h_t and c_t are those of one layer, and masks are drawn by torch's generator, once a
+    call:
+
+        weight_dropout: probability p of DropConnect on the recurrent weights in training. Every
+            step uses W_hh * m / (1 - p), m of zeros (at this rate) and ones, [4H, P] (Merity,
+            Keskar and Socher 2017, "Regularizing and optimizing LSTM language models").
+        variational_dropout: probability p in training, or a pair: of the inputs x_t of each layer
+            and of the recurrent input h_(t-1). Both are multiplied by m / (1 - p), with one mask
+            [B, I] or [B, P] for all steps (Gal and Ghahramani 2016, "A theoretically grounded
+            application of dropout in recurrent neural networks", tied weights).
+        zoneout: probability p, or a pair: of the cell and of the output.
+            c_t = m * c_(t-1) + (1 - m) * (f * c_(t-1) + i * g), and likewise h_t, with a mask for
+            each step; in evaluation p takes the place of m (Krueger et al. 2017, "Zoneout:
+            regularizing RNNs by randomly preserving hidden activations").
+        layer_norm: normalise the gates and the cell, i, f, g, o from
+            LN(W_ih x_t) * norm_ih + LN(W_hh h_(t-1)) * norm_hh + b_ih + b_hh and
+            h_t = o * tanh(LN(c_t) * norm_c + norm_bias_c) (Ba, Kiros and Hinton 2016, "Layer
+            normalization"). Adds the parameters norm_ih_l0 [4H], norm_hh_l0 [4H], norm_c_l0 [H]
+            and, with biases, norm_bias_c_l0 [H], and so on.
+        learned_state: the state that a sequence begins from when no `hx` is given is learned:
+            parameters initial_h [L * D, P] and initial_c [L * D, H], zeros at first.
+        forget_bias: b_ih + b_hh of the forget gates at construction and in `reset_parameters`
+            (Jozefowicz, Zaremba and Sutskever 2015, "An empirical exploration of recurrent network
+            architectures", recommend 1).
+        gate_activation: of i, f and o: "sigmoid" or "hard_sigmoid", min(max(x + 3, 0), 6) / 6.
+        cell_activation: of g and of the cell in h_t: "tanh", "relu" or "hard_tanh",
+            min(max(x, -1), 1).
+        return_cells: `forward` returns (output, (h_n, c_n), cells), with the c_t of all steps of
+            the last layer in the form of output, H columns a direction.
+
+    Raises:
+        ValueError: an option is out of range; the message names it.
     """
 
     _inherits_checks = True
+    # None for a module that does what torch's does; swapped ones never see __init__.
+    _lstm_options: options.Options | None = None
+    _lstm_forget_bias: float | None = None
+    initial_h: Tensor
+    initial_c: Tensor
 
     # What nn.LSTM has as *args and **kwargs, by name: torch.nn.utils.skip_init reads the signature.
     def __init__(
@@ -52,7 +92,28 @@ class LSTM(torch.nn.LSTM):
         proj_size: int = 0,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        weight_dropout: float = 0.0,
+        variational_dropout: float | tuple[float, float] = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
+        learned_state: bool = False,
+        forget_bias: float | None = None,
+        gate_activation: str = "sigmoid",
+        cell_activation: str = "tanh",
+        return_cells: bool = False,
     ) -> None:
+        chosen = options.Options(
+            weight_dropout,
+            options.pair("variational_dropout", variational_dropout),
+            options.pair("zoneout", zoneout),
+            layer_norm,
+            learned_state,
+            gate_activation,
+            cell_activation,
+            return_cells,
+        )
+        options.check_forget_bias(forget_bias, bias)
         super().__init__(
             input_size,
             hidden_size,
@@ -65,6 +126,32 @@ class LSTM(torch.nn.LSTM):
             device,
             dtype,
         )
+        if chosen != options.PLAIN:
+            self._lstm_options = chosen
+            options.register(self, self._parameter_shapes(chosen), device, dtype)
+        if forget_bias is not None:
+            self._lstm_forget_bias = forget_bias
+        options.set_constants(self)
+
+    def _parameter_shapes(self, chosen: options.Options) -> dict[str, tuple[int, ...]]:
+        """Of the parameters that options add."""
+        H, P = self.hidden_size, self.proj_size or self.hidden_size
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        runs = [f"_l{layer}{d}" for layer in range(self.num_layers) for d in directions]
+        of_run = chosen.parameter_shapes(H, self.bias)
+        shapes = {name + run: shape for run in runs for name, shape in of_run.items()}
+        if chosen.learned_state:
+            shapes |= {"initial_h": (len(runs), P), "initial_c": (len(runs), H)}
+        return shapes
+
+    def reset_parameters(self) -> None:
+        """As `torch.nn.LSTM.reset_parameters`; what the options add begins as constructed."""
+        super().reset_parameters()
+        options.set_constants(self)
+
+    def extra_repr(self) -> str:
+        """As torch's, and the options that are in use."""
+        return options.described(self, super().extra_repr())
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -72,10 +159,31 @@ class LSTM(torch.nn.LSTM):
             getattr(cls, name) is getattr(torch.nn.LSTM, name) for name in _CHECKS
         )
 
-    def forward(  # type: ignore[override]
-        self, input: Tensor | PackedSequence, hx: _Pair | None = None
-    ) -> tuple[Tensor | PackedSequence, _Pair]:
-        """As `torch.nn.LSTM.forward`."""
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: _Pair | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+    ) -> Any:
+        """As `torch.nn.LSTM.forward`, and with the option `return_cells` the cells of all steps.
+
+        Args:
+            lengths: [B] integers: the sequences in a padded `input` are so long, 0 included. h_n
+                and c_n are the states after the last step of each, of a sequence of no steps the
+                state that it begins from; output is zero from the end on.
+            reset: [T, B] bool ([B, T] with `batch_first`, [T] unbatched; of a packed sequence in
+                the order of the batch before packing, padded): where true, an episode begins at
+                the step. The state before the step is then that of a sequence without `hx`: zero,
+                or the learned one. The reverse direction, which goes from step t + 1 to t, is reset
+                in between where `reset` is true at t + 1: no information crosses a beginning.
+
+        Raises:
+            ValueError: `lengths` or `reset` is not as described.
+        """
+        if self._lstm_options is not None or lengths is not None or reset is not None:
+            return options.forward(self, input, hx, lengths, reset)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         if not isinstance(input, Tensor) or input.dim() != 3:
@@ -134,7 +242,7 @@ class LSTM(torch.nn.LSTM):
                 return None
             h0, c0 = hx
         if torch._C._is_any_autocast_enabled():
-            input, h0, c0, *weights = _autocast(input, h0, c0, *weights)
+            input, h0, c0, *weights = ops.autocast(input, h0, c0, *weights)
         num_layers, bidirectional = state["num_layers"], state["bidirectional"]
         drops = state["dropout"] and state["training"] and num_layers > 1
         if not (drops or torch.is_grad_enabled()) and input.size(-1) == state["input_size"]:
@@ -242,6 +350,8 @@ def _scriptable(
     parameters, unless a subclass has a forward of its own."""
     if type(module).forward is not fast.forward:
         return module
+    if used := options.used(module):
+        raise RuntimeError(f"torch.jit cannot script an LSTM with options that torch lacks: {used}")
     twin = stock.__new__(stock)
     twin.__dict__ = module.__dict__
     return twin
@@ -285,24 +395,6 @@ def _is_state(hx: Any, dim: int) -> bool:
         and hx[0].dim() == dim
         and hx[1].dim() == dim
     )
-
-
-def _autocast(*tensors: Any) -> list[Any]:
-    """Cast as autocast on the device of the first tensor does: all on that device that are of a
-    floating dtype other than float64."""
-    device = tensors[0].device.type
-    if not ops.runs_on(tensors[0]) or not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [
-        t.to(dtype)
-        if isinstance(t, Tensor)
-        and t.device.type == device
-        and t.is_floating_point()
-        and t.dtype is not torch.float64
-        else t
-        for t in tensors
-    ]
 
 
 _dynamo.allow(LSTM)

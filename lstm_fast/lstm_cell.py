@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lstm_fast import ops
+from lstm_fast import ops, options
 from lstm_fast.lstm import _are_plain, _fits, _is_state, _scriptable
 
 _Pair = tuple[Tensor, Tensor]
@@ -16,10 +16,80 @@ class LSTMCell(torch.nn.LSTMCell):
 
     Everything is documented there. What the kernels do not cover, autocast included, is computed by
     `torch.nn.LSTMCell`. A cell is an LSTM of one layer run for one step.
+
+    Keyword arguments beyond torch's, as `lstm_fast.LSTM` has them: `zoneout`, `layer_norm`
+    (parameters norm_ih [4H], norm_hh [4H], norm_c [H] and, with biases, norm_bias_c [H]),
+    `learned_state` (initial_h [H], initial_c [H]), `forget_bias`, `gate_activation` and
+    `cell_activation`. Masks of zoneout are drawn at each call. Those that hold for a whole sequence
+    (weight_dropout, variational_dropout) a cell cannot have.
+
+    Raises:
+        ValueError: an option is out of range; the message names it.
     """
 
-    def forward(self, input: Tensor, hx: _Pair | None = None) -> _Pair:
-        """As `torch.nn.LSTMCell.forward`."""
+    _lstm_options: options.Options | None = None
+    _lstm_forget_bias: float | None = None
+    initial_h: Tensor
+    initial_c: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
+        learned_state: bool = False,
+        forget_bias: float | None = None,
+        gate_activation: str = "sigmoid",
+        cell_activation: str = "tanh",
+    ) -> None:
+        chosen = options.Options(
+            zoneout=options.pair("zoneout", zoneout),
+            layer_norm=layer_norm,
+            learned_state=learned_state,
+            gate_activation=gate_activation,
+            cell_activation=cell_activation,
+        )
+        options.check_forget_bias(forget_bias, bias)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+        H = self.hidden_size
+        if chosen != options.PLAIN:
+            self._lstm_options = chosen
+            shapes = chosen.parameter_shapes(H, bias)
+            if learned_state:
+                shapes |= {"initial_h": (H,), "initial_c": (H,)}
+            options.register(self, shapes, device, dtype)
+        if forget_bias is not None:
+            self._lstm_forget_bias = forget_bias
+        options.set_constants(self)
+
+    def reset_parameters(self) -> None:
+        """As `torch.nn.LSTMCell.reset_parameters`; what the options add begins as constructed."""
+        super().reset_parameters()
+        options.set_constants(self)
+
+    def extra_repr(self) -> str:
+        """As torch's, and the options that are in use."""
+        return options.described(self, super().extra_repr())
+
+    def forward(
+        self, input: Tensor, hx: _Pair | None = None, *, reset: Tensor | None = None
+    ) -> _Pair:
+        """As `torch.nn.LSTMCell.forward`.
+
+        Args:
+            reset: [B] bool ([] unbatched): where true, the state before the step is that of a call
+                without `hx`: zero, or the learned one.
+
+        Raises:
+            ValueError: `reset` is not as described.
+        """
+        if self._lstm_options is not None or reset is not None:
+            return options.forward_cell(self, input, hx, reset)
         if isinstance(input, Tensor) and input.dim() == 1 and _is_state(hx, dim=1):
             h, c = LSTMCell.forward(
                 self,

@@ -1,6 +1,7 @@
 """The ops as differentiable functions: fakes, autograd, the choice of kernel or reference.
 
-The only Python file that knows `torch.ops.lstm_fast`. Importing it loads the compiled ops.
+With `variant.py`, the only Python files that know `torch.ops.lstm_fast`. Importing it loads the
+compiled ops.
 """
 
 from __future__ import annotations
@@ -37,6 +38,24 @@ def runs_on(tensor: Tensor) -> bool:
 def run_together(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are on one device, and there are kernels for it."""
     return (a.is_cpu and b.is_cpu) or (_cuda and a.is_cuda and a.device == b.device)
+
+
+def autocast(*tensors: Any) -> list[Any]:
+    """Cast as autocast on the device of the first tensor does: all on that device that are of a
+    floating dtype other than float64."""
+    device = tensors[0].device.type
+    if not runs_on(tensors[0]) or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [
+        t.to(dtype)
+        if isinstance(t, Tensor)
+        and t.device.type == device
+        and t.is_floating_point()
+        and t.dtype is not torch.float64
+        else t
+        for t in tensors
+    ]
 
 
 def lstm(

@@ -323,3 +323,138 @@ def lstm_backward(
         torch.stack(grad_c0).to(dtype) if need_hx else unneeded(0),
         [grad_param.to(dtype) for grad_param in grad_params] if need_params else [],
     )
+
+
+def _hard_sigmoid(x: Tensor) -> Tensor:
+    # The gradient of torch's own has the precision of float32 in float64 too.
+    return torch.nn.functional.hardtanh(x + 3, 0.0, 6.0) / 6
+
+
+GATE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "hard_sigmoid": _hard_sigmoid,
+}
+"""Of i, f and o; the op takes the position here. hard_sigmoid(x) = min(max(x + 3, 0), 6) / 6."""
+
+CELL_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "hard_tanh": torch.nn.functional.hardtanh,
+}
+"""Of g and of the cell; the op takes the position here. hard_tanh(x) = min(max(x, -1), 1)."""
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias)
+
+
+@_without_autocast
+def variant(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    params: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    has_biases: bool,
+    reverse: bool,
+    gate_activation: int,
+    cell_activation: int,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    drop_h: Tensor | None,
+    zone_h: Tensor | None,
+    zone_c: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The twin of the op `variant`: one direction of one layer, with what `nn.LSTM` lacks.
+
+    One step, with s and a the activations of gates and cells, h and c the state before it:
+
+        h, c = reset_h, reset_c             in the rows where reset_t is true (zeros if None)
+        u = x_t W_ih^T      v = (drop_h * h) W_hh^T
+        z = u + v + b_ih + b_hh, or
+        z = LN(u; norm_ih) + b_ih + LN(v; norm_hh) + b_hh
+        i, f, g, o = s(z_i), s(z_f), a(z_g), s(z_o)
+        fresh = f * c + i * g
+        m = o * a(fresh), or o * a(LN(fresh; norm_c) + norm_bias_c)
+        new = m W_hr^T with a projection, m without
+        c_t = zone_c * c + (1 - zone_c) * fresh
+        h_t = zone_h * h + (1 - zone_h) * new
+
+    LN(x; w) = w * (x - mean(x)) / sqrt(var(x) + 1e-5), over all G numbers of u and v and all H of
+    the cell (Ba, Kiros and Hinton 2016, "Layer normalization", equations 20 to 22; their two
+    shifts of the gates are the layer's biases). drop_h is the mask of variational dropout (Gal and
+    Ghahramani 2016, "A theoretically grounded application of dropout in recurrent neural
+    networks"), zone_h and zone_c are those of zoneout (Krueger et al. 2017, "Zoneout: regularizing
+    RNNs by randomly preserving hidden activations", where m takes fresh too, not c_t).
+
+    Args:
+        input: [T, B, I], or the data [N, I] of a packed sequence.
+        batch_sizes: as in `lstm`.
+        h0: [B, P].
+        c0: [B, H].
+        params: weight_ih, weight_hh, bias_ih and bias_hh if `has_biases`, weight_hr if there is a
+            projection.
+        norms: none, or norm_ih [G], norm_hh [G], norm_c [H] and, if `has_biases`, norm_bias_c [H].
+        reverse: whether the last step comes first.
+        gate_activation: position in `GATE_ACTIVATIONS`; cell_activation: in `CELL_ACTIVATIONS`.
+        reset: [N] bool or None.
+        reset_h: [B, P] or None for zeros; reset_c: [B, H] or None for zeros.
+        drop_h: [B, P] or None for ones.
+        zone_h: [N, P], [1, P] for all rows, or None for zeros; zone_c: likewise with H.
+
+    Returns:
+        output [T, B, P] (or [N, P]), h_n [B, P], c_n [B, H], and the cells of all steps
+        [T, B, H] (or [N, H]).
+    """
+    (weights,) = split_params(params, has_biases, 1, False)
+    rows = [input.shape[1]] * input.shape[0] if batch_sizes is None else batch_sizes.tolist()
+    s = list(GATE_ACTIVATIONS.values())[gate_activation]
+    a = list(CELL_ACTIVATIONS.values())[cell_activation]
+    linear = torch.nn.functional.linear
+    norm_ih, norm_hh, norm_c, norm_bias_c = [*norms, None, None, None, None][:4]
+
+    from_input = linear(input.reshape(-1, input.shape[-1]), weights.ih)
+    if norm_ih is not None:
+        from_input = _norm(from_input, norm_ih)
+    if weights.b_ih is not None and weights.b_hh is not None:
+        from_input = from_input + (weights.b_ih + weights.b_hh)
+
+    def by_step(per_row: Tensor | None) -> Sequence[Tensor | None]:
+        if per_row is None or per_row.shape[0] != sum(rows):
+            return [per_row] * len(rows)
+        return per_row.split(rows)
+
+    z_steps = from_input.split(rows)
+    resets, zones_h, zones_c = by_step(reset), by_step(zone_h), by_step(zone_c)
+    h, c = h0, c0
+    outputs, cells = [z_steps[0]] * len(rows), [z_steps[0]] * len(rows)
+    for t in _in_time(len(rows), reverse):
+        h_prev, c_prev = h[: rows[t]], c[: rows[t]]
+        if (is_new := resets[t]) is not None:
+            first_h = torch.zeros_like(h_prev) if reset_h is None else reset_h[: rows[t]]
+            first_c = torch.zeros_like(c_prev) if reset_c is None else reset_c[: rows[t]]
+            h_prev = torch.where(is_new.unsqueeze(-1), first_h, h_prev)
+            c_prev = torch.where(is_new.unsqueeze(-1), first_c, c_prev)
+        v = linear(h_prev if drop_h is None else h_prev * drop_h[: rows[t]], weights.hh)
+        z_i, z_f, z_g, z_o = (z_steps[t] + (v if norm_hh is None else _norm(v, norm_hh))).chunk(
+            4, dim=-1
+        )
+        fresh = s(z_f) * c_prev + s(z_i) * a(z_g)
+        m = s(z_o) * a(fresh if norm_c is None else _norm(fresh, norm_c, norm_bias_c))
+        h_t = m if weights.hr is None else m @ weights.hr.mT
+        c_t = fresh
+        if (zone := zones_c[t]) is not None:
+            c_t = zone * c_prev + (1 - zone) * fresh
+        if (zone := zones_h[t]) is not None:
+            h_t = zone * h_prev + (1 - zone) * h_t
+        outputs[t], cells[t] = h_t, c_t
+        h, c = _state_after(h_t, h), _state_after(c_t, c)
+    shape = input.shape[:-1]
+    return (
+        torch.cat(outputs).reshape(*shape, h.shape[-1]),
+        h,
+        c,
+        torch.cat(cells).reshape(*shape, c.shape[-1]),
+    )

@@ -18,6 +18,7 @@ import torch
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
+from lstm_fast import options
 from lstm_fast.lstm import LSTM
 from lstm_fast.lstm_cell import LSTMCell
 
@@ -47,8 +48,15 @@ def restore(model: _Model) -> _Model:
 
     Raises:
         TypeError: `model` is not a module, or one in it is of a class that derives from
-            `lstm_fast.LSTM` by its own source; nothing has been changed then.
+            `lstm_fast.LSTM` by its own source, or uses an option that torch's lacks; nothing has
+            been changed then.
     """
+    for name, module in model.named_modules() if isinstance(model, Module) else ():
+        if isinstance(module, tuple(_TORCH)) and (used := options.used(module)):
+            raise TypeError(
+                f"{name or 'the model itself'} cannot be restored: torch.nn has no module with "
+                f"{used}"
+            )
     return _swap(model, _torch_type, "restored")
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from lstm_fast import ops
+from tests.cuda import emulation
 
 # The same examples in every run: a failure in CI is the failure of the change under test.
 settings.register_profile(
@@ -32,6 +33,13 @@ def _keep_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The ops over the emulated CUDA kernels; a process can load them once."""
+    torch.ops.load_library(str(emulation.ops_library(tmp_path_factory.mktemp("ops"))))
+    return torch.ops.lstm_fast_cuda_emulation
 
 
 @pytest.fixture

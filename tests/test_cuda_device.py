@@ -3,6 +3,7 @@ streams, graphs, no waiting, the same bits in every run."""
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ from tests.sample_inputs import (
     in_float64,
     tolerance,
 )
+from tests.test_options import OPTIONS, STACK, I, make, parts
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device, or torch without it"),
@@ -268,3 +270,26 @@ def test_compute_sanitizer(tool: str):
     if "Device not supported" in result.stdout:
         pytest.skip("compute-sanitizer does not support this device")
     assert result.returncode == 0, result.stdout[-3000:]
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "all"])
+def test_options(name: str):
+    """Layers with what torch.nn.LSTM lacks, against the same on the CPU."""
+    module = make(**STACK, **OPTIONS[name]).eval()
+    x, reset = torch.randn(9, 7, I, dtype=torch.float64), torch.rand(9, 7) < 0.3
+    on_device = copy.deepcopy(module).cuda()
+    expected, got = module(x, reset=reset), on_device(x.cuda(), reset=reset.cuda())
+    for a, b in zip(parts(got), parts(expected), strict=True):
+        torch.testing.assert_close(a.cpu(), b)
+    for results in (parts(expected), parts(got)):
+        torch.cat([t.flatten() for t in results]).sum().backward()
+    for a, b in zip(on_device.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(a.grad.cpu(), b.grad)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [9, 2, 5, 1, 7, 7, 3], enforce_sorted=False)
+    for a, b in zip(parts(on_device(packed.cuda())), parts(module(packed)), strict=True):
+        torch.testing.assert_close(a.cpu(), b)
+    lengths = torch.tensor([0, 9, 3, 0, 1, 2, 5])
+    both = on_device(x.cuda(), lengths=lengths), module(x, lengths=lengths)
+    for a, b in zip(*map(parts, both), strict=True):
+        torch.testing.assert_close(a.cpu(), b)
+    on_device.train()(x.cuda(), reset=reset.cuda())[0].sum().backward()

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from lstm_fast import LSTM, LSTMCell, ops
-from tests.cuda import emulation
 from tests.sample_inputs import (
     CONFIGS,
     DTYPES,
@@ -23,25 +22,19 @@ from tests.sample_inputs import (
 )
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    torch.ops.load_library(str(emulation.ops_library(tmp_path_factory.mktemp("ops"))))
-    return torch.ops.lstm_fast_cuda_emulation
-
-
 @pytest.fixture(autouse=True)
-def calls(library: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def calls(emulated_ops: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Puts the ops over the emulated kernels in the place of the CPU's; the calls of forward."""
     made: list[Any] = []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         made.append(args)
-        return library.lstm.default(*args, **kwargs)
+        return emulated_ops.lstm.default(*args, **kwargs)
 
     for name in ("direct_forward", "direct_backward"):
         monkeypatch.setattr(ops._direct, name, lambda *args: None)
     monkeypatch.setattr(ops, "_lstm", forward)
-    monkeypatch.setattr(ops, "_lstm_backward", library.lstm_backward.default)
+    monkeypatch.setattr(ops, "_lstm_backward", emulated_ops.lstm_backward.default)
     return made
 
 
@@ -100,12 +93,12 @@ def test_gradients_of_single_arguments(wanted: str):
     torch.testing.assert_close(grad, expected)
 
 
-def test_wrong_arguments_are_named(library: Any):
+def test_wrong_arguments_are_named(emulated_ops: Any):
     args = list(CONFIGS["plain"].op_arguments())
     args[2] = args[2].double()
     with pytest.raises(RuntimeError, match="h0 must have the dtype of input"):
-        library.lstm(*args, False)
+        emulated_ops.lstm(*args, False)
     args = list(CONFIGS["plain"].op_arguments())
     args[0] = args[0][..., :3]
     with pytest.raises(RuntimeError, match="Expected weight_ih_l0 size"):
-        library.lstm(*args, False)
+        emulated_ops.lstm(*args, False)

@@ -4,6 +4,8 @@
 #include "backward.h"
 #include "forward.h"
 #include "forward_step.h"
+#include "variant_backward.h"
+#include "variant_forward.h"
 #include "weight_grad.h"
 
 namespace lstm_fast {
@@ -11,16 +13,28 @@ namespace {
 
 template <typename T>
 constexpr LayerKernels<T> layer_kernels() {
-  return {kHasMatrixUnit<T>,     is_ordinary<T>,
-          activations<T>,        forward_weights_size<T>,
-          pack_forward<T>,       forward_scratch<T>,
-          forward_rows<T>,       kLanes<T>,
-          forward_step<T>,       backward_weights_size<T>,
-          pack_backward<T>,      backward_scratch<T>,
-          backward_rows<T>,      input_grad_weights_size<T>,
-          pack_input_grad<T>,    input_grad_rows<T>,
-          weight_grad_panels<T>, weight_grad_scratch<T>,
-          weight_grad<T>};
+  return {kHasMatrixUnit<T>,
+          is_ordinary<T>,
+          activations<T>,
+          forward_weights_size<T>,
+          pack_forward<T>,
+          forward_scratch<T>,
+          forward_rows<T>,
+          kLanes<T>,
+          forward_step<T>,
+          backward_weights_size<T>,
+          pack_backward<T>,
+          backward_scratch<T>,
+          backward_rows<T>,
+          input_grad_weights_size<T>,
+          pack_input_grad<T>,
+          input_grad_rows<T>,
+          weight_grad_panels<T>,
+          weight_grad_scratch<T>,
+          weight_grad<T>,
+          {variant_forward_weights_size<T>, variant_pack_forward<T>, variant_forward_scratch<T>,
+           variant_forward_rows<T>, variant_backward_weights_size<T>, variant_pack_backward<T>,
+           variant_backward_scratch<T>, variant_backward_rows<T>, column_sums<T>}};
 }
 
 }  // namespace

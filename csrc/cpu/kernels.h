@@ -13,6 +13,7 @@
 #pragma once
 
 #include "../lstm.h"
+#include "variant_kernels.h"
 
 namespace lstm_fast {
 
@@ -122,6 +123,8 @@ struct LayerKernels {
   int64_t (*weight_grad_panels)(const LayerShape&);
   int64_t (*weight_grad_scratch)(const LayerShape&);
   void (*weight_grad)(const WeightGrad<T>&, int64_t panel0, int64_t panel1, T* scratch);
+
+  VariantKernels<T> variant;
 };
 
 struct Kernels {

@@ -6,56 +6,9 @@
 namespace lstm_fast {
 namespace {
 
-// A region of threads has to win back about 5 us of fork and join: 2^19 floating-point operations a
-// thread take about that long (measured with 2 threads at 100 GFLOP/s each).
-constexpr int64_t kFlopsPerThread = int64_t{1} << 19;
-
 // Up to so many rows in all, weights are used too few times to win back their packing: in backward,
 // and in a single step, which dot products suit better.
 constexpr int64_t kPlainRows = 16, kPlainStepRows = 32;
-
-int64_t threads_for(int64_t flops, const Threads& threads) {
-  return std::max<int64_t>(1, std::min(threads.count, flops / kFlopsPerThread));
-}
-
-// Calls f(task) for every task; in the calling thread if there is one thread to use.
-template <typename F>
-void run(const Threads& threads, int64_t tasks, const F& f) {
-  if (tasks == 1 || threads.count == 1) {
-    for (int64_t task = 0; task < tasks; ++task) f(task);
-    return;
-  }
-  threads.run(
-      tasks, [](const void* context, int64_t task) { (*static_cast<const F*>(context))(task); },
-      &f);
-}
-
-// Item i of [0, size) cut into `parts`: [begin(i), begin(i + 1)).
-int64_t part(int64_t size, int64_t parts, int64_t i) { return size * i / parts; }
-
-// Hands out pieces of a workspace on cache lines. From a null base it only measures.
-template <typename T>
-class Arena {
- public:
-  explicit Arena(T* base) : base_(base) {}
-
-  T* take(int64_t elements) {
-    constexpr int64_t line = 64 / sizeof(T);
-    T* piece = base_ ? base_ + used_ : nullptr;
-    used_ += (elements + line - 1) / line * line;
-    return piece;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  T* base_;
-  int64_t used_ = 0;
-};
-
-template <typename T>
-T* offset(T* p, int64_t elements) {
-  return p ? p + elements : nullptr;
-}
 
 // Multiply-adds of one pass over the recurrent and input weights of a layer in one direction, as
 // operations.

@@ -3,15 +3,9 @@
 #pragma once
 
 #include "kernels.h"
+#include "tasks.h"
 
 namespace lstm_fast {
-
-// `run` calls f(context, task) for every task in [0, tasks), in any order, on up to `count`
-// threads, and returns when all are done.
-struct Threads {
-  int64_t count;
-  void (*run)(int64_t tasks, void (*f)(const void* context, int64_t task), const void* context);
-};
 
 template <typename T>
 struct StackForward {

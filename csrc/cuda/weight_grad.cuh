@@ -20,7 +20,8 @@ struct PreviousRows {
   int64_t N;
 };
 
-static __global__ void __launch_bounds__(kTileThreads) previous_rows_kernel(const PreviousRows p) {
+[[maybe_unused]] static __global__ void __launch_bounds__(kTileThreads)
+    previous_rows_kernel(const PreviousRows p) {
   const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (n >= p.N) return;
   // The last step that begins at or before row n.

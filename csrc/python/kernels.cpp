@@ -1,53 +1,17 @@
 // NumPy's door to the kernel floor: every instruction set of the host on plain arrays, without
 // torch. For tests, for build information, and for the curious.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <iterator>
-#include <optional>
 #include <sstream>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
-#include "../arguments.h"
 #include "../cpu/stack.h"
 #include "../cuda/plan.h"
 #include "direct.h"
+#include "numpy.h"
 #include "stream.h"
-
-namespace py = pybind11;
 
 namespace lstm_fast {
 namespace {
-
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-template <typename T>
-using OptionalArray = std::optional<Array<T>>;
-
-Dims dims(const py::array& array) {
-  Dims d{array.ndim(), {}};
-  for (int64_t i = 0; i < d.dim && i < 3; ++i) d.size[i] = array.shape(i);
-  return d;
-}
-
-template <typename T>
-const T* data(const OptionalArray<T>& array) {
-  return array ? array->data() : nullptr;
-}
-
-const Kernels& kernels_named(const std::optional<std::string>& isa) {
-  if (!isa) return active_kernels();
-  const Kernels* const* list;
-  const int count = available_kernels(&list);
-  for (int i = 0; i < count; ++i) {
-    if (*isa == list[i]->isa) return *list[i];
-  }
-  throw std::invalid_argument("isa must be one of available_isas(), got " + *isa);
-}
 
 std::vector<std::string> available_isas() {
   const Kernels* const* list;
@@ -55,15 +19,6 @@ std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (int i = 0; i < count; ++i) names.emplace_back(list[i]->isa);
   return names;
-}
-
-// One thread that plays the part of `slices`, task after task: results must not depend on their
-// number.
-Threads serial(int64_t slices) {
-  if (slices < 1) throw std::invalid_argument("slices must be positive");
-  return {slices, [](int64_t tasks, void (*f)(const void*, int64_t), const void* context) {
-            for (int64_t task = tasks - 1; task >= 0; --task) f(context, task);
-          }};
 }
 
 template <typename T>
@@ -108,20 +63,6 @@ struct Arguments {
   std::vector<py::ssize_t> state_shape(int64_t columns) const {
     return {shape.L * shape.D, shape.steps.B, columns};
   }
-};
-
-// A workspace that begins on a cache line.
-template <typename T>
-class Workspace {
- public:
-  explicit Workspace(int64_t elements) : storage_(elements + 64 / sizeof(T)) {}
-  T* get() {
-    const auto address = reinterpret_cast<uintptr_t>(storage_.data());
-    return storage_.data() + ((address + 63) / 64 * 64 - address) / sizeof(T);
-  }
-
- private:
-  std::vector<T> storage_;
 };
 
 template <typename T>
@@ -354,4 +295,5 @@ PYBIND11_MODULE(_kernels, m) {
   lstm_fast::add_stream(m);
   lstm_fast::bind<float>(m);
   lstm_fast::bind<double>(m);
+  lstm_fast::bind_variant(m);
 }

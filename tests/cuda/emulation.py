@@ -72,6 +72,7 @@ def objects(sanitizer: str, altered: Path | None = None) -> list[Path]:
         (csrc / "cuda" / "plan.cpp", flags),
         (csrc / "cuda" / "dispatch.cpp", flags),
         (csrc / "cuda" / "device.cu", flags),
+        (csrc / "cuda" / "variant.cu", flags),
         # Not instrumented: see there.
         (csrc / "cuda" / "emulation" / "scheduler.cpp", of_scheduler),
     ]
@@ -87,11 +88,13 @@ def objects(sanitizer: str, altered: Path | None = None) -> list[Path]:
         return list(pool.map(lambda item: compiled(*item), sources))
 
 
-def program(folder: Path, sanitizer: str, altered: Path | None = None) -> Path:
-    """run_stack.cpp, linked with the kernels."""
+def program(
+    folder: Path, sanitizer: str, altered: Path | None = None, name: str = "run_stack"
+) -> Path:
+    """A program of this folder, linked with the kernels."""
     flags, _ = SANITIZERS[sanitizer]
-    main = compiled(ROOT / "tests" / "cuda" / "run_stack.cpp", flags)
-    out = folder / f"run_stack_{sanitizer}"
+    main = compiled(ROOT / "tests" / "cuda" / f"{name}.cpp", flags)
+    out = folder / f"{name}_{sanitizer}"
     linked = [str(o) for o in (main, *objects(sanitizer, altered))]
     subprocess.run(["g++", *flags, *linked, "-o", str(out)], check=True)
     return out
@@ -105,9 +108,9 @@ def ops_library(folder: Path) -> Path:
         "-DTORCH_STABLE_ONLY",
         *("-isystem", str(torch_folder / "include")),
     ]
-    ops = compiled(ROOT / "csrc" / "ops" / "cuda" / "lstm.cpp", flags)
+    ops = [compiled(path, flags) for path in (ROOT / "csrc" / "ops" / "cuda").glob("*.cpp")]
     out = folder / "ops.so"
-    linked = [str(o) for o in (ops, *objects("none"))]
+    linked = [str(o) for o in (*ops, *objects("none"))]
     libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
     subprocess.run(["g++", "-shared", *linked, *libraries, "-o", str(out)], check=True)
     return out
@@ -128,29 +131,16 @@ class EmulationError(Exception):
     """The program ended with an error, a sanitizer's for one; what it said is the message."""
 
 
-def run(
+def run_program(
     program: Path,
-    problem: Problem,
-    dtype: str,
-    allow_tf32: bool = False,
-    device: Device = Device(),
+    arrays: Sequence[np.ndarray],
     seed: int = 0,
     resident_blocks: int | None = None,
-) -> list[np.ndarray]:
-    """The results in the order of `Problem.reference`, then y, h_n, c_n without saving.
+) -> np.ndarray:
+    """The numbers that a program answers these with.
 
     resident_blocks: how many blocks find room on the device at the same time; None for all.
     """
-    header = [
-        list(ELEMENTS).index(dtype),
-        *(problem.T, problem.B, problem.I, problem.H, problem.out, problem.L, problem.D),
-        *(bool(problem.P), problem.biases, problem.states, problem.lengths is not None),
-        allow_tf32,
-        *astuple(device),
-    ]
-    arrays = [np.array(header), *([problem.batch_sizes] if problem.lengths else []), problem.x]
-    arrays += [problem.h0, problem.c0] if problem.states else []
-    arrays += [problem.grad_y, problem.grad_h_n, problem.grad_c_n, *problem.params]
     environment = {
         **os.environ,
         "LSTM_FAST_EMULATION_SEED": str(seed),
@@ -167,9 +157,35 @@ def run(
     )
     if result.returncode:
         raise EmulationError(result.stderr.decode())
+    return np.frombuffer(result.stdout)
+
+
+def run(
+    program: Path,
+    problem: Problem,
+    dtype: str,
+    allow_tf32: bool = False,
+    device: Device = Device(),
+    seed: int = 0,
+    resident_blocks: int | None = None,
+) -> list[np.ndarray]:
+    """The results in the order of `Problem.reference`, then y, h_n, c_n without saving.
+
+    The last two arguments: see `run_program`.
+    """
+    header = [
+        list(ELEMENTS).index(dtype),
+        *(problem.T, problem.B, problem.I, problem.H, problem.out, problem.L, problem.D),
+        *(bool(problem.P), problem.biases, problem.states, problem.lengths is not None),
+        allow_tf32,
+        *astuple(device),
+    ]
+    arrays = [np.array(header), *([problem.batch_sizes] if problem.lengths else []), problem.x]
+    arrays += [problem.h0, problem.c0] if problem.states else []
+    arrays += [problem.grad_y, problem.grad_h_n, problem.grad_c_n, *problem.params]
+    numbers = run_program(program, arrays, seed, resident_blocks)
     results = problem.reference()
     shapes = [array.shape for array in (*results, *results[:3])]
-    numbers = np.frombuffer(result.stdout)
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     assert len(numbers) == ends[-1]
     return [

@@ -3,50 +3,10 @@
 #include "../lstm.h"
 
 #include "../../cuda/kernels.h"
-
-#ifndef LSTM_FAST_CUDA_EMULATION
-#include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
-#endif
+#include "device.h"
 
 namespace lstm_fast::cuda {
 namespace {
-
-#ifdef LSTM_FAST_CUDA_EMULATION
-
-struct OnDevice {
-  void* stream = nullptr;
-  explicit OnDevice(const Tensor&) {}
-};
-
-#else
-
-// The device of a tensor as the current one for as long as this lives, and its current stream.
-struct OnDevice {
-  torch::stable::accelerator::DeviceGuard guard;
-  void* stream = nullptr;
-
-  explicit OnDevice(const Tensor& t) : guard(t.get_device_index()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(current_stream()(t.get_device_index(), &stream));
-  }
-
- private:
-  using CurrentStream = int32_t (*)(int32_t device, void** stream);
-
-  // Looked up in the library that torch has loaded: linking it would tie this one to CUDA builds of
-  // torch, and the stable ABI has a header for it only in torch 2.13.
-  static CurrentStream current_stream() {
-    static const CurrentStream function = [] {
-      void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-      void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
-      if (!symbol) throw std::runtime_error("this torch has no CUDA");
-      return reinterpret_cast<CurrentStream>(symbol);
-    }();
-    return function;
-  }
-};
-
-#endif
 
 Dtype dtype_of(ScalarType type) {
   switch (type) {

@@ -1,0 +1,293 @@
+#include "variant.h"
+
+namespace lstm_fast {
+namespace {
+
+int64_t step_flops(const VariantShape& s) { return 2 * s.steps.total() * 4 * s.H * (s.I + s.P); }
+
+// Threads own rows of the batch through all steps.
+int64_t row_slices(const VariantShape& s, const Threads& threads) {
+  return std::max<int64_t>(1, std::min(s.steps.B, threads_for(step_flops(s), threads)));
+}
+
+int64_t largest_slice(const VariantShape& s, int64_t slices) {
+  return (s.steps.B + slices - 1) / slices;
+}
+
+// All rows as those of a single step: for the products over all rows at once, in which inputs and
+// states are given row by row.
+LayerShape all_rows(const VariantShape& s, int64_t I, int64_t P, bool projected, int parts) {
+  return {{1, s.steps.total(), nullptr, nullptr}, I, s.H, P, projected, false, parts};
+}
+
+// Whether the matrix unit is faster: for a product over all rows of so many terms or columns, and
+// for those of steps, of so many rows in a slice. Measured on Sapphire Rapids.
+constexpr int64_t kMinUnitRows = 32, kMinUnitColumns = 64, kMinUnitHidden = 16;
+constexpr int64_t kMinStepRows = 8;
+
+template <typename T>
+bool unit_pays_in_steps(const LayerKernels<T>& k, const VariantShape& s, const Threads& threads) {
+  return k.has_matrix_unit && s.steps.T > 1 && s.steps.B >= kMinStepRows * row_slices(s, threads) &&
+         s.H >= kMinUnitHidden && s.P + s.I >= kMinUnitColumns;
+}
+
+// The shape with the parts that the products of steps are made of: 0 where float32 arithmetic is
+// faster, or needed because a number that is multiplied may be too large or not finite.
+template <typename T>
+VariantShape step_shape(const LayerKernels<T>& k, const VariantForward<T>& p,
+                        const Threads& threads) {
+  VariantShape s = p.shape;
+  const int64_t B = s.steps.B, G = 4 * s.H;
+  const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
+  // A relu bounds no state.
+  const bool unit = s.parts && s.cell != CellActivation::Relu &&
+                    unit_pays_in_steps(k, s, threads) && ordinary(p.x, s.steps.total() * s.I) &&
+                    ordinary(p.h0, B * s.P) && ordinary(p.masks.reset_h, B * s.P) &&
+                    ordinary(p.masks.drop_h, B * s.P) && ordinary(p.plain.weight_ih, G * s.I) &&
+                    ordinary(p.plain.weight_hh, G * s.P) && ordinary(p.plain.weight_hr, s.P * s.H);
+  if (!unit) s.parts = 0;
+  return s;
+}
+
+template <typename T>
+VariantShape step_shape(const LayerKernels<T>& k, const VariantProblemBackward<T>& p,
+                        const Threads& threads) {
+  VariantShape s = p.rows.shape;
+  if (!unit_pays_in_steps(k, s, threads)) s.parts = 0;
+  return s;
+}
+
+template <typename T>
+int unit_parts(const LayerKernels<T>& k, const VariantShape& s, int64_t columns) {
+  const bool pays =
+      s.steps.total() >= kMinUnitRows && s.H >= kMinUnitHidden && columns >= kMinUnitColumns;
+  return k.has_matrix_unit && pays ? s.parts : 0;
+}
+
+template <typename T>
+LayerShape input_grad_shape(const LayerKernels<T>& k, const VariantShape& s) {
+  return all_rows(s, s.I, s.P, s.projected, unit_parts(k, s, s.I));
+}
+
+template <typename T>
+LayerShape weight_grad_shape(const LayerKernels<T>& k, const VariantShape& s, int64_t I, int64_t P,
+                             bool projected) {
+  return all_rows(s, I, P, projected, unit_parts(k, s, I + P));
+}
+
+template <typename T>
+struct ForwardPlan {
+  VariantShape shape;  // of the steps
+  int64_t slices;
+  T* packed;
+  T* scratch;  // one piece a slice
+  int64_t scratch_size;
+  int64_t workspace_size;
+};
+
+template <typename T>
+ForwardPlan<T> plan_forward(const Kernels& kernels, const VariantForward<T>& p,
+                            const Threads& threads, T* workspace) {
+  const LayerKernels<T>& k = kernels.of(T());
+  Arena<T> arena(workspace);
+  ForwardPlan<T> plan;
+  plan.shape = step_shape(k, p, threads);
+  plan.slices = row_slices(p.shape, threads);
+  plan.packed = arena.take(k.variant.forward_weights_size(plan.shape));
+  plan.scratch_size =
+      k.variant.forward_scratch(plan.shape, largest_slice(p.shape, plan.slices), p.save);
+  plan.scratch = arena.take(plan.slices * plan.scratch_size);
+  plan.workspace_size = arena.used();
+  return plan;
+}
+
+template <typename T>
+struct BackwardPlan {
+  VariantShape shape;  // of the steps
+  int64_t slices, threads;
+  T *packed, *packed_input;
+  T *grad_gates, *grad_ih, *grad_hh, *grad_hidden, *grad_norm_c, *norm_c;
+  T* scratch;  // one piece a thread
+  int64_t scratch_size;
+  int64_t workspace_size;
+};
+
+template <typename T>
+BackwardPlan<T> plan_backward(const Kernels& kernels, const VariantProblemBackward<T>& p,
+                              const Threads& threads, T* workspace) {
+  const VariantShape& s = p.rows.shape;
+  const LayerKernels<T>& k = kernels.of(T());
+  const int64_t N = s.steps.total();
+  Arena<T> arena(workspace);
+  BackwardPlan<T> plan{};
+  plan.slices = row_slices(s, threads);
+  plan.threads = threads_for(step_flops(s), threads);
+  plan.shape = step_shape(k, p, threads);
+  plan.packed = arena.take(k.variant.backward_weights_size(plan.shape));
+  if (p.grad_x) plan.packed_input = arena.take(k.input_grad_weights_size(input_grad_shape(k, s)));
+  plan.grad_gates = arena.take(N * 4 * s.H);
+  if (s.projected) plan.grad_hidden = arena.take(N * s.P);
+  plan.grad_ih = plan.grad_hh = plan.grad_gates;
+  if (s.normalised) {
+    plan.grad_ih = arena.take(N * 4 * s.H);
+    plan.grad_hh = arena.take(N * 4 * s.H);
+    plan.grad_norm_c = arena.take(N * s.H);
+    plan.norm_c = arena.take(N * s.H);
+  }
+  plan.scratch_size =
+      std::max({k.variant.backward_scratch(plan.shape, largest_slice(s, plan.slices)),
+                k.backward_scratch(input_grad_shape(k, s), 1),
+                k.weight_grad_scratch(weight_grad_shape(k, s, s.I, s.P, s.projected))});
+  plan.scratch_size = (plan.scratch_size + 63) / 64 * 64;
+  plan.scratch = arena.take(std::max(plan.slices, plan.threads) * plan.scratch_size);
+  plan.workspace_size = arena.used();
+  return plan;
+}
+
+template <typename T>
+void weight_grads(const LayerKernels<T>& k, const WeightGrad<T>& grads, const BackwardPlan<T>& plan,
+                  const Threads& team) {
+  const int64_t panels = k.weight_grad_panels(grads.shape);
+  run(team, team.count, [&](int64_t task) {
+    k.weight_grad(grads, part(panels, team.count, task), part(panels, team.count, task + 1),
+                  plan.scratch + task * plan.scratch_size);
+  });
+}
+
+// The sums over all rows that are the gradients of biases and norms.
+template <typename T>
+void norm_grads(const VariantKernels<T>& k, const VariantProblemBackward<T>& p,
+                const BackwardPlan<T>& plan, const Threads& team) {
+  const VariantShape& s = p.rows.shape;
+  const int64_t N = s.steps.total();
+  const VariantWeightGrads<T>& grads = p.grads;
+  const auto sums = [&](const T* a, const T* b, int64_t C, T* out) {
+    if (!out) return;
+    run(team, team.count, [&](int64_t task) {
+      k.column_sums(a, b, N, C, part(C, team.count, task), part(C, team.count, task + 1), out);
+    });
+  };
+  sums(plan.grad_gates, nullptr, 4 * s.H, grads.plain.bias_ih);
+  if (grads.plain.bias_ih && grads.plain.bias_hh)
+    std::copy_n(grads.plain.bias_ih, 4 * s.H, grads.plain.bias_hh);
+  sums(plan.grad_gates, p.rows.saved.ih, 4 * s.H, grads.norm_ih);
+  sums(plan.grad_gates, p.rows.saved.hh, 4 * s.H, grads.norm_hh);
+  sums(plan.grad_norm_c, plan.norm_c, s.H, grads.norm_c);
+  sums(plan.grad_norm_c, nullptr, s.H, grads.norm_c_bias);
+}
+
+}  // namespace
+
+template <typename T>
+int64_t variant_forward_workspace_size(const Kernels& kernels, const VariantForward<T>& p,
+                                       const Threads& threads) {
+  return plan_forward<T>(kernels, p, threads, nullptr).workspace_size;
+}
+
+template <typename T>
+void variant_forward(const Kernels& kernels, VariantForward<T> p, const Threads& threads,
+                     T* workspace) {
+  const VariantKernels<T>& k = kernels.of(T()).variant;
+  const ForwardPlan<T> plan = plan_forward(kernels, p, threads, workspace);
+  p.shape = plan.shape;
+  p.packed = plan.packed;
+  k.pack_forward(p.shape, p.plain, plan.packed);
+  run(Threads{plan.slices, threads.run}, plan.slices, [&](int64_t task) {
+    k.forward_rows(p, part(p.shape.steps.B, plan.slices, task),
+                   part(p.shape.steps.B, plan.slices, task + 1),
+                   plan.scratch + task * plan.scratch_size);
+  });
+}
+
+template <typename T>
+int64_t variant_backward_workspace_size(const Kernels& kernels, const VariantProblemBackward<T>& p,
+                                        const Threads& threads) {
+  return plan_backward<T>(kernels, p, threads, nullptr).workspace_size;
+}
+
+template <typename T>
+void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const Threads& threads,
+                      T* workspace) {
+  const VariantShape s = p.rows.shape;
+  const LayerKernels<T>& k = kernels.of(T());
+  const BackwardPlan<T> plan = plan_backward(kernels, p, threads, workspace);
+  const int64_t N = s.steps.total();
+  const Threads team{plan.threads, threads.run};
+
+  k.variant.pack_backward(plan.shape, p.plain, plan.packed);
+  p.rows.shape = plan.shape;
+  p.rows.packed = plan.packed;
+  p.rows.grad_gates = plan.grad_gates;
+  p.rows.grad_ih = plan.grad_ih;
+  p.rows.grad_hh = plan.grad_hh;
+  p.rows.grad_hidden = plan.grad_hidden;
+  p.rows.grad_norm_c = plan.grad_norm_c;
+  p.rows.norm_c = plan.norm_c;
+  run(Threads{plan.slices, threads.run}, plan.slices, [&](int64_t task) {
+    k.variant.backward_rows(p.rows, part(s.steps.B, plan.slices, task),
+                            part(s.steps.B, plan.slices, task + 1),
+                            plan.scratch + task * plan.scratch_size);
+  });
+
+  if (p.grad_x) {
+    InputGrad<T> input{};
+    input.shape = input_grad_shape(k, s);
+    input.directions = 1;
+    input.packed = true;
+    k.pack_input_grad(input.shape, p.plain.weight_ih, plan.packed_input);
+    input.weights[0] = plan.packed_input;
+    input.grad_gates[0] = plan.grad_ih;
+    input.grad_x = p.grad_x;
+    run(team, team.count, [&](int64_t task) {
+      k.input_grad_rows(input, part(N, team.count, task), part(N, team.count, task + 1),
+                        plan.scratch + task * plan.scratch_size);
+    });
+  }
+  if (!p.need_weights) return;
+
+  WeightGrad<T> of_h{};
+  of_h.shape = weight_grad_shape(k, s, s.normalised ? 0 : s.I, s.P, s.projected);
+  of_h.grad_gates = plan.grad_hh;
+  of_h.grad_hidden = plan.grad_hidden;
+  of_h.hidden = p.rows.saved.hidden;
+  of_h.x = p.x;
+  of_h.h0 = p.rows.saved.h_in;
+  of_h.weight_ih = p.grads.plain.weight_ih;
+  of_h.weight_hh = p.grads.plain.weight_hh;
+  of_h.weight_hr = p.grads.plain.weight_hr;
+  if (!s.normalised) {
+    of_h.bias_ih = p.grads.plain.bias_ih;
+    of_h.bias_hh = p.grads.plain.bias_hh;
+    weight_grads(k, of_h, plan, team);
+    return;
+  }
+  // Each product has gradients of its own.
+  WeightGrad<T> of_x{};
+  of_x.shape = weight_grad_shape(k, s, s.I, 0, false);
+  of_x.grad_gates = plan.grad_ih;
+  of_x.x = p.x;
+  of_x.weight_ih = p.grads.plain.weight_ih;
+  weight_grads(k, of_x, plan, team);
+  of_h.weight_ih = nullptr;
+  weight_grads(k, of_h, plan, team);
+  norm_grads(k.variant, p, plan, team);
+}
+
+template int64_t variant_forward_workspace_size(const Kernels&, const VariantForward<float>&,
+                                                const Threads&);
+template int64_t variant_forward_workspace_size(const Kernels&, const VariantForward<double>&,
+                                                const Threads&);
+template void variant_forward(const Kernels&, VariantForward<float>, const Threads&, float*);
+template void variant_forward(const Kernels&, VariantForward<double>, const Threads&, double*);
+template int64_t variant_backward_workspace_size(const Kernels&,
+                                                 const VariantProblemBackward<float>&,
+                                                 const Threads&);
+template int64_t variant_backward_workspace_size(const Kernels&,
+                                                 const VariantProblemBackward<double>&,
+                                                 const Threads&);
+template void variant_backward(const Kernels&, VariantProblemBackward<float>, const Threads&,
+                               float*);
+template void variant_backward(const Kernels&, VariantProblemBackward<double>, const Threads&,
+                               double*);
+
+}  // namespace lstm_fast

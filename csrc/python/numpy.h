@@ -1,0 +1,72 @@
+// Arrays of NumPy as arguments of kernels, and what stands in for torch's threads and memory.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../arguments.h"
+#include "../cpu/kernels.h"
+#include "../cpu/tasks.h"
+
+namespace py = pybind11;
+
+namespace lstm_fast {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+template <typename T>
+using OptionalArray = std::optional<Array<T>>;
+
+inline Dims dims(const py::array& array) {
+  Dims d{array.ndim(), {}};
+  for (int64_t i = 0; i < d.dim && i < 3; ++i) d.size[i] = array.shape(i);
+  return d;
+}
+
+template <typename T>
+const T* data(const OptionalArray<T>& array) {
+  return array ? array->data() : nullptr;
+}
+
+inline const Kernels& kernels_named(const std::optional<std::string>& isa) {
+  if (!isa) return active_kernels();
+  const Kernels* const* list;
+  const int count = available_kernels(&list);
+  for (int i = 0; i < count; ++i) {
+    if (*isa == list[i]->isa) return *list[i];
+  }
+  throw std::invalid_argument("isa must be one of available_isas(), got " + *isa);
+}
+
+// One thread that plays the part of `slices`, task after task: results must not depend on their
+// number.
+inline Threads serial(int64_t slices) {
+  if (slices < 1) throw std::invalid_argument("slices must be positive");
+  return {slices, [](int64_t tasks, void (*f)(const void*, int64_t), const void* context) {
+            for (int64_t task = tasks - 1; task >= 0; --task) f(context, task);
+          }};
+}
+
+// A workspace that begins on a cache line.
+template <typename T>
+class Workspace {
+ public:
+  explicit Workspace(int64_t elements) : storage_(elements + 64 / sizeof(T)) {}
+  T* get() {
+    const auto address = reinterpret_cast<uintptr_t>(storage_.data());
+    return storage_.data() + ((address + 63) / 64 * 64 - address) / sizeof(T);
+  }
+
+ private:
+  std::vector<T> storage_;
+};
+
+void bind_variant(py::module_& m);  // variant.cpp
+
+}  // namespace lstm_fast

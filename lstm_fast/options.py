@@ -1,0 +1,486 @@
+"""What `torch.nn.LSTM` lacks, as options of our modules: their values, their parameters, and the
+forward pass of a module that uses one. `lstm_fast.LSTM` documents them; `reference.variant` has
+the formulas.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+from torch.nn.utils.rnn import PackedSequence
+
+from lstm_fast import ops, reference
+from lstm_fast.variant import variant
+
+if TYPE_CHECKING:
+    from lstm_fast.lstm import LSTM
+    from lstm_fast.lstm_cell import LSTMCell
+
+_Pair = tuple[Tensor, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options that act in the forward pass, as `lstm_fast.LSTM` documents them.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+    """
+
+    weight_dropout: float = 0.0
+    variational_dropout: tuple[float, float] = (0.0, 0.0)  # of the input, of the state
+    zoneout: tuple[float, float] = (0.0, 0.0)  # of the cell, of the output
+    layer_norm: bool = False
+    learned_state: bool = False
+    gate_activation: str = "sigmoid"
+    cell_activation: str = "tanh"
+    return_cells: bool = False
+
+    def __post_init__(self) -> None:
+        rates = {
+            "weight_dropout": [self.weight_dropout],
+            "variational_dropout": self.variational_dropout,
+            "zoneout": self.zoneout,
+        }
+        for name, values in rates.items():
+            for value in values:
+                if isinstance(value, bool) or not 0 <= value <= 1:
+                    raise ValueError(f"{name} must be a probability, from 0 to 1, got {value!r}")
+        for name, known in (
+            ("gate_activation", reference.GATE_ACTIVATIONS),
+            ("cell_activation", reference.CELL_ACTIVATIONS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+
+    def used(self) -> dict[str, Any]:
+        """Those that differ from their defaults, by name."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        }
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.used().items())
+
+    def parameter_shapes(self, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
+        """Of the parameters that one direction of one layer has more than torch's."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.layer_norm:
+            shapes |= {"norm_ih": (4 * H,), "norm_hh": (4 * H,), "norm_c": (H,)}
+            shapes |= {"norm_bias_c": (H,)} if bias else {}
+        return shapes
+
+
+PLAIN = Options()
+
+
+def pair(name: str, value: float | tuple[float, float]) -> tuple[float, float]:
+    """A number for both, or the two.
+
+    Raises:
+        ValueError: neither is given.
+    """
+    if not isinstance(value, (tuple, list)):
+        return value, value
+    if len(value) != 2:
+        raise ValueError(f"{name} must be a number or a pair of numbers, got {value!r}")
+    first, second = value
+    return first, second
+
+
+def check_forget_bias(forget_bias: float | None, bias: bool) -> None:
+    """Raises ValueError where there is no bias to set."""
+    if forget_bias is not None and not bias:
+        raise ValueError("forget_bias needs bias=True")
+
+
+def register(
+    module: torch.nn.Module,
+    shapes: dict[str, tuple[int, ...]],
+    device: torch.device | str | int | None,
+    dtype: torch.dtype | None,
+) -> None:
+    """Add parameters by name, for `set_constants` to fill."""
+    for name, shape in shapes.items():
+        parameter = Parameter(torch.empty(shape, device=device, dtype=dtype))
+        module.register_parameter(name, parameter)
+
+
+def used(module: Any) -> str:
+    """The options of a module that torch's has not, as arguments of its constructor."""
+    return "" if getattr(module, "_lstm_options", None) is None else str(module._lstm_options)
+
+
+def described(module: Any, text: str) -> str:
+    """The `extra_repr` of torch's module, and what is different."""
+    bias = module._lstm_forget_bias
+    more = [] if bias is None else [f"forget_bias={bias!r}"]
+    return ", ".join([text, *more, *filter(None, [used(module)])])
+
+
+def set_constants(module: Any) -> None:
+    """Give the parameters that do not begin at random their first values."""
+    options, forget_bias = module._lstm_options, module._lstm_forget_bias
+    if options is None and forget_bias is None:
+        return
+    H = module.hidden_size
+    with torch.no_grad():
+        for name, parameter in module.named_parameters(recurse=False):
+            if forget_bias is not None and name.startswith("bias_"):
+                parameter[H : 2 * H] = forget_bias if name.startswith("bias_ih") else 0
+            if options is not None and name.startswith(("norm_", "initial_")):
+                is_scale = name.startswith("norm_") and not name.startswith("norm_bias_")
+                parameter.fill_(1 if is_scale else 0)
+
+
+class _Rows(NamedTuple):
+    """Where the rows of a batch lie, for masks: dense [T, B] or those of a packed sequence."""
+
+    T: int
+    B: int
+    batch_sizes: Tensor | None
+
+    def _places(self, n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each of the n rows: the batch row, the rows of its step and of the step after it."""
+        assert self.batch_sizes is not None
+        sizes = self.batch_sizes.to(device)
+        ends = sizes.cumsum(0)
+        rows = torch.arange(n, device=device)
+        steps = torch.searchsorted(ends, rows, right=True)
+        after = torch.cat([sizes[1:], sizes.new_zeros(1)])
+        return rows - (ends - sizes)[steps], sizes[steps], after[steps]
+
+    def repeat(self, per_row: Tensor, like: Tensor) -> Tensor:
+        """[B, C] for each step: in a form that broadcasts against [T, B, C], or [N, C]."""
+        if self.batch_sizes is None:
+            return per_row
+        return per_row[self._places(like.shape[0], per_row.device)[0]]
+
+    def reversed_resets(self, reset: Tensor) -> Tensor:
+        """The resets [N] as the reverse direction meets them: on the way from t + 1 to t."""
+        if self.batch_sizes is None:
+            steps = reset.view(self.T, self.B)
+            return torch.cat([steps[1:], torch.zeros_like(steps[:1])]).view(-1)
+        b, here, after = self._places(reset.shape[0], reset.device)
+        following = torch.arange(reset.shape[0], device=reset.device) + here
+        return reset[following.clamp(max=reset.shape[0] - 1)] & (b < after)
+
+
+class _Result(NamedTuple):
+    output: Tensor
+    h_n: Tensor
+    c_n: Tensor
+    cells: Tensor | None
+
+    def map(self, rows: Any, states: Any) -> _Result:
+        """`rows` of output and cells, `states` of the states."""
+        cells = None if self.cells is None else rows(self.cells)
+        return _Result(rows(self.output), states(self.h_n), states(self.c_n), cells)
+
+    def returned(self, rows: Any = lambda t: t) -> Any:
+        """What forward returns."""
+        result = rows(self.output), (self.h_n, self.c_n)
+        return result if self.cells is None else (*result, rows(self.cells))
+
+
+def forward(
+    module: LSTM,
+    input: Tensor | PackedSequence,
+    hx: _Pair | None,
+    lengths: Any,
+    reset: Tensor | None,
+) -> Any:
+    """`LSTM.forward` of a module with options, or with `lengths` or `reset`."""
+    if isinstance(input, PackedSequence):
+        if lengths is not None:
+            raise ValueError("lengths must be None for a PackedSequence, which has its own")
+        return _forward_packed(module, input, hx, reset)
+    if input.dim() not in (2, 3):
+        raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+    is_batched, batch_dim = input.dim() == 3, 0 if module.batch_first else 1
+    if not is_batched:
+        if lengths is not None:
+            raise ValueError("lengths must be None for unbatched input")
+        input = input.unsqueeze(batch_dim)
+        hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        reset = reset.unsqueeze(batch_dim) if isinstance(reset, Tensor) else reset
+    T, B = input.size(1 - batch_dim), input.size(batch_dim)
+    state = _initial_state(module, input, B) if hx is None else hx
+    module.check_forward_args(input, state, None)
+    if T == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    x = input.transpose(0, 1) if module.batch_first else input
+    if reset is not None:
+        reset = _time_major(module, reset, T, B)
+    if lengths is None:
+        reset = None if reset is None else reset.reshape(-1)
+        result = _run(module, x, _Rows(T, B, None), state, reset)
+    else:
+        result = _run_lengths(module, x, state, lengths, reset)
+    if module.batch_first:
+        result = result.map(lambda t: t.transpose(0, 1), lambda t: t)
+    if not is_batched:
+        result = result.map(lambda t: t.squeeze(batch_dim), lambda t: t.squeeze(1))
+    return result.returned()
+
+
+def _time_major(module: LSTM, reset: Tensor, T: int, B: int) -> Tensor:
+    """The mask of resets as [T, B], checked."""
+    expected = (B, T) if module.batch_first else (T, B)
+    if not isinstance(reset, Tensor) or reset.dtype is not torch.bool:
+        found = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
+        raise ValueError(f"reset must be a tensor of dtype bool, got {found}")
+    if tuple(reset.shape) != expected:
+        raise ValueError(f"Expected reset size {expected}, got {tuple(reset.shape)}")
+    return reset.transpose(0, 1) if module.batch_first else reset
+
+
+def _forward_packed(
+    module: LSTM, input: PackedSequence, hx: _Pair | None, reset: Tensor | None
+) -> Any:
+    data, batch_sizes, sorted_indices, unsorted_indices = input
+    if hx is None:
+        state = _initial_state(module, data, int(batch_sizes[0]))
+    else:
+        state = module.permute_hidden(hx, sorted_indices)
+    module.check_forward_args(data, state, batch_sizes)
+    rows = _Rows(len(batch_sizes), state[0].size(1), batch_sizes)
+    if reset is not None:
+        reset = _time_major(module, reset, rows.T, rows.B)
+        if sorted_indices is not None:
+            reset = reset.index_select(1, sorted_indices)
+        sizes = batch_sizes.to(reset.device)
+        reset = reset[torch.arange(rows.B, device=reset.device) < sizes.unsqueeze(1)]
+    result = _run(module, data, rows, state, reset)
+    h_n, c_n = module.permute_hidden((result.h_n, result.c_n), unsorted_indices)
+    result = result._replace(h_n=h_n, c_n=c_n)
+    return result.returned(
+        lambda t: PackedSequence(t, batch_sizes, sorted_indices, unsorted_indices)
+    )
+
+
+def _run_lengths(
+    module: LSTM, x: Tensor, state: _Pair, lengths: Any, reset: Tensor | None
+) -> _Result:
+    """Run padded sequences x [T, B, I] of these lengths, which may be zero.
+
+    They are packed, without those that have no step. Output past an end is zero.
+    """
+    T, B = x.shape[:2]
+    lengths = torch.as_tensor(lengths, device="cpu")
+    if lengths.dim() != 1 or lengths.numel() != B or lengths.is_floating_point():
+        raise ValueError(
+            f"lengths must be {B} integers, one for each sequence, got {lengths.tolist()}"
+        )
+    if B and not 0 <= int(lengths.min()) <= int(lengths.max()) <= T:
+        raise ValueError(
+            f"lengths must be from 0 to {T}, the steps of input, got {lengths.tolist()}"
+        )
+    falling, order = lengths.sort(descending=True, stable=True)
+    order = order[: int((lengths > 0).sum())]
+    is_alive = falling[: len(order)] > torch.arange(int(lengths.max()) if B else 0).unsqueeze(1)
+    t, b = is_alive.nonzero(as_tuple=True)
+    places = (t * B + order[b]).to(x.device)
+    order = order.to(x.device)
+    if len(order) == 0:
+        rows = _Rows(1, 0, None)
+        result = _run(module, x[:1, :0], rows, (state[0][:, :0], state[1][:, :0]), None)
+    else:
+        batch_sizes = is_alive.sum(1)
+        result = _run(
+            module,
+            x.reshape(T * B, -1).index_select(0, places),
+            _Rows(len(batch_sizes), len(order), batch_sizes),
+            (state[0].index_select(1, order), state[1].index_select(1, order)),
+            None if reset is None else reset.reshape(-1)[places],
+        )
+
+    def pad(rows: Tensor) -> Tensor:
+        padded = rows.new_zeros(T * B, rows.shape[-1])
+        return padded.index_copy(0, places, rows.reshape(-1, rows.shape[-1])).view(T, B, -1)
+
+    h_n = state[0].to(result.h_n.dtype).index_copy(1, order, result.h_n)
+    c_n = state[1].to(result.c_n.dtype).index_copy(1, order, result.c_n)
+    return result.map(pad, lambda t: t)._replace(h_n=h_n, c_n=c_n)
+
+
+def _initial_state(module: LSTM, input: Tensor, B: int) -> _Pair:
+    """What a sequence begins from when the caller gives no state."""
+    if module._lstm_options is None or not module._lstm_options.learned_state:
+        return module._zeros(input, B)
+    h, c = module.initial_h, module.initial_c
+    return h.unsqueeze(1).expand(-1, B, -1), c.unsqueeze(1).expand(-1, B, -1)
+
+
+def _run(module: LSTM, input: Tensor, rows: _Rows, state: _Pair, reset: Tensor | None) -> _Result:
+    """All layers and directions on input [T, B, I], or on the data [N, I] of a packed sequence.
+
+    reset: [N] or None.
+    """
+    options = module._lstm_options or PLAIN
+    weights = list(module._current_weights())
+    is_hh = [name.startswith("weight_hh") for name in module._flat_weights_names]
+    if options.weight_dropout and module.training:
+        dropout = torch.nn.functional.dropout
+        weights = [
+            dropout(w, options.weight_dropout) if hh else w
+            for w, hh in zip(weights, is_hh, strict=True)
+        ]
+    input, h0, c0, *weights = ops.autocast(input, *state, *weights)
+    if is_plain(options, module.training, reset):
+        if module.dropout and module.training and module.num_layers > 1:
+            return _Result(*module._layer_by_layer(input, rows.batch_sizes, h0, c0, weights), None)
+        args = input, rows.batch_sizes, h0, c0, weights, module.bias
+        return _Result(*ops.lstm(*args, module.num_layers, module.bidirectional), None)
+
+    dtype, wide = input.dtype, reference._wide
+    first = None
+    if options.learned_state and reset is not None:
+        first = [wide(t) for t in ops.autocast(input, module.initial_h, module.initial_c)[1:]]
+    resets = [reset]
+    if module.bidirectional:
+        resets.append(None if reset is None else rows.reversed_resets(reset))
+    directions = len(resets)
+    per_layer = len(weights) // (module.num_layers * directions)
+    x, h0, c0 = wide(input), wide(h0), wide(c0)
+    h_n, c_n = [], []
+    for layer in range(module.num_layers):
+        if layer > 0 and module.dropout and module.training:
+            x = torch.nn.functional.dropout(x, module.dropout)
+        if options.variational_dropout[0] and module.training:
+            x = x * rows.repeat(_dropped(x, rows.B, x.shape[-1], options.variational_dropout[0]), x)
+        results = []
+        for direction in range(directions):
+            k = layer * directions + direction
+            params = [wide(w) for w in weights[k * per_layer : (k + 1) * per_layer]]
+            suffix = f"_l{layer}{'_reverse' if direction else ''}"
+            first_of = None if first is None else (first[0][k], first[1][k])
+            results.append(
+                _run_direction(
+                    module, suffix, x, rows, (h0[k], c0[k]), params, resets[direction], first_of
+                )
+            )
+        x = torch.cat([r[0] for r in results], dim=-1) if directions > 1 else results[0][0]
+        h_n += [r[1] for r in results]
+        c_n += [r[2] for r in results]
+    cells = torch.cat([r[3] for r in results], dim=-1) if options.return_cells else None
+    return _Result(
+        x.to(dtype),
+        torch.stack(h_n).to(dtype),
+        torch.stack(c_n).to(dtype),
+        None if cells is None else cells.to(dtype),
+    )
+
+
+def is_plain(options: Options, training: bool, reset: Tensor | None) -> bool:
+    """Whether the kernels of `nn.LSTM` are enough."""
+    return (
+        reset is None
+        and not options.layer_norm
+        and not options.return_cells
+        and not any(options.zoneout)
+        and not (training and any(options.variational_dropout))
+        and options.gate_activation == PLAIN.gate_activation
+        and options.cell_activation == PLAIN.cell_activation
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+    )
+
+
+def _dropped(like: Tensor, rows: int, columns: int, rate: float) -> Tensor:
+    """A mask of dropout: zeros at this rate, and else 1 / (1 - rate)."""
+    return torch.nn.functional.dropout(like.new_ones(rows, columns), rate)
+
+
+def _zones(module: Any, like: Tensor, rows: int, columns: int, rate: float) -> Tensor | None:
+    """The shares of zoneout: ones at this rate and else zeros, or their expectation."""
+    if not rate:
+        return None
+    if module.training:
+        return like.new_empty(rows, columns).bernoulli_(rate)
+    return like.new_full((1, columns), rate)
+
+
+def _run_direction(
+    module: LSTM | LSTMCell,
+    suffix: str,
+    x: Tensor,
+    rows: _Rows,
+    state: _Pair,
+    params: Sequence[Tensor],
+    reset: Tensor | None,
+    first: _Pair | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One direction of one layer, whose parameters have this suffix; first: the state [P], [H] to
+    reset to, None for zeros."""
+    options = module._lstm_options or PLAIN
+    h0, c0 = state
+    P, H = h0.shape[-1], c0.shape[-1]
+    names = options.parameter_shapes(H, bool(module.bias))
+    rate = options.variational_dropout[1]
+    zone_c, zone_h = options.zoneout
+    N = rows.T * rows.B if rows.batch_sizes is None else x.shape[0]
+    return variant(
+        x,
+        rows.batch_sizes,
+        h0,
+        c0,
+        params,
+        [reference._wide(getattr(module, name + suffix)) for name in names],
+        bool(module.bias),
+        suffix.endswith("_reverse"),
+        list(reference.GATE_ACTIVATIONS).index(options.gate_activation),
+        list(reference.CELL_ACTIVATIONS).index(options.cell_activation),
+        reset,
+        None if first is None else first[0].expand(rows.B, -1),
+        None if first is None else first[1].expand(rows.B, -1),
+        _dropped(x, rows.B, P, rate) if rate and module.training else None,
+        _zones(module, x, N, P, zone_h),
+        _zones(module, x, N, H, zone_c),
+    )
+
+
+def forward_cell(module: LSTMCell, input: Tensor, hx: _Pair | None, reset: Tensor | None) -> _Pair:
+    """`LSTMCell.forward` of a module with options, or with `reset`."""
+    if input.dim() not in (1, 2):
+        raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    if input.dim() == 1:
+        states = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        if isinstance(reset, Tensor):
+            reset = reset.unsqueeze(0)
+        h, c = forward_cell(module, input.unsqueeze(0), states, reset)
+        return h.squeeze(0), c.squeeze(0)
+    B, H = input.shape[0], module.hidden_size
+    if input.shape[1] != module.input_size:
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {input.shape[1]} expected {module.input_size}"
+        )
+    if reset is not None and (not isinstance(reset, Tensor) or reset.dtype is not torch.bool):
+        raise ValueError("reset must be a tensor of dtype bool")
+    first = None
+    if module._lstm_options is not None and module._lstm_options.learned_state:
+        first = module.initial_h, module.initial_c
+    if hx is not None:
+        h0, c0 = hx
+    elif first is not None:
+        h0, c0 = first[0].expand(B, -1), first[1].expand(B, -1)
+    else:
+        h0 = c0 = input.new_zeros(B, H)
+    params = [module.weight_ih, module.weight_hh]
+    params += [module.bias_ih, module.bias_hh] if module.bias else []
+    input, h0, c0, *params = ops.autocast(input, h0, c0, *params)
+    wide, rows = reference._wide, _Rows(1, B, None)
+    x, state = wide(input).unsqueeze(0), (wide(h0), wide(c0))
+    if first is not None:
+        first = (wide(first[0].to(input.dtype)), wide(first[1].to(input.dtype)))
+    params = [wide(p) for p in params]
+    _, h, c, _ = _run_direction(module, "", x, rows, state, params, reset, first)
+    return h.to(input.dtype), c.to(input.dtype)

@@ -1,0 +1,235 @@
+"""The op `variant`, one direction of one layer with options, as a differentiable function.
+
+With `ops.py`, the only Python files that know `torch.ops.lstm_fast`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lstm_fast import ops, reference
+
+_variant = torch.ops.lstm_fast.variant.default
+_variant_backward = torch.ops.lstm_fast.variant_backward.default
+
+DTYPES = frozenset((torch.float32, torch.float64))
+"""The dtypes of the kernels."""
+
+_Results = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def variant(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    params: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    has_biases: bool,
+    reverse: bool,
+    gate_activation: int,
+    cell_activation: int,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    drop_h: Tensor | None,
+    zone_h: Tensor | None,
+    zone_c: Tensor | None,
+) -> _Results:
+    """One direction of one layer, differentiable to any order; `reference.variant` defines it.
+
+    The masks reset, drop_h, zone_h and zone_c get no gradient.
+
+    Raises:
+        RuntimeError: a tensor has the wrong shape, dtype or device; the message names it.
+    """
+    masks = reset, drop_h, zone_h, zone_c
+    options = has_biases, reverse, gate_activation, cell_activation
+    if (
+        ops._beyond_kernels()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or not ops.runs_on(input)
+        or input.dtype not in DTYPES
+    ):
+        return reference.variant(
+            *(input, batch_sizes, h0, c0, params, norms, *options),
+            *(reset, reset_h, reset_c, drop_h, zone_h, zone_c),
+        )
+    tensors = [input, h0, c0, reset_h, reset_c, *params, *norms]
+    if not torch.is_grad_enabled() or not any([t is not None and t.requires_grad for t in tensors]):
+        return _call(masks, options, batch_sizes, len(params), tensors, save=False)[:4]
+    if torch.compiler.is_dynamo_compiling():
+        # Dynamo refuses a tensor that is given twice.
+        tensors = [None if t is None else t.view_as(t) for t in tensors]
+    return _Variant.apply(masks, options, batch_sizes, len(params), *tensors)
+
+
+def _arguments(
+    masks: tuple[Tensor | None, ...],
+    options: tuple[bool, bool, int, int],
+    batch_sizes: Tensor | None,
+    params: int,
+    tensors: Sequence[Any],
+) -> tuple[Any, ...]:
+    """Those of the op and of the reference."""
+    input, h0, c0, reset_h, reset_c, *weights = tensors
+    reset, drop_h, zone_h, zone_c = masks
+    return (
+        *(input, batch_sizes, h0, c0, weights[:params], weights[params:], *options),
+        *(reset, reset_h, reset_c, drop_h, zone_h, zone_c),
+    )
+
+
+def _call(*args: Any, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    arguments = _arguments(*args)
+    return _variant(*arguments, save, ops._parts(arguments[0]))
+
+
+class _Variant(torch.autograd.Function):
+    """Kernel forward, kernel backward; the backward of the backward goes through the reference."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        masks: tuple[Tensor | None, ...],
+        options: tuple[bool, bool, int, int],
+        batch_sizes: Tensor | None,
+        params: int,
+        *tensors: Tensor | None,
+    ) -> _Results:
+        ctx.set_materialize_grads(False)
+        *results, saved = _call(masks, options, batch_sizes, params, tensors, save=True)
+        ctx.options, ctx.params, ctx.parts = options, params, ops._parts(results[0])
+        ctx.save_for_backward(batch_sizes, *masks, results[3], saved, *tensors)
+        output, h_n, c_n, cells = results
+        return output, h_n, c_n, cells
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        batch_sizes, *rest = ctx.saved_tensors
+        masks, (cells, saved), tensors = tuple(rest[:4]), rest[4:6], rest[6:]
+        needs = ctx.needs_input_grad[4:]
+        shared = masks, ctx.options, batch_sizes, ctx.params
+        if ops._is_differentiated(grads):
+            results = _differentiable_backward(grads, needs, *shared, tensors)
+        else:
+            args = _arguments(*shared, tensors)
+            *states, params, norms = _variant_backward(
+                *(*grads, *args, cells, saved, needs[0], any(needs[5:])), parts=ctx.parts
+            )
+            results = [*states, *params, *norms] if params else [*states, *[None] * len(needs[5:])]
+        return (
+            *(None,) * 4,
+            *(grad if needed else None for grad, needed in zip(results, needs, strict=True)),
+        )
+
+
+def _differentiable_backward(
+    grads: tuple[Tensor | None, ...],
+    needs: Sequence[bool],
+    masks: tuple[Tensor | None, ...],
+    options: tuple[bool, bool, int, int],
+    batch_sizes: Tensor | None,
+    params: int,
+    tensors: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients by autograd through the reference, as functions of `grads` and `tensors`."""
+    with torch.enable_grad():
+        # One tensor may be given twice; each place has a gradient of its own.
+        places = [None if t is None else t.view_as(t) for t in tensors]
+        results = reference.variant(*_arguments(masks, options, batch_sizes, params, places))
+        used = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None]
+        wanted = [p for p, needed in zip(places, needs, strict=True) if needed and p is not None]
+        if not used or not wanted:
+            return [None] * len(places)
+        found = iter(
+            torch.autograd.grad(
+                [r for r, _ in used],
+                wanted,
+                [g for _, g in used],
+                create_graph=torch.is_grad_enabled(),
+                allow_unused=True,
+            )
+        )
+    return [
+        next(found) if needed and p is not None else None
+        for p, needed in zip(places, needs, strict=True)
+    ]
+
+
+@torch.library.register_fake("lstm_fast::variant")
+def _variant_fake(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    params: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    has_biases: bool,
+    reverse: bool,
+    gate_activation: int,
+    cell_activation: int,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    drop_h: Tensor | None,
+    zone_h: Tensor | None,
+    zone_c: Tensor | None,
+    save: bool,
+    parts: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    H, P = c0.shape[-1], h0.shape[-1]
+    rows = input.shape[:-1]
+    N = rows[0] if len(rows) == 1 else rows[0] * rows[1]
+    is_projected = len(params) == (5 if has_biases else 3)
+    saved = 4 * H + P + (H if is_projected else 0) + (8 * H + 2 if norms else 0)
+    return (
+        input.new_empty((*rows, P)),
+        input.new_empty(h0.shape),
+        input.new_empty(c0.shape),
+        input.new_empty((*rows, H)),
+        input.new_empty(N * saved if save else 0),
+    )
+
+
+@torch.library.register_fake("lstm_fast::variant_backward")
+def _variant_backward_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_cells: Tensor | None,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    params: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    has_biases: bool,
+    reverse: bool,
+    gate_activation: int,
+    cell_activation: int,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    drop_h: Tensor | None,
+    zone_h: Tensor | None,
+    zone_c: Tensor | None,
+    cells: Tensor,
+    saved: Tensor,
+    need_input: bool,
+    need_params: bool,
+    parts: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    return (
+        input.new_empty(input.shape if need_input else 0),
+        input.new_empty(h0.shape),
+        input.new_empty(c0.shape),
+        input.new_empty(0 if reset_h is None else h0.shape),
+        input.new_empty(0 if reset_c is None else c0.shape),
+        [input.new_empty(p.shape) for p in params] if need_params else [],
+        [input.new_empty(p.shape) for p in norms] if need_params else [],
+    )

@@ -1,0 +1,765 @@
+"""Options of the modules, against torch's modules, single layers, and sequences run alone."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import lstm_fast
+from lstm_fast import LSTM, LSTMCell
+from lstm_fast.options import Options
+from lstm_fast.reference import CELL_ACTIVATIONS, GATE_ACTIVATIONS
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "weight_dropout": {"weight_dropout": 0.5},
+    "variational_dropout": {"variational_dropout": (0.3, 0.5)},
+    "zoneout": {"zoneout": (0.3, 0.2)},
+    "layer_norm": {"layer_norm": True},
+    "learned_state": {"learned_state": True},
+    "forget_bias": {"forget_bias": 1.0},
+    "hard": {"gate_activation": "hard_sigmoid", "cell_activation": "hard_tanh"},
+    "relu": {"cell_activation": "relu"},
+    "return_cells": {"return_cells": True},
+    "all": {
+        "weight_dropout": 0.2,
+        "variational_dropout": 0.2,
+        "zoneout": 0.1,
+        "layer_norm": True,
+        "learned_state": True,
+        "forget_bias": 1.0,
+        "gate_activation": "hard_sigmoid",
+        "return_cells": True,
+    },
+}
+all_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+STACK: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "proj_size": 3}
+I, H, T, B = 4, 6, 5, 3  # noqa: E741
+
+
+def make(cls: Any = LSTM, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+    """A module of which no parameter has the value that it begins with."""
+    module = cls(I, H, dtype=dtype, **options)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(torch.randn_like(p), alpha=0.2)
+    return module
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def parts(results: Any) -> list[Tensor]:
+    """Output, h_n, c_n, and the cells where they are returned."""
+    output, (h_n, c_n), *cells = results
+    return [t.data if isinstance(t, PackedSequence) else t for t in (output, h_n, c_n, *cells)]
+
+
+def seeded(run: Any, *args: Any, **kwargs: Any) -> list[Tensor]:
+    torch.manual_seed(1)
+    return parts(run(*args, **kwargs))
+
+
+# What a module computes.
+
+
+def test_defaults_are_those_of_torch():
+    plain, stock = LSTM(I, H), torch.nn.LSTM(I, H)
+    assert vars(plain).keys() == vars(stock).keys()
+    assert list(plain.state_dict()) == list(stock.state_dict())
+    assert repr(plain) == repr(stock)
+    assert vars(LSTMCell(I, H)).keys() == vars(torch.nn.LSTMCell(I, H)).keys()
+
+
+@all_options
+def test_construction_draws_what_torch_draws(options: dict[str, Any]):
+    torch.manual_seed(3)
+    stock = torch.nn.LSTM(I, H, **STACK)
+    after = torch.rand(())
+    torch.manual_seed(3)
+    module = LSTM(I, H, **STACK, **options)
+    assert torch.equal(torch.rand(()), after)
+    for name, p in stock.named_parameters():
+        if "forget_bias" not in options or not name.startswith("bias"):
+            assert torch.equal(module.get_parameter(name), p), name
+
+
+def test_first_values_of_what_options_add():
+    module = LSTM(I, H, layer_norm=True, learned_state=True, forget_bias=2.0, **STACK)
+    for again in (False, True):
+        if again:
+            module.reset_parameters()
+        for name, p in module.named_parameters():
+            if name.startswith("bias_"):
+                assert (p[H : 2 * H] == (2 if name.startswith("bias_ih") else 0)).all()
+            elif name.startswith(("norm_bias_", "initial_")):
+                assert (p == 0).all(), name
+            elif name.startswith("norm_"):
+                assert (p == 1).all(), name
+    shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    assert shapes["norm_ih_l1_reverse"] == shapes["norm_hh_l0"] == (4 * H,)
+    assert shapes["norm_c_l1"] == shapes["norm_bias_c_l0_reverse"] == (H,)
+    assert (shapes["initial_h"], shapes["initial_c"]) == ((4, 3), (4, H))
+
+
+@all_options
+@pytest.mark.parametrize("training", [False, True])
+def test_a_stack_is_its_layers_one_by_one(options: dict[str, Any], training: bool):
+    """In evaluation, and in training where nothing is drawn."""
+    drawn = {"weight_dropout", "variational_dropout", "zoneout"}
+    if training and drawn & options.keys():
+        pytest.skip("masks are drawn in another order")
+    module = make(**STACK, **options).train(training)
+    x, reset = draw(T, B, I), torch.rand(T, B) < 0.3
+    got = parts(module(x, reset=reset))
+    layer_input, h_n, c_n = x, [], []
+    for layer in range(2):
+        outputs, cells = [], []
+        for d, suffix in enumerate(("", "_reverse")):
+            k = 2 * layer + d
+            single = LSTM(layer_input.shape[-1], H, proj_size=3, dtype=torch.float64, **options)
+            state = {}
+            for name in single.state_dict():
+                if name.startswith("initial_"):
+                    state[name] = module.get_parameter(name)[k : k + 1]
+                else:
+                    state[name] = module.get_parameter(name.replace("_l0", f"_l{layer}{suffix}"))
+            single.load_state_dict(state)
+            single.train(training)
+            # The reverse direction is the forward one on the flipped sequence, whose episodes begin
+            # one step after those of the sequence end.
+            flip = (lambda t: t.flip(0)) if d else (lambda t: t)
+            begins = torch.cat([reset[1:], torch.zeros(1, B, dtype=torch.bool)]) if d else reset
+            output, h, c, *of_cells = parts(single(flip(layer_input), reset=flip(begins)))
+            outputs.append(flip(output))
+            cells += [flip(t) for t in of_cells]
+            h_n.append(h)
+            c_n.append(c)
+        layer_input = torch.cat(outputs, dim=-1)
+    expected = [layer_input, torch.cat(h_n), torch.cat(c_n)]
+    if cells:
+        expected.append(torch.cat(cells, dim=-1))
+    torch.testing.assert_close(got, expected)
+
+
+@all_options
+@pytest.mark.parametrize("training", [False, True])
+def test_layouts_agree(options: dict[str, Any], training: bool):
+    """Time first, batch first, unbatched, packed in either order of the batch."""
+    module = make(**STACK, **options).train(training)
+    twin = make(batch_first=True, **STACK, **options).train(training)
+    twin.load_state_dict(module.state_dict())
+    x, reset = draw(T, B, I), torch.rand(T, B) < 0.3
+    expected = seeded(module, x, reset=reset)
+    got = seeded(twin, x.transpose(0, 1), reset=reset.transpose(0, 1))
+    for i in (0, 3):
+        if i < len(got):
+            got[i] = got[i].transpose(0, 1)
+    torch.testing.assert_close(got, expected)
+    packed = pack_padded_sequence(x, [T] * B)
+    rows = [t.reshape(-1, t.shape[-1]) if i % 3 == 0 else t for i, t in enumerate(expected)]
+    torch.testing.assert_close(seeded(module, packed, reset=reset), rows)
+
+    for single in (module, twin):
+        one = seeded(single, x[:, 0], reset=reset[:, 0])
+        alone = seeded(module, x[:, :1], reset=reset[:, :1])
+        torch.testing.assert_close(one, [t.squeeze(1) for t in alone])
+
+
+@all_options
+def test_packed_sequences_are_run_alone(options: dict[str, Any]):
+    module, lengths = make(**STACK, **options).eval(), [2, 5, 3]
+    x, reset = draw(T, B, I), torch.rand(T, B) < 0.4
+    hx = draw(4, B, 3), draw(4, B, H)
+    for state in (None, hx):
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        output, (h_n, c_n), *cells = module(packed, state, reset=reset)
+        rows = [pad_packed_sequence(t)[0] for t in (output, *cells)]
+        for b, length in enumerate(lengths):
+            of_row = None if state is None else (hx[0][:, b : b + 1], hx[1][:, b : b + 1])
+            alone = module(x[:length, b : b + 1], of_row, reset=reset[:length, b : b + 1])
+            y, h, c, *of_cells = parts(alone)
+            torch.testing.assert_close(
+                [t[:length, b] for t in rows], [y[:, 0]] + [t[:, 0] for t in of_cells]
+            )
+            torch.testing.assert_close((h_n[:, b], c_n[:, b]), (h[:, 0], c[:, 0]))
+
+
+def test_all_cells():
+    stock = make(torch.nn.LSTM)
+    module = LSTM(I, H, dtype=torch.float64, return_cells=True)
+    module.load_state_dict(stock.state_dict())
+    x = draw(T, B, I)
+    output, (_, c_n), cells = module(x)
+    torch.testing.assert_close(output, stock(x)[0])
+    state, expected = None, []
+    for step in x:
+        state = stock(step[None], state)[1]
+        expected.append(state[1][0])
+    torch.testing.assert_close(cells, torch.stack(expected))
+    torch.testing.assert_close(cells[-1], c_n[0])
+
+
+def test_weight_dropout_is_torch_with_dropped_weights():
+    module = make(weight_dropout=0.5, num_layers=2)
+    stock = torch.nn.LSTM(I, H, 2, dtype=torch.float64)
+    torch.manual_seed(1)
+    state = {
+        name: torch.nn.functional.dropout(p, 0.5) if name.startswith("weight_hh") else p
+        for name, p in module.state_dict().items()
+    }
+    stock.load_state_dict(state)
+    x = draw(T, B, I)
+    torch.testing.assert_close(seeded(module, x), parts(stock(x)))
+    stock.load_state_dict(module.state_dict())
+    torch.testing.assert_close(parts(module.eval()(x)), parts(stock(x)))
+
+
+def test_variational_dropout_of_everything_leaves_the_rest():
+    """Without inputs, those of zeros; without recurrent inputs, no recurrent weights."""
+    x = draw(T, B, I)
+    for rates, name in (((1.0, 0.0), "weight_ih_l0"), ((0.0, 1.0), "weight_hh_l0")):
+        module = make(variational_dropout=rates)
+        stock = torch.nn.LSTM(I, H, dtype=torch.float64)
+        state = module.state_dict()
+        stock.load_state_dict(state | {name: torch.zeros_like(state[name])})
+        torch.testing.assert_close(parts(module(x)), parts(stock(x)))
+        stock.load_state_dict(state)
+        torch.testing.assert_close(parts(module.eval()(x)), parts(stock(x)))
+
+
+def test_variational_masks_are_the_same_at_each_step():
+    module = make(LSTM, variational_dropout=(0.5, 0.0))
+    with torch.no_grad():
+        module.weight_hh_l0.zero_()
+        module.bias_ih_l0[H : 2 * H] = -1e9  # nothing is carried from step to step
+    x = draw(1, B, I)
+    output = module(x.expand(T, B, I))[0]
+    torch.testing.assert_close(output, output[:1].expand_as(output))
+    packed = pack_padded_sequence(x.expand(T, B, I), [T, T, 2])
+    padded, lengths = pad_packed_sequence(module(packed)[0])
+    for b, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(padded[:length, b], padded[:1, b].expand(length, H))
+    assert not torch.equal(module(x)[0], module(x)[0])
+
+
+def test_zoneout_keeps_the_state():
+    x, h0, c0 = draw(T, B, I), draw(1, B, H), draw(1, B, H)
+    output, (h_n, c_n) = make(zoneout=1.0)(x, (h0, c0))
+    torch.testing.assert_close(output, h0.expand(T, B, H))
+    torch.testing.assert_close((h_n, c_n), (h0, c0))
+    module = make(zoneout=(0.25, 0.75), return_cells=True)
+    output, _, cells = module(draw(500, B, I))
+    for values, rate in ((cells, 0.25), (output, 0.75)):
+        kept = (values[1:] == values[:-1]).double().mean().item()
+        # Four deviations of a share of so many draws.
+        assert abs(kept - rate) < 4 * (rate * (1 - rate) / values[1:].numel()) ** 0.5
+
+
+def test_zoneout_in_evaluation_is_the_expectation_of_a_step():
+    module = make(zoneout=(0.3, 0.4)).eval()
+    stock = torch.nn.LSTM(I, H, dtype=torch.float64)
+    stock.load_state_dict(module.state_dict())
+    x, h0, c0 = draw(1, B, I), draw(1, B, H), draw(1, B, H)
+    h, (_, c) = stock(x, (h0, c0))
+    output, (_, c_n) = module(x, (h0, c0))
+    torch.testing.assert_close(output, 0.4 * h0 + 0.6 * h)
+    torch.testing.assert_close(c_n, 0.3 * c0 + 0.7 * c)
+
+
+def test_layer_norm_of_one_step():
+    module = make(layer_norm=True)
+    p, norm = module.get_parameter, torch.nn.functional.layer_norm
+    x, h0, c0 = draw(1, B, I), draw(1, B, H), draw(1, B, H)
+    z = norm(x[0] @ p("weight_ih_l0").T, (4 * H,), p("norm_ih_l0"), p("bias_ih_l0"))
+    z = z + norm(h0[0] @ p("weight_hh_l0").T, (4 * H,), p("norm_hh_l0"), p("bias_hh_l0"))
+    i, f, g, o = z.chunk(4, dim=-1)
+    c = f.sigmoid() * c0[0] + i.sigmoid() * g.tanh()
+    h = o.sigmoid() * norm(c, (H,), p("norm_c_l0"), p("norm_bias_c_l0")).tanh()
+    output, (_, c_n) = module(x, (h0, c0))
+    torch.testing.assert_close((output[0], c_n[0]), (h, c))
+
+
+@pytest.mark.parametrize("gate", GATE_ACTIVATIONS)
+@pytest.mark.parametrize("cell", CELL_ACTIVATIONS)
+def test_activations_of_one_step(gate: str, cell: str):
+    module = make(gate_activation=gate, cell_activation=cell)
+    cells: dict[str, Any] = {
+        "tanh": torch.tanh,
+        "relu": torch.relu,
+        "hard_tanh": torch.nn.Hardtanh(),
+    }
+    s = torch.sigmoid if gate == "sigmoid" else torch.nn.Hardsigmoid()
+    a = cells[cell]
+    x, h0, c0 = 3 * draw(1, B, I), draw(1, B, H), draw(1, B, H)
+    z = torch.nn.functional.linear(x[0], module.weight_ih_l0, module.bias_ih_l0)
+    z = z + torch.nn.functional.linear(h0[0], module.weight_hh_l0, module.bias_hh_l0)
+    i, f, g, o = z.chunk(4, dim=-1)
+    c = s(f) * c0[0] + s(i) * a(g)
+    output, (_, c_n) = module(x, (h0, c0))
+    torch.testing.assert_close((output[0], c_n[0]), (s(o) * a(c), c))
+
+
+def test_learned_state():
+    module = make(learned_state=True, **STACK)
+    x = draw(T, B, I)
+    hx = tuple(p.unsqueeze(1).expand(-1, B, -1) for p in (module.initial_h, module.initial_c))
+    torch.testing.assert_close(parts(module(x)), parts(module(x, hx)))
+    module(x)[0].sum().backward()
+    assert module.initial_h.grad.abs().min() > 0
+    assert module.initial_c.grad.abs().min() > 0
+
+
+def test_options_that_need_no_kernel_of_their_own(fused: list[None]):
+    """Those computed by the kernels of the plain layer."""
+    x = draw(T, B, I)
+    for name in ("weight_dropout", "learned_state", "forget_bias"):
+        make(**OPTIONS[name])(x)
+    make(zoneout=0.1, variational_dropout=0.1)(x)
+    assert len(fused) == 3
+    make(variational_dropout=0.1).eval()(x)
+    assert len(fused) == 4
+
+
+# Resets and lengths, which any module takes.
+
+
+@all_options
+def test_reset_begins_a_new_sequence(options: dict[str, Any]):
+    """Episodes of a sequence, run at once and each alone, in both directions and all layers."""
+    module = make(**STACK, **options).eval()
+    x, hx = draw(T, 1, I), (draw(4, 1, 3), draw(4, 1, H))
+    reset = torch.tensor([False, False, True, True, False]).unsqueeze(1)
+    output, h_n, c_n, *cells = parts(module(x, hx, reset=reset))
+    episodes = [(0, 2), (2, 3), (3, 5)]
+    first_h, first_c = torch.zeros(4, 1, 3), torch.zeros(4, 1, H)
+    if options.get("learned_state"):
+        first_h, first_c = module.initial_h.unsqueeze(1), module.initial_c.unsqueeze(1)
+    forward, backward = slice(0, None, 2), slice(1, None, 2)
+    for begin, end in episodes:
+        # hx is the state before the first step of the forward, and the last of the reverse one.
+        h, c = first_h.double().clone(), first_c.double().clone()
+        if begin == 0:
+            h[forward], c[forward] = hx[0][forward], hx[1][forward]
+        if end == T:
+            h[backward], c[backward] = hx[0][backward], hx[1][backward]
+        y, h_end, c_end, *of_cells = parts(module(x[begin:end], (h, c)))
+        torch.testing.assert_close([t[begin:end] for t in (output, *cells)], [y, *of_cells])
+        if end == T:
+            torch.testing.assert_close(
+                (h_n[forward], c_n[forward]), (h_end[forward], c_end[forward])
+            )
+        if begin == 0:
+            torch.testing.assert_close(
+                (h_n[backward], c_n[backward]), (h_end[backward], c_end[backward])
+            )
+
+
+def test_reset_at_the_first_step_discards_hx():
+    module = make()
+    x, hx = draw(T, B, I), (draw(1, B, H), draw(1, B, H))
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    torch.testing.assert_close(parts(module(x, hx, reset=reset)), parts(module(x, hx)))
+    reset[0, 1] = True
+    got, fresh = module(x, hx, reset=reset)[0], module(x)[0]
+    torch.testing.assert_close(got[:, 1], fresh[:, 1])
+    torch.testing.assert_close(got[:, 0], module(x, hx)[0][:, 0])
+
+
+def test_no_gradient_crosses_a_reset():
+    module = make(num_layers=2, bidirectional=True)
+    x: Any = draw(T, B, I).requires_grad_()
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    reset[3] = True
+    module(x, reset=reset)[0][:3].sum().backward()
+    assert (x.grad[3:] == 0).all()
+    assert (x.grad[:3] != 0).all()
+
+
+@all_options
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("lengths", [[3, 0, T], [0, 0, 0], [1, 2, 2]])
+def test_lengths(options: dict[str, Any], batch_first: bool, lengths: list[int]):
+    """Each sequence alone; one of no steps keeps the state that it begins from."""
+    module = make(batch_first=batch_first, **STACK, **options).eval()
+    x, hx, reset = draw(T, B, I), (draw(4, B, 3), draw(4, B, H)), torch.rand(T, B) < 0.3
+    turn = (lambda t: t.transpose(0, 1)) if batch_first else (lambda t: t)
+    for state in (None, hx):
+        results = parts(module(turn(x), state, lengths=torch.tensor(lengths), reset=turn(reset)))
+        for b, length in enumerate(lengths):
+            of_row = None if state is None else (hx[0][:, b : b + 1], hx[1][:, b : b + 1])
+            row = slice(b, b + 1)
+            if length:
+                alone = parts(
+                    module(turn(x[:length, row]), of_row, reset=turn(reset[:length, row]))
+                )
+            else:
+                begin = module._zeros(x, 1) if of_row is None else of_row
+                if of_row is None and "learned_state" in options:
+                    begin = module.initial_h.unsqueeze(1), module.initial_c.unsqueeze(1)
+                alone = [turn(x[:0, row]), *begin, turn(x[:0, row])]
+            for i, (got, expected) in enumerate(zip(results, alone, strict=False)):
+                if i % 3:  # states
+                    torch.testing.assert_close(got[:, row], expected)
+                else:
+                    assert (turn(got)[length:, b] == 0).all()
+                    if length:
+                        torch.testing.assert_close(turn(got)[:length, row], turn(expected))
+
+
+def test_lengths_have_gradients():
+    module = make(num_layers=2)
+    x, h0, c0 = draw(T, B, I), draw(2, B, H), draw(2, B, H)
+
+    def run(x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, ...]:
+        return tuple(parts(module(x, (h0, c0), lengths=[2, 0, T])))
+
+    leaves = [t.requires_grad_() for t in (x, h0, c0)]
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
+
+
+# Gradients, dtypes, torch's machinery.
+
+
+@all_options
+@pytest.mark.parametrize("training", [False, True])
+def test_gradcheck(options: dict[str, Any], training: bool):
+    module = make(**(STACK | {"num_layers": 1 + training}), **options).train(training)
+    names, params = zip(*module.named_parameters(), strict=True)
+    reset = torch.tensor([[False, False], [True, False]])
+
+    def run(x: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
+        torch.manual_seed(1)
+        given = dict(zip(names, params, strict=True))
+        results = torch.func.functional_call(module, given, (x,), {"reset": reset})
+        return tuple(parts(results))
+
+    inputs = (draw(2, 2, I).requires_grad_(), *params)
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+@all_options
+def test_float32_is_close_to_float64(options: dict[str, Any]):
+    exact = make(**STACK, **options)
+    module = copy.deepcopy(exact).float()
+    x, reset = draw(T, B, I), torch.rand(T, B) < 0.3
+    exact.eval()
+    module.eval()
+    for got, expected in zip(
+        parts(module(x.float(), reset=reset)), parts(exact(x, reset=reset)), strict=True
+    ):
+        # Some hundred roundings, of numbers that a norm has divided by a tenth at least.
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e3 * 2**-24)
+
+
+@all_options
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_are_computed_in_float32(options: dict[str, Any], dtype: torch.dtype):
+    module = make(dtype=torch.float32, **STACK, **options).to(dtype).eval()
+    wide = copy.deepcopy(module).float()
+    x, reset = torch.randn(T, B, I).to(dtype), torch.rand(T, B) < 0.3
+    expected = [t.to(dtype) for t in parts(wide(x.float(), reset=reset))]
+    torch.testing.assert_close(parts(module(x, reset=reset)), expected, rtol=0, atol=0)
+    with torch.autocast("cpu", dtype):
+        results = parts(wide(x.float(), reset=reset))
+    assert {t.dtype for t in results} == {dtype}
+
+
+@all_options
+def test_copies(options: dict[str, Any]):
+    module = make(**STACK, **options)
+    x = draw(T, B, I)
+    expected = seeded(module, x)
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    loaded = LSTM(I, H, dtype=torch.float64, **STACK, **options)
+    loaded.load_state_dict(module.state_dict())
+    for twin in (
+        copy.deepcopy(module),
+        pickle.loads(pickle.dumps(module)),
+        torch.load(file, weights_only=False),
+        loaded,
+    ):
+        torch.testing.assert_close(seeded(twin, x), expected, rtol=0, atol=0)
+        assert repr(twin) == repr(module)
+
+
+@all_options
+def test_masks_come_from_torchs_generator(options: dict[str, Any]):
+    module = make(**STACK, **options)
+    x = draw(T, B, I)
+    first = seeded(module, x)
+    drawn = {"weight_dropout", "variational_dropout", "zoneout"} & options.keys()
+    assert torch.equal(module(x)[0], first[0]) is not bool(drawn)
+    torch.testing.assert_close(seeded(module, x), first, rtol=0, atol=0)
+    torch.testing.assert_close(parts(module.eval()(x)), parts(module(x)), rtol=0, atol=0)
+
+
+@all_options
+def test_compile(options: dict[str, Any]):
+    torch._dynamo.reset()
+    module = make(dtype=torch.float32, bidirectional=True, **options).eval()
+    x, reset = torch.randn(T, B, I), torch.rand(T, B) < 0.3
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(parts(compiled(x, reset=reset)), parts(module(x, reset=reset)))
+    module.train()
+    compiled(x)[0].sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+def test_compile_of_packed_sequences_and_lengths():
+    torch._dynamo.reset()
+    module = make(dtype=torch.float32, bidirectional=True, **OPTIONS["all"]).eval()
+    compiled = torch.compile(module, backend="aot_eager")
+    x, lengths = torch.randn(T, B, I), torch.tensor([2, 0, 1])
+    packed = pack_padded_sequence(x, [2, T, 1], enforce_sorted=False)
+    torch.testing.assert_close(parts(compiled(packed)), parts(module(packed)))
+    results = compiled(x, lengths=lengths)
+    torch.testing.assert_close(parts(results), parts(module(x, lengths=lengths)))
+
+
+@pytest.mark.slow
+def test_compile_with_inductor():
+    torch._dynamo.reset()
+    module = make(dtype=torch.float32, layer_norm=True, variational_dropout=0.1)
+    compiled = torch.compile(module, fullgraph=True)
+    x = torch.randn(T, B, I)
+    compiled(x)[0].sum().backward()
+    assert module.norm_ih_l0.grad.any()
+
+
+def test_export_and_compile_with_any_size():
+    torch._dynamo.reset()
+    module = make(dtype=torch.float32, bidirectional=True, layer_norm=True, zoneout=0.1).eval()
+    x, larger = torch.randn(T, B, I), torch.randn(2 * T, B + 2, I)
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(module, (x,), dynamic_shapes=(sizes,), strict=False)
+    torch.testing.assert_close(parts(program.module()(larger)), parts(module(larger)))
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
+    for inputs in (x, larger):
+        reset = torch.rand(inputs.shape[:2]) < 0.3
+        results = compiled(inputs, reset=reset)
+        torch.testing.assert_close(parts(results), parts(module(inputs, reset=reset)))
+
+
+def test_transforms_and_tracing():
+    module = make(layer_norm=True, zoneout=0.2, num_layers=2).eval()
+    x = draw(3, T, B, I)
+    mapped = torch.func.vmap(lambda x: module(x)[0])(x)
+    torch.testing.assert_close(mapped, torch.stack([module(x)[0] for x in x]))
+    traced = torch.jit.trace(module, x[0], check_trace=False)
+    torch.testing.assert_close(parts(traced(x[1])), parts(module(x[1])))
+
+
+def test_devices_without_kernels():
+    module = LSTM(I, H, device="meta", **STACK, **OPTIONS["all"])
+    output, (h_n, c_n), cells = module(torch.empty(T, B, I, device="meta"))
+    assert (output.shape, cells.shape) == ((T, B, 6), (T, B, 2 * H))
+    assert (h_n.shape, c_n.shape) == ((4, B, 3), (4, B, H))
+
+
+def test_explain():
+    x = torch.randn(T, B, I)
+    isa = lstm_fast.build_info()["isa"]
+    said = lstm_fast.explain(LSTM(I, H, zoneout=0.1), x)
+    assert said == f"CPU kernels, {isa}, packed weights, step by step"
+    assert lstm_fast.explain(LSTM(I, H, learned_state=True), x) == lstm_fast.explain(LSTM(I, H), x)
+
+
+def test_skip_init():
+    module = torch.nn.utils.skip_init(LSTM, I, H, layer_norm=True)
+    assert module.norm_c_l0.shape == (H,)
+    assert not module.norm_c_l0.is_meta
+
+
+# Other people's models.
+
+
+def test_swapped_modules_have_no_options_and_take_resets():
+    model = torch.nn.Sequential(torch.nn.LSTM(I, H, dtype=torch.float64))
+    lstm_fast.accelerate(model)
+    x, reset = draw(T, B, I), torch.zeros(T, B, dtype=torch.bool)
+    torch.testing.assert_close(parts(model[0](x, reset=reset)), parts(model[0](x)))
+    assert type(lstm_fast.restore(model)[0]) is torch.nn.LSTM
+
+
+def test_attributes_of_a_clients_subclass_stay_its_own():
+    class Theirs(torch.nn.LSTM):
+        def __init__(self) -> None:
+            super().__init__(I, H)
+            self.layer_norm = torch.nn.LayerNorm(H)
+            self.zoneout = 0.5
+            self.norm_scale = torch.nn.Parameter(torch.full((), 3.0))
+
+        def forward(self, x: Any, hx: Any = None) -> Any:
+            return self.layer_norm(super().forward(x, hx)[0])
+
+    module = lstm_fast.accelerate(Theirs())
+    module.reset_parameters()
+    assert module.norm_scale != 1
+    assert module(torch.randn(T, B, I)).shape == (T, B, H)
+
+
+@pytest.mark.parametrize("cls", [LSTM, LSTMCell])
+def test_restore_and_script_refuse_what_torch_lacks(cls: Any):
+    model = torch.nn.Sequential(torch.nn.Identity(), cls(I, H), cls(I, H, zoneout=0.1))
+    with pytest.raises(TypeError, match=r"^2 cannot be restored.*zoneout=\(0.1, 0.1\)"):
+        lstm_fast.restore(model)
+    assert type(model[1]) is cls
+    with pytest.raises(RuntimeError, match="zoneout"):
+        torch.jit.script(model[2])
+    only_begins = cls(I, H, forget_bias=1.0)
+    assert type(lstm_fast.restore(only_begins)) in (torch.nn.LSTM, torch.nn.LSTMCell)
+
+
+def test_repr():
+    assert repr(LSTM(I, H, zoneout=0.1, forget_bias=1.0, cell_activation="relu")) == (
+        "LSTM(4, 6, forget_bias=1.0, zoneout=(0.1, 0.1), cell_activation='relu')"
+    )
+    assert repr(LSTMCell(I, H, layer_norm=True)) == "LSTMCell(4, 6, layer_norm=True)"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"zoneout": 1.5}, "zoneout must be a probability"),
+        ({"zoneout": (0.1, 0.2, 0.3)}, "zoneout must be a number or a pair"),
+        ({"variational_dropout": -0.1}, "variational_dropout"),
+        ({"weight_dropout": True}, "weight_dropout"),
+        ({"gate_activation": "tanh"}, "gate_activation must be one of sigmoid, hard_sigmoid"),
+        ({"cell_activation": "gelu"}, "cell_activation must be one of"),
+        ({"forget_bias": 1.0, "bias": False}, "forget_bias needs bias=True"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        LSTM(I, H, **options)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"reset": torch.zeros(T, B)}, "reset must be a tensor of dtype bool"),
+        ({"reset": [[True]]}, "reset must be a tensor of dtype bool, got list"),
+        ({"reset": torch.zeros(B, T, dtype=torch.bool)}, "Expected reset size"),
+        ({"lengths": [1, 2]}, "lengths must be 3 integers"),
+        ({"lengths": torch.ones(3)}, "lengths must be 3 integers"),
+        ({"lengths": [1, 2, T + 1]}, "lengths must be from 0 to 5"),
+        ({"lengths": [1, -2, 3]}, "lengths must be from 0 to 5"),
+    ],
+)
+def test_wrong_arguments(kwargs: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        make()(draw(T, B, I), **kwargs)
+
+
+def test_wrong_inputs_raise_as_in_torch():
+    module, stock = make(layer_norm=True), make(torch.nn.LSTM)
+    h, c = draw(1, B, H), draw(1, B, H)
+    cases: list[tuple[Any, ...]] = [
+        (draw(T, B, I + 1),),
+        (draw(T, B, I).float(),),
+        (draw(0, B, I),),
+        (draw(T),),
+        (draw(T, B, I), (h[:, :2], c)),
+        (draw(T, B, I), (h, c[..., :2])),
+    ]
+    for args in cases:
+        with pytest.raises(Exception) as expected:  # noqa: PT011
+            stock(*args)
+        with pytest.raises(expected.type) as got:
+            module(*args)
+        assert str(got.value) == str(expected.value)
+    packed = pack_padded_sequence(draw(T, B, I), [T] * B)
+    with pytest.raises(ValueError, match="lengths must be None for a PackedSequence"):
+        module(packed, lengths=[1, 2, 3])
+    with pytest.raises(ValueError, match="lengths must be None for unbatched"):
+        module(draw(T, I), lengths=[1])
+
+
+# Cells.
+
+OF_CELLS = {"zoneout", "layer_norm", "learned_state", "forget_bias"}
+OF_CELLS |= {"gate_activation", "cell_activation"}
+CELL_OPTIONS = {name: options for name, options in OPTIONS.items() if options.keys() <= OF_CELLS}
+
+
+@pytest.mark.parametrize("options", CELL_OPTIONS.values(), ids=CELL_OPTIONS)
+def test_a_cell_is_a_step_of_a_layer(options: dict[str, Any]):
+    layer = make(**options).eval()
+    cell = LSTMCell(I, H, dtype=torch.float64, **options).eval()
+    state = {name.removesuffix("_l0"): p for name, p in layer.state_dict().items()}
+    for name in ("initial_h", "initial_c"):
+        if name in state:
+            state[name] = state[name][0]
+    cell.load_state_dict(state)
+    x, hx = draw(1, B, I), (draw(1, B, H), draw(1, B, H))
+    reset = torch.tensor([[True, False, False]])
+    for given in (None, hx):
+        for mask in (None, reset):
+            _, (h, c) = layer(x, given, reset=mask)
+            of_cell = None if given is None else (given[0][0], given[1][0])
+            got = cell(x[0], of_cell, reset=None if mask is None else mask[0])
+            torch.testing.assert_close(got, (h[0], c[0]))
+    alone = cell(x[0, 0], (hx[0][0, 0], hx[1][0, 0]), reset=reset[0, 0])
+    expected = cell(x[0], (hx[0][0], hx[1][0]), reset=reset[0])
+    torch.testing.assert_close(alone, (expected[0][0], expected[1][0]))
+    twin = pickle.loads(pickle.dumps(cell))
+    torch.testing.assert_close(twin(x[0]), cell(x[0]))
+    cell.train()
+    results = torch.stack(cell(x[0], reset=reset[0]))
+    results.sum().backward()
+    assert all(p.grad is not None for p in cell.parameters())
+
+
+def test_wrong_arguments_of_a_cell():
+    cell = LSTMCell(I, H, layer_norm=True)
+    with pytest.raises(RuntimeError, match="input has inconsistent input_size"):
+        cell(torch.randn(B, I + 1))
+    with pytest.raises(RuntimeError, match="h0"):
+        cell(torch.randn(B, I), (torch.randn(B, H - 1), torch.randn(B, H)))
+    with pytest.raises(ValueError, match="reset must be a tensor of dtype bool"):
+        cell(torch.randn(B, I), reset=torch.zeros(B))
+    with pytest.raises(RuntimeError, match="reset"):
+        cell(torch.randn(B, I), reset=torch.zeros(B + 1, dtype=torch.bool))
+    with pytest.raises(ValueError, match="Expected input to be 1D or 2D"):
+        cell(torch.randn(1, B, I))
+    with pytest.raises(TypeError, match="variational_dropout"):
+        LSTMCell(I, H, variational_dropout=0.1)  # type: ignore[call-arg]
+
+
+def test_the_plain_path_is_the_kernels_own(monkeypatch: pytest.MonkeyPatch):
+    """A module without options never enters the code of the options."""
+    from lstm_fast import options
+
+    def fail(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(options, "forward", fail)
+    LSTM(I, H)(torch.randn(T, B, I))
+    LSTM(I, H, forget_bias=1.0)(pack_padded_sequence(torch.randn(T, B, I), [T] * B))
+    with pytest.raises(AssertionError):
+        LSTM(I, H, learned_state=True)(torch.randn(T, B, I))
+
+
+def test_the_document():
+    """Its snippets are run in order, and its formulas are of all options."""
+    text = (Path(__file__).parents[1] / "docs" / "options.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    snippets = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 1 + text.count("\n## ")
+    for snippet in snippets:
+        exec(snippet, names)
+    for field in dataclasses.fields(Options):
+        assert f"{field.name}=" in text or f"`{field.name}`" in text
