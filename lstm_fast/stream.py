@@ -8,6 +8,7 @@ import numpy
 import torch
 from numpy.typing import NDArray
 
+from lstm_fast import options
 from lstm_fast._load import load_kernels
 
 _Array = NDArray[numpy.floating[Any]]
@@ -34,7 +35,7 @@ class Stream:
     Raises:
         TypeError: `module` is not an LSTM.
         ValueError: it has two directions, which need the end of a sequence to begin, or another
-            device or dtype.
+            device or dtype, or options that `torch.nn.LSTM` lacks.
     """
 
     def __init__(self, module: torch.nn.LSTM, batch_size: int = 1) -> None:
@@ -42,6 +43,8 @@ class Stream:
             raise TypeError(f"module must be a torch.nn.LSTM, got {type(module).__name__}")
         if module.bidirectional:
             raise ValueError("module must have one direction: the other begins at the end")
+        if used := options.used(module):
+            raise ValueError(f"module must have no options beyond torch.nn.LSTM's, has {used}")
         params = [p.detach() for p in module._flat_weights if isinstance(p, torch.Tensor)]
         dtypes = {torch.float32: "StreamFloat32", torch.float64: "StreamFloat64"}
         if not params[0].is_cpu or params[0].dtype not in dtypes:

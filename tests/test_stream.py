@@ -82,6 +82,7 @@ def test_outlives_the_module():
         (torch.nn.LSTM(2, 3, bidirectional=True), ValueError, "one direction"),
         (torch.nn.LSTM(2, 3, dtype=torch.bfloat16), ValueError, "float32 or float64"),
         (torch.nn.LSTM(2, 3, device="meta"), ValueError, "on the CPU"),
+        (lstm_fast.LSTM(2, 3, zoneout=0.1), ValueError, "no options beyond .* zoneout"),
     ],
 )
 def test_what_cannot_be_streamed(module: Any, error: type[Exception], message: str):
