@@ -137,12 +137,6 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
              : run_backward<float>(a, grads, output, saved, needs, parts_for(a.dtype, parts));
 }
 
-}  // namespace
-}  // namespace lstm_fast
-
-namespace lstm_fast {
-namespace {
-
 // The tensors of a direct call, released whatever happens. That the others are on the device of
 // the input is checked with their shapes.
 std::vector<OptionalTensor> own(const DirectCall& call) {

@@ -1,31 +1,15 @@
 #include "stream.h"
 
-#include <pybind11/numpy.h>
-#include <pybind11/stl.h>
-
 #include <algorithm>
-#include <memory>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "../arguments.h"
 #include "../cpu/stack.h"
-
-namespace py = pybind11;
+#include "numpy.h"
 
 namespace lstm_fast {
 namespace {
-
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-
-Threads calling_thread() {
-  return {1, [](int64_t tasks, void (*f)(const void*, int64_t), const void* context) {
-            for (int64_t task = 0; task < tasks; ++task) f(context, task);
-          }};
-}
 
 template <typename T>
 class Stream {
@@ -37,9 +21,7 @@ class Stream {
     a.input = {3, {1, batch_size, input_size}};
     std::vector<const T*> pointers;
     for (const auto& param : params_) {
-      Dims d{param.ndim(), {}};
-      for (int64_t i = 0; i < d.dim && i < 3; ++i) d.size[i] = param.shape(i);
-      a.params.push_back(d);
+      a.params.push_back(dims(param));
       pointers.push_back(param.data());
     }
     a.has_biases = has_biases;
@@ -48,10 +30,9 @@ class Stream {
     p_.shape = infer_shape(a, offsets);
     weights_ = group_params<LayerWeights<T>>(p_.shape, has_biases, pointers);
     p_.weights = weights_.data();
-    plan(active_kernels(), p_, calling_thread());
-    workspace_.resize(forward_workspace_size(active_kernels(), p_, calling_thread()) + kLine);
-    p_.workspace = workspace_.data();
-    while (reinterpret_cast<uintptr_t>(p_.workspace) % 64) ++p_.workspace;
+    plan(active_kernels(), p_, serial(1));
+    workspace_ = Workspace<T>(forward_workspace_size(active_kernels(), p_, serial(1)));
+    p_.workspace = workspace_.get();
     for (State& state : states_) {
       state.h.resize(num_layers * batch_size * p_.shape.P);
       state.c.resize(num_layers * batch_size * p_.shape.H);
@@ -71,7 +52,7 @@ class Stream {
     p_.c0 = states_[0].c.data();
     p_.h_n = states_[1].h.data();
     p_.c_n = states_[1].c.data();
-    forward(active_kernels(), p_, calling_thread());
+    forward(active_kernels(), p_, serial(1));
     std::swap(states_[0], states_[1]);
     return y;
   }
@@ -102,15 +83,13 @@ class Stream {
   }
 
  private:
-  static constexpr int64_t kLine = 64 / sizeof(T);
-
   struct State {
     std::vector<T> h, c;
   };
 
   std::vector<Array<T>> params_;  // kept alive
   std::vector<LayerWeights<T>> weights_;
-  std::vector<T> workspace_;
+  Workspace<T> workspace_{0};
   StackForward<T> p_{};  // parts are 0: a row's bits do not depend on the others
   State states_[2];      // before and after a step
 };
