@@ -79,9 +79,9 @@ struct BackwardRun {
 };
 
 // The gates' gradients of a tile of R rows from b and W vectors of units from u.
-template <typename T, int R, int W>
+template <typename T, int R, int W, typename Background = NoBackground>
 INLINE void gate_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, int64_t b,
-                           int64_t u, const Vec<T> (&d_hidden)[R][W]) {
+                           int64_t u, Vec<T> (&d_hidden)[R][W], const Background& background = {}) {
   const int64_t H = p.shape.H;
   for (int r = 0; r < R; ++r) {
     const T* gates = run.gates + (b + r) * 4 * H;
@@ -94,6 +94,7 @@ INLINE void gate_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run,
       c[w] = load(run.cells + (b + r) * H + v, H - v);
     }
     tanh<T, W>(c, tanh_c);
+    background.advance(2 * r, 2 * R);
     for (int w = 0; w < W; ++w) {
       const int64_t v = u + w * kLanes<T>, units = H - v;
       const Vec<T> i = load(gates + v, units), f = load(gates + H + v, units);
@@ -107,20 +108,21 @@ INLINE void gate_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run,
       store(dz + 3 * H + v, dh * tanh_c[w] * (o * (T(1) - o)), units);
       store(dc_row + v, dc * f, units);
     }
+    background.advance(2 * r + 1, 2 * R);
   }
 }
 
-// Calls f(row, column, accumulators) with dh of the run's rows: dy, and what comes back through
-// time.
+// Calls f(row, column, accumulators, background) with dh of the run's rows: dy, and what comes back
+// through time.
 template <typename T, typename F>
 INLINE void output_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, T* scratch,
                              const F& f) {
   const LayerShape& s = p.shape;
   const int64_t G = 4 * s.H, P = s.P;
-  const auto finish = [&](int64_t b, int64_t column, auto& dh) {
+  const auto finish = [&](int64_t b, int64_t column, auto& dh, const auto& background) {
     if (run.dh_end) add_tile(dh, run.dh_end + b * P, P, column, P);
     if (run.dy) add_tile(dh, run.dy + b * p.grad_y_stride, p.grad_y_stride, column, P);
-    f(b, column, dh);
+    f(b, column, dh, background);
   };
   if (s.parts && run.dz_next) {
     for_each_split_tile(run.begin, run.end, run.dz_next, G, split_matrix(s, p.weights, P), scratch,
@@ -133,7 +135,7 @@ INLINE void output_gradients(const LayerBackward<T>& p, const BackwardRun<T>& ru
       constexpr int R = decltype(rows)::value;
       Vec<T> dh[R][W] = {};
       if (run.dz_next) accumulate<R, W, T>(dh, {run.dz_next + b * G, G}, panel, G);
-      finish(b, column, dh);
+      finish(b, column, dh, NoBackground{});
     });
   });
 }
@@ -142,14 +144,16 @@ template <typename T>
 INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run, T* scratch) {
   const int64_t P = p.shape.P;
   if (!p.shape.projected) {
-    output_gradients(p, run, scratch, [&](int64_t b, int64_t u, const auto& dh) {
-      gate_gradients<T>(p, run, b, u, dh);
+    output_gradients(p, run, scratch, [&](int64_t b, int64_t u, auto& dh, const auto& background) {
+      gate_gradients<T>(p, run, b, u, dh, background);
     });
     return;
   }
-  output_gradients(p, run, scratch, [&](int64_t b, int64_t column, const auto& dh) {
-    store_tile(dh, run.dh + b * P, P, column, P);
-  });
+  output_gradients(p, run, scratch,
+                   [&](int64_t b, int64_t column, const auto& dh, const auto& background) {
+                     store_tile(dh, run.dh + b * P, P, column, P);
+                     background.advance(0, 1);
+                   });
   for_each_panel(weight_hr(p), [&](int64_t u, const Columns<T>& panel, auto vectors) {
     constexpr int W = decltype(vectors)::value;
     for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {

@@ -14,8 +14,7 @@
 #include "flush_denormals.h"
 #include "kernels.h"
 #include "math.h"
-#include "matmul.h"
-#include "split.h"
+#include "split_matmul.h"
 
 namespace lstm_fast {
 namespace {
@@ -104,16 +103,19 @@ struct ForwardRun {
 // Gates and cells of R rows from b, units from u, of which z holds the sums before activation. A
 // sigmoid and the tanh that it is multiplied with share a division:
 //   i g = m / ((1 + exp(-z_i)) (m + 2)) with m = expm1(2 z_g), and likewise o tanh(c)
-template <int R, typename T>
+template <int R, typename T, typename Background = NoBackground>
 INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int64_t b, int64_t u,
-                         const Vec<T> (&z)[R][4]) {
+                         const Vec<T> (&z)[R][4], const Background& background = {}) {
+  constexpr int pauses = 3 * R;
   const int64_t H = p.shape.H, units = H - u;
   const T two = 2;
   Vec<T> c[R], o_inverse[R], c_exponent[R];
+  // Unrolled, so that each part of the background has its place between two rows.
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    const ExpParts<T, 4> e =
-        exp_parts<T, 4>({sigmoid_exponent<T>(z[r][0]), sigmoid_exponent<T>(z[r][1]),
-                         tanh_exponent<T>(z[r][2]), sigmoid_exponent<T>(z[r][3])});
+    ExpParts<T, 4> e = exp_parts<T, 4>({sigmoid_exponent<T>(z[r][0]), sigmoid_exponent<T>(z[r][1]),
+                                        tanh_exponent<T>(z[r][2]), sigmoid_exponent<T>(z[r][3])});
+    background.advance(2 * r, pauses, e.residue[0], e.residue[1], e.residue[2], e.residue[3]);
     const Vec<T> i_inverse = one_plus_exp(e, 0), m = expm1(e, 2);
     const Vec<T> ig_inverse = T(1) / (i_inverse * (m + two)), f = T(1) / one_plus_exp(e, 1);
     o_inverse[r] = one_plus_exp(e, 3);
@@ -128,9 +130,11 @@ INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int
       store(gates + 2 * H, m * (i_inverse * ig_inverse), units);
       store(run.cells + (b + r) * H + u, c[r], units);
     }
+    background.advance(2 * r + 1, pauses, c_exponent[r], o_inverse[r]);
   }
-  const ExpParts<T, R> e = exp_parts<T, R>(c_exponent);
+  ExpParts<T, R> e = exp_parts<T, R>(c_exponent);
   for (int r = 0; r < R; ++r) {
+    background.advance(2 * R + r, pauses, e.residue[r]);
     const Vec<T> m = expm1(e, r), h_inverse = T(1) / (o_inverse[r] * (m + two));
     store(run.hidden + (b + r) * run.hidden_stride + u, m * h_inverse, units);
     if (run.gates) store(run.gates + ((b + r) * 4 + 3) * H + u, (m + two) * h_inverse, units);
@@ -148,37 +152,30 @@ INLINE void separate_gates(const Vec<T> (&packed)[W], Vec<T> (&z)[4]) {
   z[3] = W == 4 ? packed[3 % W] : rotate<T, 3 * shift % kLanes<T>>(packed[W - 1]);
 }
 
-// The rows [begin, end) of the group of units that begins at unit u, with W vectors of gates.
-// `sums` [rows, W vectors] are those of the matrix unit, or null pointers. Calls between() in each
-// tile of rows, before the gates.
-template <int W, typename T, typename Sums, typename F>
-INLINE void forward_group(const LayerForward<T>& p, const ForwardRun<T>& run, int64_t begin,
-                          int64_t end, const T* group, int64_t u, Sums sums, const F& between) {
+// R rows from b of the group of units that begins at unit u, with W vectors of gates. `sums` [R, W
+// vectors] are those of the matrix unit, or null.
+template <int R, int W, typename T, typename Sums, typename Background = NoBackground>
+INLINE void forward_tile(const LayerForward<T>& p, const ForwardRun<T>& run, int64_t b,
+                         const T* group, int64_t u, Sums sums, const Background& background = {}) {
   constexpr int width = W * kLanes<T>;
   const int64_t P = p.shape.P, I = p.shape.I, tail_h = tail(p.shape, P), tail_x = tail(p.shape, I);
   const T* weights_h = group + width;
   const T* weights_x = weights_h + tail_h * width;
-  for_each_tile(begin, end, [&](int64_t b, auto rows) {
-    constexpr int R = decltype(rows)::value;
-    // Terms of h are usually smaller than those of x and than the biases: added first, they are
-    // rounded least.
-    Vec<T> packed[R][W] = {};
-    if constexpr (!std::is_null_pointer_v<Sums>) {
-      load_tile<R, W, T>(packed, sums + (b - begin) * width, width, 0, width);
-    }
-    accumulate<R, W, T>(packed, {run.h.data + b * run.h.row + P - tail_h, run.h.row}, weights_h,
-                        tail_h);
-    accumulate<R, W, T>(packed, {run.x.data + b * run.x.row + I - tail_x, run.x.row}, weights_x,
-                        tail_x);
-    for (int w = 0; w < W; ++w) {
-      const Vec<T> bias = load(group + w * kLanes<T>);
-      for (int r = 0; r < R; ++r) packed[r][w] += bias;
-    }
-    Vec<T> z[R][4];
-    for (int r = 0; r < R; ++r) separate_gates<T, W>(packed[r], z[r]);
-    between();
-    update_cells<R, T>(p, run, b, u, z);
-  });
+  // Terms of h are usually smaller than those of x and than the biases: added first, they are
+  // rounded least.
+  Vec<T> packed[R][W] = {};
+  if constexpr (!std::is_null_pointer_v<Sums>) load_tile<R, W, T>(packed, sums, width, 0, width);
+  accumulate<R, W, T>(packed, {run.h.data + b * run.h.row + P - tail_h, run.h.row}, weights_h,
+                      tail_h);
+  accumulate<R, W, T>(packed, {run.x.data + b * run.x.row + I - tail_x, run.x.row}, weights_x,
+                      tail_x);
+  for (int w = 0; w < W; ++w) {
+    const Vec<T> bias = load(group + w * kLanes<T>);
+    for (int r = 0; r < R; ++r) packed[r][w] += bias;
+  }
+  Vec<T> z[R][4];
+  for (int r = 0; r < R; ++r) separate_gates<T, W>(packed[r], z[r]);
+  update_cells<R, T>(p, run, b, u, z, background);
 }
 
 // Not inlined: GCC 12 then builds `run` in pieces that loads cannot be forwarded from, and steps of
@@ -188,7 +185,9 @@ __attribute__((noinline)) void forward_run(const LayerForward<T>& p, const Forwa
   const T* group = p.weights;
   for (int64_t u = 0; u < p.shape.H; group += group_size<T>(p.shape, u), u += kLanes<T>) {
     const auto group_of = [&](auto vectors) {
-      forward_group<decltype(vectors)::value>(p, run, run.begin, run.end, group, u, nullptr, [] {});
+      for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
+        forward_tile<decltype(rows)::value, decltype(vectors)::value>(p, run, b, group, u, nullptr);
+      });
     };
     switch (group_vectors<T>(p.shape, u)) {
       case 1:
@@ -203,40 +202,28 @@ __attribute__((noinline)) void forward_run(const LayerForward<T>& p, const Forwa
   }
 }
 
-// The same with the matrix unit, which multiplies for the next 32 rows or group of units while the
-// vector units finish the one before.
+// The same with the matrix unit.
 template <typename T>
 INLINE void forward_run_split(const LayerForward<T>& p, const ForwardRun<T>& run, T* scratch) {
   const LayerShape& s = p.shape;
-  const int64_t rows = run.end - run.begin, row_blocks = ceil_div(rows, kPairRows);
+  const int64_t rows = run.end - run.begin;
   const int64_t blocks_h = split_blocks(s.P), blocks_x = split_blocks(s.I);
   const SplitRows h =
       split_rows(run.h.data + run.begin * run.h.row, run.h.row, rows, s.P, s.parts, scratch);
   const SplitRows x = split_rows(run.x.data + run.begin * run.x.row, run.x.row, rows, s.I, s.parts,
                                  scratch + split_size(rows, s.P, s.parts));
-  const int64_t size = group_size<T>(s, 0);
   const int64_t of_blocks = (1 + split_tail(s.P) + split_tail(s.I)) * 4 * kLanes<T>;
-  alignas(64) T sums[2][kPairRows * 4 * kLanes<T>];
-  const auto product = [&](int64_t item) {
-    const int64_t row = item % row_blocks * kPairRows;
-    return Product<T>(h.from(row), blocks_h, x.from(row), blocks_x,
-                      p.weights + item / row_blocks * size + of_blocks, s.parts,
-                      min(kPairRows, rows - row), sums[item % 2]);
+  const auto group_of = [&](int64_t i) { return p.weights + i * group_size<T>(s, 0); };
+  const auto product = [&](int64_t row, int64_t i, int64_t product_rows, T* sums) {
+    return Product<T>(h.from(row), blocks_h, x.from(row), blocks_x, group_of(i) + of_blocks,
+                      s.parts, product_rows, sums);
   };
-  const int64_t items = ceil_div(s.H, kLanes<T>) * row_blocks;
-  Product<T> first = product(0);
-  while (first.steps_left()) first.advance();
-  for (int64_t item = 0; item < items; ++item) {
-    const int64_t begin = run.begin + item % row_blocks * kPairRows;
-    const int64_t end = min(begin + kPairRows, run.end);
-    Product<T> next = product(min(item + 1, items - 1));
-    const int64_t steps =
-        item + 1 < items ? ceil_div(next.steps_left(), ceil_div(end - begin, kTileRows)) : 0;
-    forward_group<4>(p, run, begin, end, p.weights + item / row_blocks * size,
-                     item / row_blocks * kLanes<T>, sums[item % 2], [&] {
-                       for (int64_t i = 0; i < steps && next.steps_left(); ++i) next.advance();
-                     });
-  }
+  for_each_product_tile<kTileRows, T>(
+      rows, ceil_div(s.H, kLanes<T>), product,
+      [&](int64_t row, int64_t i, auto tile_rows, const T* sums, const auto& background) {
+        forward_tile<decltype(tile_rows)::value, 4>(p, run, run.begin + row, group_of(i),
+                                                    i * kLanes<T>, sums, background);
+      });
 }
 
 template <typename T>

@@ -59,6 +59,7 @@ struct SplitRows {
   int64_t block;  // distance of blocks
 
   INLINE SplitRows from(int64_t r) const { return {data + r * row, row, part, block}; }
+  INLINE SplitRows from_block(int64_t k) const { return {data + k * block, row, part, block}; }
 };
 
 // The distances of a left operand of `rows` rows (a multiple of kUnitRows) and K terms. An odd
@@ -97,6 +98,14 @@ SplitRows split_transposed(const T* m, int64_t stride, int64_t terms, int64_t co
                            T* out);
 template <typename T>
 class Product;
+
+// What the matrix unit does while the vector units compute a tile: nothing, or a step of a product
+// (Product::Step). A tile calls advance(part, parts, values...) for all its parts in turn; the
+// values are those that it has computed by then and goes on with.
+struct NoBackground {
+  template <typename... Values>
+  INLINE void advance(int, int, Values&...) const {}
+};
 
 #if defined(__AMX_BF16__)
 
@@ -246,18 +255,13 @@ INLINE void tile_multiply() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(Left), "i"(Right));
 }
 
-// Calls f(Size<0>), ..., f(Size<N - 1>).
-template <int N, typename F>
-INLINE void unrolled(const F& f) {
-  if constexpr (N > 0) {
-    unrolled<N - 1>(f);
-    f(Size<N - 1>{});
-  }
-}
-
 // sums[rows, 4 vectors] = (sums if add) + the blocks of up to two left operands times those of a
-// right one that has both one after the other, in steps that leave the vector units free for other
-// work. Needs UnitScope; rows up to a multiple of 16 are written.
+// right one that has both one after the other. Needs UnitScope; rows up to a multiple of 16 are
+// written.
+//
+// Done in steps of up to 24 tile products, 384 cycles, and a step in pieces of four: vector work
+// between two pieces is hidden by them, as far as it takes one of the two ports of the vector units
+// (the other is the unit's). Between steps it is not, since a core looks ahead by 512 operations.
 template <typename T>
 class Product {
  public:
@@ -278,86 +282,130 @@ class Product {
 
   // Does the next step.
   INLINE void advance() {
-    const int64_t half = step_ >= blocks_, k = step_ - half * blocks_;
-    const bool in_first = k < first_blocks_;
-    const SplitRows& a = in_first ? first_ : second_;
-    const uint16_t* left = a.data + (in_first ? k : k - first_blocks_) * a.block;
-    const T* right = right_ + k * parts_ * 4 * kTileFloats;
-    if (k == 0) begin(half);
-    if (pair_) {
-      multiply_32(left, a, right + 2 * half * kTileFloats);
-    } else {
-      multiply_16(left, a, right);
-    }
-    if (k == blocks_ - 1) store(half);
-    ++step_;
+    for (int i = 0; i < kPieces; ++i) piece(i);
   }
 
+  // The next step as a background (see NoBackground).
+  struct Step {
+    Product& product;
+
+    template <typename... Values>
+    INLINE void advance(int part, int parts, Values&... values) const {
+      // Neither does the compiler move what it computes across the unit's instructions.
+      (keep_in_place(values), ...);
+      for (int i = kPieces * part / parts; i < kPieces * (part + 1) / parts; ++i) product.piece(i);
+    }
+    static INLINE void keep_in_place(Vec<T>& v) { asm volatile("" : "+v"(v)); }
+  };
+
  private:
+  static constexpr int kPieces = 6;
   static constexpr int64_t kLine = 64, kWidth = 4 * kLanes<T>, kRowBytes = kWidth * sizeof(T);
 
-  INLINE void begin(int64_t half) const {
+  template <int I>
+  INLINE void piece() {
+    if constexpr (I == 0) begin_step();
+    if (pair_) {
+      multiply_32<I>();
+    } else {
+      multiply_16<I>();
+    }
+    if constexpr (I == kPieces - 1) end_step();
+  }
+  INLINE void piece(int i) {
+    switch (i) {
+      case 0:
+        return piece<0>();
+      case 1:
+        return piece<1>();
+      case 2:
+        return piece<2>();
+      case 3:
+        return piece<3>();
+      case 4:
+        return piece<4>();
+      case 5:
+        return piece<5>();
+    }
+  }
+  INLINE void begin_step() {
+    half_ = step_ >= blocks_;
+    const int64_t k = step_ - half_ * blocks_;
+    const bool in_first = k < first_blocks_;
+    const SplitRows& a = in_first ? first_ : second_;
+    left_ = a.from_block(in_first ? k : k - first_blocks_);
+    of_block_ = right_ + (k * parts_ * 4 + 2 * half_) * kTileFloats;
+    if (k > 0) return;
     if (!add_) {
       tile_zero<0>();
       tile_zero<1>();
       tile_zero<2>();
       tile_zero<3>();
     } else {
-      unrolled<4>([&](auto i) { tile_load<decltype(i)::value>(sum(half, i), kRowBytes); });
+      unrolled<4>([&](auto i) { tile_load<decltype(i)::value>(sum(i), kRowBytes); });
     }
   }
-  INLINE void store(int64_t half) const {
-    unrolled<4>([&](auto i) { tile_store<decltype(i)::value>(sum(half, i), kRowBytes); });
+  INLINE void end_step() {
+    ++step_;
+    if (step_ != blocks_ && step_ != steps_) return;
+    unrolled<4>([&](auto i) { tile_store<decltype(i)::value>(sum(i), kRowBytes); });
   }
   // Where tile i of the sums lies: side by side for 16 rows, in a square for 32.
-  INLINE T* sum(int64_t half, int64_t i) const {
-    return pair_ ? sums_ + i / 2 * kUnitRows * kWidth + (2 * half + i % 2) * kLanes<T>
+  INLINE T* sum(int64_t i) const {
+    return pair_ ? sums_ + i / 2 * kUnitRows * kWidth + (2 * half_ + i % 2) * kLanes<T>
                  : sums_ + i * kLanes<T>;
   }
 
-  // 16 rows, 4 vectors: the parts of the left operand stay in tiles 4, 5, 6.
-  INLINE void multiply_16(const uint16_t* left, const SplitRows& a, const T* right) const {
-    const int64_t row_bytes = a.row * sizeof(uint16_t);
-    tile_load<4>(left, row_bytes);
-    if (parts_ > 1) tile_load<5>(left + a.part, row_bytes);
-    if (parts_ > 2) tile_load<6>(left + 2 * a.part, row_bytes);
-    for (int j = parts_ - 1; j >= 0; --j) {
-      unrolled<4>([&](auto v) {
-        constexpr int sum = decltype(v)::value;
-        tile_load<7>(right + (j * 4 + sum) * kTileFloats, kLine);
-        if (parts_ - j > 2) tile_multiply<sum, 6, 7>();
-        if (parts_ - j > 1) tile_multiply<sum, 5, 7>();
-        tile_multiply<sum, 4, 7>();
-      });
-    }
+  template <int Tile>
+  INLINE void load_left(int part, int64_t row) const {
+    tile_load<Tile>(left_.from(row).data + part * left_.part, left_.row * sizeof(uint16_t));
+  }
+  template <int Tile>
+  INLINE void load_right(int part, int64_t vector) const {
+    tile_load<Tile>(of_block_ + (part * 4 + vector) * kTileFloats, kLine);
   }
 
-  // 32 rows, 2 vectors: parts of the left operand go through tiles 4 and 5, those of the right one
-  // through 6 and 7, in an order that loads few of them twice.
-  INLINE void multiply_32(const uint16_t* left, const SplitRows& a, const T* right) const {
-    const int64_t row_bytes = a.row * sizeof(uint16_t);
-    const auto load_left = [&](int i) {
-      tile_load<4>(left + i * a.part, row_bytes);
-      tile_load<5>(left + i * a.part + kUnitRows * a.row, row_bytes);
-    };
-    const auto load_right = [&](int j) {
-      tile_load<6>(right + j * 4 * kTileFloats, kLine);
-      tile_load<7>(right + (j * 4 + 1) * kTileFloats, kLine);
-    };
-    const auto multiply = [] {
-      tile_multiply<0, 4, 6>();
-      tile_multiply<1, 4, 7>();
-      tile_multiply<2, 5, 6>();
-      tile_multiply<3, 5, 7>();
-    };
-    load_left(0);
-    if (parts_ > 2) load_right(2), multiply();
-    if (parts_ > 1) load_right(1), multiply();
-    if (parts_ > 2) load_left(1), multiply();
-    load_right(0);
-    if (parts_ == 2) multiply(), load_left(1);
-    multiply();
-    if (parts_ > 2) load_left(2), multiply(), load_left(0), multiply();
+  // 16 rows, 4 vectors: the parts of the left operand stay in tiles 4, 5, 6. Pieces 0 and 1, 2 and
+  // 3, 4 and 5 have a part of the right operand each.
+  template <int I>
+  INLINE void multiply_16() const {
+    constexpr int part = 2 - I / 2;
+    if (part >= parts_) return;
+    if constexpr (I == 0 || I == 2 || I == 4) {
+      if (part == parts_ - 1) {
+        load_left<4>(0, 0);
+        if (parts_ > 1) load_left<5>(1, 0);
+        if (parts_ > 2) load_left<6>(2, 0);
+      }
+    }
+    unrolled<2>([&](auto i) {
+      constexpr int vector = I % 2 * 2 + decltype(i)::value;
+      load_right<7>(part, vector);
+      if (parts_ - part > 2) tile_multiply<vector, 6, 7>();
+      if (parts_ - part > 1) tile_multiply<vector, 5, 7>();
+      tile_multiply<vector, 4, 7>();
+    });
+  }
+
+  // 32 rows, 2 vectors: a product of parts in each piece, in an order that loads few of them twice.
+  // The left operand goes through tiles 4 and 5, the right one through 6 and 7.
+  template <int I>
+  INLINE void multiply_32() const {
+    constexpr int left[] = {0, 0, 1, 1, 2, 0}, right[] = {2, 1, 1, 0, 0, 0};
+    if (left[I] + right[I] >= parts_) return;
+    const bool first = left[I] == 0 && right[I] == parts_ - 1;
+    if (first || I == 2 || (I == 3 && parts_ == 2) || I == 4 || I == 5) {
+      load_left<4>(left[I], 0);
+      load_left<5>(left[I], kUnitRows);
+    }
+    if (first || I == 1 || I == 3) {
+      load_right<6>(right[I], 0);
+      load_right<7>(right[I], 1);
+    }
+    tile_multiply<0, 4, 6>();
+    tile_multiply<1, 4, 7>();
+    tile_multiply<2, 5, 6>();
+    tile_multiply<3, 5, 7>();
   }
 
   SplitRows first_, second_;
@@ -367,6 +415,10 @@ class Product {
   T* sums_;
   bool add_, pair_;
   int64_t steps_, step_ = 0;
+  // Of the step under way:
+  int64_t half_ = 0;  // of the columns, if a pair
+  SplitRows left_{};
+  const T* of_block_ = nullptr;
 };
 
 // While an object lives, all tiles of its thread's unit are 16 rows of 64 bytes.

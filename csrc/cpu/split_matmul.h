@@ -42,45 +42,71 @@ void pack_split(const T* m, const SplitMatrix<T>& shape, T* out) {
   }
 }
 
-// Calls f(row, column, accumulators) for tiles of a[begin:end, K] x b. The unit multiplies for the
-// next 32 rows or panel while f runs. `scratch` has split_size(end - begin, K, parts) elements.
+// Products of `rows` rows with each of `panels` panels, of which product(row, panel, rows, sums)
+// makes one of up to kPairRows rows. Calls f(row, panel, Size<tile rows>, sums, background) for
+// tiles that cover them, with the sums [tile rows][kPanel] of the tile. The unit multiplies for the
+// next rows or panel while f works on up to `Most` rows at a time.
+template <int Most, typename T, typename MakeProduct, typename F>
+INLINE void for_each_product_tile(int64_t rows, int64_t panels, const MakeProduct& product,
+                                  const F& f) {
+  const int64_t row_blocks = ceil_div(rows, kPairRows), items = panels * row_blocks;
+  alignas(64) T sums[2][kPairRows * kPanel<T>];
+  const auto row_of = [&](int64_t item) { return item % row_blocks * kPairRows; };
+  const auto start = [&](int64_t item) {
+    const int64_t row = row_of(item);
+    return product(row, item / row_blocks, min(kPairRows, rows - row), sums[item % 2]);
+  };
+  Product<T> first = start(0);
+  while (first.steps_left()) first.advance();
+  for (int64_t item = 0; item < items; ++item) {
+    const int64_t panel = item / row_blocks, begin = row_of(item);
+    const int64_t end = min(begin + kPairRows, rows);
+    const auto tile = [&](int64_t row, auto size, const auto& background) {
+      f(row, panel, size, sums[item % 2] + (row - begin) * kPanel<T>, background);
+    };
+    int64_t row = begin;
+    if (item + 1 < items) {
+      Product<T> next = start(item + 1);
+      // As many rows a step as use up both at the same time.
+      with_size<Most>(ceil_div(end - begin, next.steps_left()), [&](auto size) {
+        constexpr int R = decltype(size)::value;
+        for (; row + R <= end && next.steps_left(); row += R) {
+          tile(row, size, typename Product<T>::Step{next});
+        }
+      });
+      while (next.steps_left()) next.advance();
+    }
+    for_each_tile(row, end, [&](int64_t r, auto size) { tile(r, size, NoBackground{}); });
+  }
+}
+
+// Calls f(row, column, accumulators, background) for tiles of a[begin:end, K] x b. `scratch` has
+// split_size(end - begin, K, parts) elements.
 template <typename T, typename F>
 INLINE void for_each_split_tile(int64_t begin, int64_t end, const T* a, int64_t a_row,
                                 const SplitMatrix<T>& b, T* scratch, const F& f) {
   if constexpr (kHasMatrixUnit<T>) {
-    const int64_t rows = end - begin, row_blocks = ceil_div(rows, kPairRows), tail = b.tail();
-    const SplitRows left = split_rows(a + begin * a_row, a_row, rows, b.K, b.parts, scratch);
-    alignas(64) T sums[2][kPairRows * kPanel<T>];
-    const auto product = [&](int64_t item) {
-      const int64_t row = item % row_blocks * kPairRows;
-      return Product<T>(left.from(row), split_blocks(b.K), {}, 0, b.blocks(item / row_blocks),
-                        b.parts, min(kPairRows, rows - row), sums[item % 2]);
+    const int64_t tail = b.tail();
+    const SplitRows left = split_rows(a + begin * a_row, a_row, end - begin, b.K, b.parts, scratch);
+    const auto product = [&](int64_t row, int64_t panel, int64_t rows, T* sums) {
+      return Product<T>(left.from(row), split_blocks(b.K), {}, 0, b.blocks(panel), b.parts, rows,
+                        sums);
     };
-    const int64_t items = b.panels() * row_blocks;
-    Product<T> first = product(0);
-    while (first.steps_left()) first.advance();
-    for (int64_t item = 0; item < items; ++item) {
-      const int64_t first_row = begin + item % row_blocks * kPairRows;
-      const int64_t last_row = min(first_row + kPairRows, end);
-      const int64_t panel = item / row_blocks, column = panel * kPanel<T>;
-      Product<T> next = product(min(item + 1, items - 1));
-      const int64_t steps =
-          item + 1 < items ? ceil_div(next.steps_left(), ceil_div(last_row - first_row, kTileRows))
-                           : 0;
+    const auto tile = [&](int64_t row, int64_t panel, auto tile_rows, const T* sums,
+                          const auto& background) {
+      constexpr int R = decltype(tile_rows)::value;
+      const int64_t column = panel * kPanel<T>;
+      row += begin;
       with_size<kTileVectors>(panel_vectors<T>(b.C, column), [&](auto vectors) {
         constexpr int W = decltype(vectors)::value;
-        for_each_tile(first_row, last_row, [&](int64_t row, auto tile_rows) {
-          constexpr int R = decltype(tile_rows)::value;
-          Vec<T> acc[R][W];
-          load_tile<R, W, T>(acc, sums[item % 2] + (row - first_row) * kPanel<T>, kPanel<T>, 0,
-                             kPanel<T>);
-          accumulate<R, W, T>(acc, {a + row * a_row + b.K - tail, a_row}, b.panel(panel), tail,
-                              kPanel<T>);
-          for (int64_t i = 0; i < steps && next.steps_left(); ++i) next.advance();
-          f(row, column, acc);
-        });
+        Vec<T> acc[R][W];
+        load_tile<R, W, T>(acc, sums, kPanel<T>, 0, kPanel<T>);
+        accumulate<R, W, T>(acc, {a + row * a_row + b.K - tail, a_row}, b.panel(panel), tail,
+                            kPanel<T>);
+        f(row, column, acc, background);
       });
-    }
+    };
+    for_each_product_tile<4, T>(end - begin, b.panels(), product, tile);
   }
 }
 
@@ -94,10 +120,11 @@ void multiply_rows_split(int64_t begin, int64_t end, const T* a, int64_t a_row,
   for (; begin < end; begin += kSplitRowsAtOnce) {
     const int64_t stop = min(end, begin + kSplitRowsAtOnce);
     for_each_split_tile(begin, stop, a, a_row, b, scratch,
-                        [&](int64_t row, int64_t column, auto& acc) {
+                        [&](int64_t row, int64_t column, auto& acc, const auto& background) {
                           T* out = y + row * y_row;
                           if (add) add_tile(acc, out, y_row, column, b.C);
                           store_tile(acc, out, y_row, column, b.C);
+                          background.advance(0, 1);
                         });
   }
 }

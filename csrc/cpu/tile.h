@@ -119,6 +119,15 @@ INLINE void store_tile(const Vec<T> (&acc)[R][W], T* m, int64_t stride, int64_t 
 template <int N>
 using Size = std::integral_constant<int, N>;
 
+// Calls f(Size<0>), ..., f(Size<N - 1>).
+template <int N, typename F>
+INLINE void unrolled(const F& f) {
+  if constexpr (N > 0) {
+    unrolled<N - 1>(f);
+    f(Size<N - 1>{});
+  }
+}
+
 // Calls f(Size<n>) for the n in 1..Most that equals `n`.
 template <int Most, typename F>
 INLINE void with_size(int64_t n, const F& f) {
