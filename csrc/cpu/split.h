@@ -90,21 +90,26 @@ SplitRows split_rows(const T* m, int64_t stride, int64_t rows, int64_t K, int pa
 template <typename T>
 void pack_block_transposed(const T* w, int64_t stride, int64_t columns, int64_t left, int parts,
                            uint16_t* out, int64_t part);
-template <typename T>
+template <typename T, typename Background>
 void pack_split_panel(const T* m, int64_t stride, int64_t K, int64_t C, int64_t blocks, int parts,
-                      T* out);
-template <typename T>
+                      T* out, Background& background);
+template <typename T, typename Background>
 SplitRows split_transposed(const T* m, int64_t stride, int64_t terms, int64_t columns, int parts,
-                           T* out);
+                           T* out, Background& background);
 template <typename T>
 class Product;
+template <typename T>
+class PanelProducts;
 
-// What the matrix unit does while the vector units compute a tile: nothing, or a step of a product
-// (Product::Step). A tile calls advance(part, parts, values...) for all its parts in turn; the
-// values are those that it has computed by then and goes on with.
+// What the matrix unit does while the vector units compute something: nothing, a step of a product
+// (Product::Step) or many products (PanelProducts).
 struct NoBackground {
+  // Called by a tile for all its parts in turn; the values are those that it has computed by then
+  // and goes on with.
   template <typename... Values>
   INLINE void advance(int, int, Values&...) const {}
+  // Called by long work at even distances.
+  INLINE void advance() const {}
 };
 
 #if defined(__AMX_BF16__)
@@ -185,10 +190,12 @@ INLINE void pack_block_transposed(const T* w, int64_t stride, int64_t columns, i
 }
 
 // Blocks of a right operand: those of m [K, C], rows `stride` apart, C up to four vectors. Zero
-// beyond K and C.
-template <typename T>
+// beyond K and C. Advances the background split_panel_advances times.
+INLINE int64_t split_panel_advances(int64_t blocks) { return blocks * kUnitRows * 4; }
+
+template <typename T, typename Background>
 INLINE void pack_split_panel(const T* m, int64_t stride, int64_t K, int64_t C, int64_t blocks,
-                             int parts, T* out) {
+                             int parts, T* out, Background& background) {
   uint16_t* tile = reinterpret_cast<uint16_t*>(out);
   for (int64_t k0 = 0; k0 < blocks * kBlockTerms; k0 += kBlockTerms) {
     for (int64_t pair = 0; pair < kUnitRows; ++pair) {
@@ -205,6 +212,7 @@ INLINE void pack_split_panel(const T* m, int64_t stride, int64_t K, int64_t C, i
         for (int p = 0; p < parts; ++p) {
           store_parts(tile + (p * 4 + v) * kTileParts + pair * kBlockTerms, pair_up(of_pair[p]));
         }
+        background.advance();
       }
     }
     tile += parts * 4 * kTileParts;
@@ -212,10 +220,15 @@ INLINE void pack_split_panel(const T* m, int64_t stride, int64_t K, int64_t C, i
 }
 
 // A left operand from its transpose m [terms, columns], rows `stride` apart: the columns as rows,
-// the terms up to a multiple of 32, zero where there is none. Takes transposed_size floats.
-template <typename T>
+// the terms up to a multiple of 32, zero where there is none. Takes transposed_size floats,
+// advances the background transposed_advances times.
+INLINE int64_t transposed_advances(int64_t terms, int64_t columns, int parts) {
+  return ceil_div(terms, kBlockTerms) * ceil_div(columns, kUnitRows) * (kUnitRows + parts);
+}
+
+template <typename T, typename Background>
 INLINE SplitRows split_transposed(const T* m, int64_t stride, int64_t terms, int64_t columns,
-                                  int parts, T* out) {
+                                  int parts, T* out, Background& background) {
   const int64_t tiles = ceil_div(columns, kUnitRows), blocks = ceil_div(terms, kBlockTerms);
   const SplitRows rows = {reinterpret_cast<const uint16_t*>(out), kBlockTerms,
                           blocks * tiles * kTileParts, tiles * kTileParts};
@@ -230,8 +243,12 @@ INLINE SplitRows split_transposed(const T* m, int64_t stride, int64_t terms, int
               k + 1 < terms ? load(m + (k + 1) * stride + c, columns - c) : Vec<T>{}, parts,
               of_pair);
         for (int p = 0; p < parts; ++p) v[p][pair] = pair_up(of_pair[p]);
+        background.advance();
       }
-      for (int p = 0; p < parts; ++p) store_transposed(v[p], tile + p * rows.part);
+      for (int p = 0; p < parts; ++p) {
+        store_transposed(v[p], tile + p * rows.part);
+        background.advance();
+      }
     }
   }
   return rows;
@@ -282,7 +299,31 @@ class Product {
 
   // Does the next step.
   INLINE void advance() {
-    for (int i = 0; i < kPieces; ++i) piece(i);
+    piece<0>();
+    piece<1>();
+    piece<2>();
+    piece<3>();
+    piece<4>();
+    piece<5>();
+  }
+
+  // The pieces of a step, to be done in turn.
+  static constexpr int kPieces = 6;
+  INLINE void piece(int i) {
+    switch (i) {
+      case 0:
+        return piece<0>();
+      case 1:
+        return piece<1>();
+      case 2:
+        return piece<2>();
+      case 3:
+        return piece<3>();
+      case 4:
+        return piece<4>();
+      case 5:
+        return piece<5>();
+    }
   }
 
   // The next step as a background (see NoBackground).
@@ -299,7 +340,6 @@ class Product {
   };
 
  private:
-  static constexpr int kPieces = 6;
   static constexpr int64_t kLine = 64, kWidth = 4 * kLanes<T>, kRowBytes = kWidth * sizeof(T);
 
   template <int I>
@@ -311,22 +351,6 @@ class Product {
       multiply_16<I>();
     }
     if constexpr (I == kPieces - 1) end_step();
-  }
-  INLINE void piece(int i) {
-    switch (i) {
-      case 0:
-        return piece<0>();
-      case 1:
-        return piece<1>();
-      case 2:
-        return piece<2>();
-      case 3:
-        return piece<3>();
-      case 4:
-        return piece<4>();
-      case 5:
-        return piece<5>();
-    }
   }
   INLINE void begin_step() {
     half_ = step_ >= blocks_;
@@ -419,6 +443,60 @@ class Product {
   int64_t half_ = 0;  // of the columns, if a pair
   SplitRows left_{};
   const T* of_block_ = nullptr;
+};
+
+// sums[rows, 4 vectors] = (sums if add) + left x right for any number of rows, as a background of
+// work that calls advance() `advances` times.
+template <typename T>
+class PanelProducts {
+ public:
+  PanelProducts(const SplitRows& left, int64_t blocks, const T* right, int parts, int64_t rows,
+                T* sums, bool add, int64_t advances)
+      : left_(left),
+        blocks_(blocks),
+        right_(right),
+        parts_(parts),
+        rows_(rows),
+        sums_(sums),
+        add_(add),
+        advances_(advances),
+        product_(of_rows(0)) {
+    pieces_ = ceil_div(rows, kPairRows) * product_.steps_left() * Product<T>::kPieces;
+  }
+
+  INLINE void advance() {
+    for (due_ += pieces_; due_ >= advances_; due_ -= advances_) next_piece();
+  }
+  INLINE void finish() {
+    while (row_ < rows_) next_piece();
+  }
+
+ private:
+  INLINE Product<T> of_rows(int64_t row) const {
+    return Product<T>(left_.from(row), blocks_, {}, 0, right_, parts_, min(kPairRows, rows_ - row),
+                      sums_ + row * 4 * kLanes<T>, add_);
+  }
+  INLINE void next_piece() {
+    if (row_ >= rows_) return;
+    product_.piece(piece_);
+    if (++piece_ < Product<T>::kPieces) return;
+    piece_ = 0;
+    if (product_.steps_left()) return;
+    row_ += kPairRows;
+    if (row_ < rows_) product_ = of_rows(row_);
+  }
+
+  SplitRows left_;
+  int64_t blocks_;
+  const T* right_;
+  int parts_;
+  int64_t rows_;
+  T* sums_;
+  bool add_;
+  int64_t advances_;
+  Product<T> product_;
+  int64_t pieces_, due_ = 0, row_ = 0;
+  int piece_ = 0;
 };
 
 // While an object lives, all tiles of its thread's unit are 16 rows of 64 bytes.

@@ -27,6 +27,7 @@ template <typename T>
 void pack_split(const T* m, const SplitMatrix<T>& shape, T* out) {
   if constexpr (kHasMatrixUnit<T>) {
     const int64_t K = shape.K, C = shape.C, tail = shape.tail();
+    const NoBackground background;
     for (int64_t i = 0; i < shape.panels(); ++i, out += shape.panel_size()) {
       const int64_t column = i * kPanel<T>, columns = min(kPanel<T>, C - column);
       for (int64_t k = 0; k < tail; ++k) {
@@ -37,7 +38,7 @@ void pack_split(const T* m, const SplitMatrix<T>& shape, T* out) {
         }
       }
       pack_split_panel(m + column, C, K, columns, split_blocks(K), shape.parts,
-                       out + tail * kPanel<T>);
+                       out + tail * kPanel<T>, background);
     }
   }
 }

@@ -11,6 +11,7 @@
 #include "kernels.h"
 #include "matmul.h"
 #include "split.h"
+#include "tasks.h"
 
 namespace lstm_fast {
 namespace {
@@ -47,14 +48,16 @@ int64_t weight_grad_scratch(const LayerShape& s) {
   const int64_t columns = left_columns(s);
   if (s.parts) {
     const int64_t panels = ceil_div(4 * s.H, kPanel<T>);
-    return kBlock * left_stride<T>(columns) + split_operands_size(s) + panels * split_sums_size(s);
+    return kBlock * left_stride<T>(columns) + 2 * split_operands_size(s) +
+           panels * split_sums_size(s);
   }
   return kBlock * left_stride<T>(columns) + kBlock * kPanel<T> + columns * kPanel<T>;
 }
 
-// Rows [n0, n1) of [x_t | h_{t-1} | 1].
-template <typename T>
-INLINE void gather_inputs(const WeightGrad<T>& p, int64_t n0, int64_t n1, T* out, int64_t stride) {
+// Rows [n0, n1) of [x_t | h_{t-1} | 1]. Advances the background n1 - n0 times.
+template <typename T, typename Background>
+INLINE void gather_inputs(const WeightGrad<T>& p, int64_t n0, int64_t n1, T* out, int64_t stride,
+                          Background& background) {
   const LayerShape& s = p.shape;
   const Steps& steps = s.steps;
   int64_t t = steps.batch_sizes || n0 == 0 ? 0 : n0 / steps.B;
@@ -68,6 +71,7 @@ INLINE void gather_inputs(const WeightGrad<T>& p, int64_t n0, int64_t n1, T* out
     copy_row(p.x + n * s.I, out, s.I);
     copy_row(h, out + s.I, s.P);
     out[s.I + s.P] = T(1);
+    background.advance();
   }
 }
 
@@ -113,30 +117,52 @@ INLINE void write_gate_weight_grad(const WeightGrad<T>& p, int64_t column, const
 }
 
 // The panels [begin, end) with the matrix unit: a block of the left factor serves all of them.
+// While the unit multiplies for one panel, the vector units make the operands of the next.
 template <typename T>
 INLINE void gate_weight_grad_split(const WeightGrad<T>& p, int64_t begin, int64_t end, T* scratch) {
   if constexpr (kHasMatrixUnit<T>) {
     const LayerShape& s = p.shape;
     const int64_t N = s.steps.total(), G = 4 * s.H, M = left_columns(s), stride = left_stride<T>(M);
-    T* rows = scratch;
-    T* left = rows + kBlock * stride;
-    T* right = left + transposed_size(kBlock, M, s.parts);
-    T* sums = right + split_panel_size(kBlock, s.parts);
-    for (int64_t n0 = 0; n0 < N; n0 += kBlock) {
-      const int64_t terms = min(kBlock, N - n0), blocks = ceil_div(terms, kBlockTerms);
-      gather_inputs(p, n0, n0 + terms, rows, stride);
-      const SplitRows a = split_transposed(rows, stride, terms, M, s.parts, left);
-      for (int64_t panel = begin; panel < end; ++panel) {
-        const int64_t column = panel * kPanel<T>;
-        pack_split_panel(p.grad_gates + n0 * G + column, G, terms, G - column, blocks, s.parts,
-                         right);
-        T* of_panel = sums + (panel - begin) * split_sums_size(s);
-        for (int64_t m = 0; m < M; m += kPairRows) {
-          Product<T> product(a.from(m), blocks, {}, 0, right, s.parts, min(kPairRows, M - m),
-                             of_panel + m * kPanel<T>, n0 > 0);
-          while (product.steps_left()) product.advance();
-        }
+    const int64_t panels = end - begin, items = ceil_div(N, kBlock) * panels;
+    Arena<T> arena(scratch);
+    T* rows = arena.take(kBlock * stride);
+    T* left[2];
+    T* right[2];
+    for (int i = 0; i < 2; ++i) {
+      left[i] = arena.take(transposed_size(kBlock, M, s.parts));
+      right[i] = arena.take(split_panel_size(kBlock, s.parts));
+    }
+    T* sums = arena.take(panels * split_sums_size(s));
+    const auto first_row = [&](int64_t item) { return item / panels * kBlock; };
+    const auto terms = [&](int64_t item) { return min(kBlock, N - first_row(item)); };
+    const auto blocks = [&](int64_t item) { return ceil_div(terms(item), kBlockTerms); };
+
+    SplitRows a[2];  // of a block of rows and the next one
+    const auto prepare = [&](int64_t item, auto& background) {
+      const int64_t n0 = first_row(item), which = item / panels % 2;
+      const int64_t column = (begin + item % panels) * kPanel<T>;
+      if (item % panels == 0) {
+        gather_inputs(p, n0, n0 + terms(item), rows, stride, background);
+        a[which] = split_transposed(rows, stride, terms(item), M, s.parts, left[which], background);
       }
+      pack_split_panel(p.grad_gates + n0 * G + column, G, terms(item), G - column, blocks(item),
+                       s.parts, right[item % 2], background);
+    };
+    const auto advances = [&](int64_t item) {
+      const int64_t of_panel = split_panel_advances(blocks(item));
+      if (item % panels > 0) return of_panel;
+      return of_panel + terms(item) + transposed_advances(terms(item), M, s.parts);
+    };
+
+    NoBackground none;
+    if (items) prepare(0, none);
+    for (int64_t item = 0; item < items; ++item) {
+      const bool more = item + 1 < items;
+      PanelProducts<T> products(a[item / panels % 2], blocks(item), right[item % 2], s.parts, M,
+                                sums + item % panels * split_sums_size(s), first_row(item) > 0,
+                                more ? advances(item + 1) : 1);
+      if (more) prepare(item + 1, products);
+      products.finish();
     }
     for (int64_t panel = begin; panel < end; ++panel) {
       write_gate_weight_grad(p, panel * kPanel<T>, sums + (panel - begin) * split_sums_size(s),
@@ -150,8 +176,9 @@ INLINE void gate_weight_grad(const WeightGrad<T>& p, int64_t column, T* scratch)
   const LayerShape& s = p.shape;
   const int64_t G = 4 * s.H, M = left_columns(s);
   T* sums = scratch + kBlock * (left_stride<T>(M) + kPanel<T>);
+  const NoBackground background;
   const auto gather = [&](int64_t n0, int64_t n1, T* out, int64_t stride) {
-    gather_inputs(p, n0, n1, out, stride);
+    gather_inputs(p, n0, n1, out, stride, background);
   };
   sum_of_products<T>(s.steps.total(), M, p.grad_gates, G, column, gather, scratch, sums);
 
