@@ -38,14 +38,24 @@ int64_t row_slices(const StackShape& s, int64_t threads) {
 // 32. Measured on Sapphire Rapids.
 constexpr int64_t kUnitRowsPerSlice[] = {0, 2, 4, 8};  // of 1, 2 and 3 parts
 constexpr int64_t kMinUnitTerms = 64, kMinUnitHidden = 16;
+constexpr int64_t kPairOfRowTiles = 32;
 
 bool unit_pays(const StackShape& s, int64_t slices) {
   return s.parts && s.steps.B >= kUnitRowsPerSlice[s.parts] * slices && s.H >= kMinUnitHidden &&
          s.P + (s.L > 1 ? std::min(s.I, s.D * s.P) : s.I) >= kMinUnitTerms;
 }
 
+// Fewer terms are hidden behind the gates in the forward pass, if no lane of the tiles is idle and
+// so many rows are multiplied in all that packing does not count.
+constexpr int64_t kFewUnitTerms = 32, kFewTermsRows = 1024, kUnitColumns = 16;
+
+bool unit_pays_with_few_terms(const StackShape& s, int64_t slices) {
+  return s.parts && s.steps.B >= kPairOfRowTiles * slices && s.steps.total() >= kFewTermsRows &&
+         s.H % kUnitColumns == 0 && s.P >= kFewUnitTerms;
+}
+
 // Weights in parts that leave the second cache (2 MiB) pay when they serve 32 rows each time.
-constexpr int64_t kPairOfRowTiles = 32, kPartBytes = 2, kCachedSplitBytes = 3 << 19;
+constexpr int64_t kPartBytes = 2, kCachedSplitBytes = 3 << 19;
 
 bool unit_weights_pay(const StackShape& s, int64_t slices) {
   const int64_t bytes = 4 * s.H * (s.P + widest_layer(s).I) * s.parts * kPartBytes;
@@ -192,7 +202,8 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   p.plain = s.steps.T == 1 && (s.steps.B <= kPlainStepRows || s.parts == 0);
   const int64_t slices = row_slices(s, forward_threads(p, threads));
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
-  bool unit = k.has_matrix_unit && !p.plain && unit_pays(s, slices) &&
+  bool unit = k.has_matrix_unit && !p.plain &&
+              (unit_pays(s, slices) || unit_pays_with_few_terms(s, slices)) &&
               unit_weights_pay(s, slices) && ordinary(p.x, s.steps.total() * s.I) &&
               ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
   for (int64_t i = 0; unit && i < s.L * s.D; ++i) {
