@@ -54,12 +54,13 @@ bool unit_pays_with_few_terms(const StackShape& s, int64_t slices) {
          s.H % kUnitColumns == 0 && s.P >= kFewUnitTerms;
 }
 
-// Weights in parts that leave the second cache (2 MiB) pay when they serve 32 rows each time.
+// Weights in parts that leave the second cache (2 MiB) pay when they serve enough rows each time:
+// 32 in forward, 16 in backward, most of which is products over all steps.
 constexpr int64_t kPartBytes = 2, kCachedSplitBytes = 3 << 19;
 
-bool unit_weights_pay(const StackShape& s, int64_t slices) {
+bool unit_weights_pay(const StackShape& s, int64_t slices, int64_t rows) {
   const int64_t bytes = 4 * s.H * (s.P + widest_layer(s).I) * s.parts * kPartBytes;
-  return bytes <= kCachedSplitBytes || s.steps.B >= kPairOfRowTiles * slices;
+  return bytes <= kCachedSplitBytes || s.steps.B >= rows * slices;
 }
 
 template <typename T>
@@ -204,8 +205,8 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
   bool unit = k.has_matrix_unit && !p.plain &&
               (unit_pays(s, slices) || unit_pays_with_few_terms(s, slices)) &&
-              unit_weights_pay(s, slices) && ordinary(p.x, s.steps.total() * s.I) &&
-              ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
+              unit_weights_pay(s, slices, kPairOfRowTiles) &&
+              ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
   for (int64_t i = 0; unit && i < s.L * s.D; ++i) {
     const LayerWeights<T>& w = p.weights[i];
     unit = ordinary(w.weight_ih, 4 * s.H * s.input_size(i / s.D)) &&
@@ -219,7 +220,8 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   const int64_t slices = row_slices(s, threads_for(stack_flops(s) / s.L, threads));
   const bool unit = kernels.of(T()).has_matrix_unit && unit_pays(s, slices) &&
-                    unit_weights_pay(s, slices) && s.steps.total() > kPlainRows;
+                    unit_weights_pay(s, slices, kPairOfRowTiles / 2) &&
+                    s.steps.total() > kPlainRows;
   if (!unit) s.parts = 0;
 }
 
