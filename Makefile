@@ -43,6 +43,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/python -m tests.cuda.architectures
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -27,8 +27,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -82,11 +82,13 @@ KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti"]
 
 @dataclass(frozen=True)
 class Library:
-    """A shared library: its sources beyond csrc/cpu, and the flags that only they need."""
+    """A shared library: its sources beyond csrc/cpu, the flags that only they need, and further
+    ones of single files."""
 
     folder: Path
     flags: Sequence[str]
     libraries: Sequence[str] = ()
+    flags_of: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def find_compiler() -> list[str]:
@@ -265,13 +267,13 @@ def kernels_library(version: str, cuda: Cuda | None) -> Library:
             f"Python.h not found in {python}: install the headers of this Python "
             "(Debian, Ubuntu: apt install python3-dev)"
         )
-    flags = [
+    info = [
         f'-DLSTM_FAST_VERSION="{version}"',
         f'-DLSTM_FAST_TORCH_TARGET="{TORCH_TARGET}"',
         f'-DLSTM_FAST_CUDA_ARCHS="{" ".join(cuda.archs) if cuda else ""}"',
-        *system_includes([pybind11.get_include(), python]),
     ]
-    return Library(CSRC / "python", flags)
+    flags = system_includes([pybind11.get_include(), python])
+    return Library(CSRC / "python", flags, flags_of={"build_info.cpp": info})
 
 
 class NinjaFile:
@@ -381,18 +383,25 @@ def add_common_objects(ninja: NinjaFile) -> list[Path]:
     return [ninja.compile(s) for s in [*sources(CSRC), CSRC / "cuda" / "plan.cpp"]]
 
 
+def cuda_sources() -> list[tuple[Path, list[str], str]]:
+    """What nvcc compiles, with flags and a suffix: kernels.cu once per dtype; the longest first."""
+    kernels = CSRC / "cuda" / "kernels.cu"
+    return [
+        *(
+            (kernels, [f"-DLSTM_FAST_DTYPE={dtype}", f"-DLSTM_FAST_ELEMENT={element}"], f".{dtype}")
+            for dtype, element in CUDA_ELEMENTS.items()
+        ),
+        *((source, [], "") for source in sources(CSRC / "cuda", ".cu") if source != kernels),
+    ]
+
+
 def add_cuda_objects(ninja: NinjaFile, flags: Sequence[str]) -> list[Path]:
-    """csrc/cuda, kernels.cu once per dtype, and the ops over it, which take `flags`."""
-    objects = [ninja.compile(source, flags) for source in sources(CSRC / "ops" / "cuda")]
-    objects.append(ninja.compile(CSRC / "cuda" / "dispatch.cpp"))
-    for source in sources(CSRC / "cuda", ".cu"):
-        if source.name == "kernels.cu":
-            for dtype, element in CUDA_ELEMENTS.items():
-                names = [f"-DLSTM_FAST_DTYPE={dtype}", f"-DLSTM_FAST_ELEMENT={element}"]
-                objects.append(ninja.compile(source, names, f".{dtype}"))
-        else:
-            objects.append(ninja.compile(source))
-    return objects
+    """csrc/cuda, and the ops over it, which take `flags`."""
+    return [
+        *(ninja.compile(*source) for source in cuda_sources()),
+        ninja.compile(CSRC / "cuda" / "dispatch.cpp"),
+        *(ninja.compile(source, flags) for source in sources(CSRC / "ops" / "cuda")),
+    ]
 
 
 class NinjaBuild(build_ext):
@@ -414,7 +423,10 @@ class NinjaBuild(build_ext):
         common = add_common_objects(ninja) + add_cpu_objects(ninja)
         built = {}
         for name, library in libraries.items():
-            objects = [ninja.compile(s, library.flags) for s in sources(library.folder)]
+            objects = [
+                ninja.compile(s, [*library.flags, *library.flags_of.get(s.name, [])])
+                for s in sources(library.folder)
+            ]
             if cuda and name == "lstm_fast._ops":
                 objects += add_cuda_objects(ninja, library.flags)
             built[name] = BUILD / Path(self.get_ext_filename(name)).name

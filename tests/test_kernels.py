@@ -72,7 +72,7 @@ PROBLEMS = [
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=case_name)
 def test_matches_numpy(problem, dtype, isa):
-    expected = problem.reference()
+    expected = problem.reference
     got = run(problem, dtype, isa=isa)
     for e, g in zip(expected, got, strict=True):
         scale = max(1.0, np.abs(e).max())
@@ -151,7 +151,7 @@ def test_products_of_bfloat16_parts(problem, parts, bits, slices):
         (a != b).any()
         for a, b in zip(got, run(problem, np.float32, isa="amx", slices=slices), strict=True)
     ), "the unit was not used"
-    for e, g in zip(problem.reference(), got, strict=True):
+    for e, g in zip(problem.reference, got, strict=True):
         scale = max(1.0, np.abs(e).max()) * 2.0 ** (24 - bits)
         np.testing.assert_allclose(g, e, rtol=0, atol=tolerance(problem, np.float32) * scale)
 

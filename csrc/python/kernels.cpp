@@ -6,6 +6,7 @@
 
 #include "../cpu/stack.h"
 #include "../cuda/plan.h"
+#include "build_info.h"
 #include "direct.h"
 #include "numpy.h"
 #include "stream.h"
@@ -164,15 +165,15 @@ py::dict build_info() {
   built.insert(built.end(), {"avx2", "avx512", "amx"});
 #endif
   py::dict info;
-  info["version"] = LSTM_FAST_VERSION;
+  info["version"] = kVersion;
   info["isas_built"] = built;
   info["isa"] = active_kernels().isa;
   info["compiler"] = __VERSION__;
-  std::istringstream archs(LSTM_FAST_CUDA_ARCHS);
+  std::istringstream archs(kCudaArchs);
   const std::vector<std::string> cuda_archs(std::istream_iterator<std::string>(archs), {});
   info["cuda"] = !cuda_archs.empty();
   info["cuda_archs"] = cuda_archs;
-  info["torch_target"] = LSTM_FAST_TORCH_TARGET;
+  info["torch_target"] = kTorchTarget;
   return info;
 }
 

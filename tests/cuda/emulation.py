@@ -45,7 +45,8 @@ def cuda_home() -> Path:
 
 def compiled(source: Path, flags: Sequence[str]) -> Path:
     """The object file of a source; compiled if what the preprocessor makes of it is new."""
-    command = ["g++", "-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden"]
+    # Lines are all that a sanitizer's message needs.
+    command = ["g++", "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden"]
     command += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     command += ["-DLSTM_FAST_CUDA_EMULATION", *flags]
     command += ["-isystem", str(cuda_home() / "include"), "-x", "c++", str(source)]
@@ -60,14 +61,28 @@ def compiled(source: Path, flags: Sequence[str]) -> Path:
     return out
 
 
-def objects(sanitizer: str, altered: Path | None = None) -> list[Path]:
-    """Kernels and emulation, float32 and float16 with a sanitizer.
+Source = tuple[Path, list[str]]  # and the flags to compile it with
 
-    altered: a tree with another csrc, for the kernels of float32.
+
+def sources(sanitizer: str, planted: Path | None = None) -> list[Source]:
+    """Kernels and emulation, float32 and float16 with a sanitizer; what takes longest comes first.
+
+    planted: a csrc with faults in it, for the kernels of float32 (planted.h).
     """
     flags, of_scheduler = SANITIZERS[sanitizer]
     csrc = ROOT / "csrc"
-    sources = [
+    kernels = []
+    for dtype, element in ELEMENTS.items():
+        names = [f"-DLSTM_FAST_DTYPE={dtype}", f"-DLSTM_FAST_ELEMENT={element}"]
+        # The other two are the same templates, and compiling them with sanitizers takes long.
+        watch = flags if dtype in ("float32", "float16") else []
+        root = csrc
+        if planted and dtype == "float32":
+            root = planted
+            names += ["-O0", "-include", str(ROOT / "tests" / "cuda" / "planted.h")]
+        kernels.append((root / "cuda" / "kernels.cu", [*watch, *names]))
+    return [
+        *kernels,
         (csrc / "arguments.cpp", flags),
         (csrc / "cuda" / "plan.cpp", flags),
         (csrc / "cuda" / "dispatch.cpp", flags),
@@ -76,26 +91,22 @@ def objects(sanitizer: str, altered: Path | None = None) -> list[Path]:
         # Not instrumented: see there.
         (csrc / "cuda" / "emulation" / "scheduler.cpp", of_scheduler),
     ]
-    for dtype, element in ELEMENTS.items():
-        root = altered if altered and dtype == "float32" else ROOT
-        names = [f"-DLSTM_FAST_DTYPE={dtype}", f"-DLSTM_FAST_ELEMENT={element}"]
-        if root != ROOT:
-            names.append("-O0")  # compiled for one short run
-        # The other two are the same templates, and compiling them with sanitizers takes long.
-        watch = flags if dtype in ("float32", "float16") else []
-        sources.append((root / "csrc" / "cuda" / "kernels.cu", [*watch, *names]))
+
+
+def all_compiled(sources: Sequence[Source]) -> list[Path]:
+    """The object files of sources, as many at a time as there are processors."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda item: compiled(*item), sources))
 
 
 def program(
-    folder: Path, sanitizer: str, altered: Path | None = None, name: str = "run_stack"
+    folder: Path, sanitizer: str, planted: Path | None = None, name: str = "run_stack"
 ) -> Path:
     """A program of this folder, linked with the kernels."""
     flags, _ = SANITIZERS[sanitizer]
-    main = compiled(ROOT / "tests" / "cuda" / f"{name}.cpp", flags)
+    main = ROOT / "tests" / "cuda" / f"{name}.cpp", flags
     out = folder / f"{name}_{sanitizer}"
-    linked = [str(o) for o in (main, *objects(sanitizer, altered))]
+    linked = [str(o) for o in all_compiled([main, *sources(sanitizer, planted)])]
     subprocess.run(["g++", *flags, *linked, "-o", str(out)], check=True)
     return out
 
@@ -108,9 +119,9 @@ def ops_library(folder: Path) -> Path:
         "-DTORCH_STABLE_ONLY",
         *("-isystem", str(torch_folder / "include")),
     ]
-    ops = [compiled(path, flags) for path in (ROOT / "csrc" / "ops" / "cuda").glob("*.cpp")]
+    ops = [(path, flags) for path in (ROOT / "csrc" / "ops" / "cuda").glob("*.cpp")]
     out = folder / "ops.so"
-    linked = [str(o) for o in (*ops, *objects("none"))]
+    linked = [str(o) for o in all_compiled([*sources("none"), *ops])]
     libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
     subprocess.run(["g++", "-shared", *linked, *libraries, "-o", str(out)], check=True)
     return out
@@ -136,14 +147,17 @@ def run_program(
     arrays: Sequence[np.ndarray],
     seed: int = 0,
     resident_blocks: int | None = None,
+    fault: int = 0,
 ) -> np.ndarray:
     """The numbers that a program answers these with.
 
     resident_blocks: how many blocks find room on the device at the same time; None for all.
+    fault: the number of the planted fault that is in force; 0 for none.
     """
     environment = {
         **os.environ,
         "LSTM_FAST_EMULATION_SEED": str(seed),
+        "LSTM_FAST_PLANTED_FAULT": str(fault),
         "TSAN_OPTIONS": "halt_on_error=1",
     }
     if resident_blocks is not None:
@@ -168,10 +182,11 @@ def run(
     device: Device = Device(),
     seed: int = 0,
     resident_blocks: int | None = None,
+    fault: int = 0,
 ) -> list[np.ndarray]:
     """The results in the order of `Problem.reference`, then y, h_n, c_n without saving.
 
-    The last two arguments: see `run_program`.
+    The last three arguments: see `run_program`.
     """
     header = [
         list(ELEMENTS).index(dtype),
@@ -183,8 +198,8 @@ def run(
     arrays = [np.array(header), *([problem.batch_sizes] if problem.lengths else []), problem.x]
     arrays += [problem.h0, problem.c0] if problem.states else []
     arrays += [problem.grad_y, problem.grad_h_n, problem.grad_c_n, *problem.params]
-    numbers = run_program(program, arrays, seed, resident_blocks)
-    results = problem.reference()
+    numbers = run_program(program, arrays, seed, resident_blocks, fault)
+    results = problem.reference
     shapes = [array.shape for array in (*results, *results[:3])]
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     assert len(numbers) == ends[-1]

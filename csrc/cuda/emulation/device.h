@@ -177,16 +177,19 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     const auto lane = [&](int row, int word) -> const Lane& {
       return *static_cast<const Lane*>(lanes[row % 8 * 4 + word % 4]);
     };
-    constexpr int per_word = sizeof(uint32_t) / sizeof(T);
+    constexpr int per_word = sizeof(uint32_t) / sizeof(T), K = 8 * per_word;
+    float a[16][K], b[8][K];
+    for (int k = 0; k < K; ++k) {
+      const int word = k / per_word, i = k % per_word;
+      for (int m = 0; m < 16; ++m)
+        a[m][k] = word_element(lane(m, word).a[m / 8 + word / 4 * 2], i, T());
+      for (int n = 0; n < 8; ++n) b[n][k] = word_element(lane(n, word).b[word / 4], i, T());
+    }
     for (int m = 0; m < 16; ++m) {
       for (int n = 0; n < 8; ++n) {
-        float& sum = lane(m, n / 2).d[n % 2 + m / 8 * 2];
-        for (int word = 0; word < 8; ++word) {
-          const uint32_t x = lane(m, word).a[m / 8 + word / 4 * 2];
-          const uint32_t y = lane(n, word).b[word / 4];
-          for (int i = 0; i < per_word; ++i)
-            sum += word_element(x, i, T()) * word_element(y, i, T());
-        }
+        float sum = lane(m, n / 2).d[n % 2 + m / 8 * 2];
+        for (int k = 0; k < K; ++k) sum += a[m][k] * b[n][k];
+        lane(m, n / 2).d[n % 2 + m / 8 * 2] = sum;
       }
     }
   });

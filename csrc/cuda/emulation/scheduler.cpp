@@ -425,7 +425,7 @@ void run(Index size, Index block_size, unsigned together, int64_t shared_bytes,
   released(&g.begin);
   // Blocks that follow each other have other fibers, so that a conflict between them is seen. Fewer
   // where they are many: the thread sanitizer's time grows with them.
-  const size_t sets = together == 1 ? 4 : 2;
+  const size_t sets = together * block_size.x <= 128 ? 4 : 2;
   for (size_t i = 0; i < clusters.size(); ++i) run_cluster(*clusters[i], i % sets);
   acquired(&g.end);
   grid = nullptr;
