@@ -2,21 +2,24 @@
 
 Both take turns on the same device, timed by CUDA events; the figure of each is the median of its
 samples. What is measured is written to the JSON file at once, and a second run measures what is
-missing there, so that a run may be cut off. The table at the end has a line for each kind of work
-and for each regime of our kernels, and the JSON has all cases, with the device, the versions, and
-the limits of the machine: bandwidth, rate of matrix products, latency of the barriers of a block, a
-cluster and a grid, and of the exchanges that the kernels are made of (csrc/cuda/exchange.cuh).
+missing there, so that a run may be cut off. The JSON has all cases, with the device, the versions,
+the outcomes of the tests (tests/cuda/watched.py), and the limits of the machine: bandwidth, rate of
+matrix products, latency of the barriers of a block, a cluster and a grid, and of the exchanges that
+the kernels are made of (csrc/cuda/exchange.cuh). The table, printed and written beside the JSON,
+has these too, and a line for each kind of work and for each regime of our kernels.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import functools
 import json
 import math
 import statistics
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from torch import nn
 import lstm_fast
 from benchmarks import measure
 from benchmarks.cases import Case
+from tests.cuda import watched
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What is measured: a dtype, and whether TF32 may stand for float32, for both alike.
@@ -60,6 +64,7 @@ LARGE = [
     Case(64, 256, 2048, 2048, 1),
 ]
 GROUPS = {"forecasters": FORECASTERS, "large": LARGE}
+PATIENCE = 60  # seconds for a comparison, or for what barriers.cu measures
 
 
 def median_seconds(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]:
@@ -94,21 +99,33 @@ def limits(build: Path) -> dict[str, Any]:
     (copy,) = median_seconds([lambda: target.copy_(source)], 0.3)
     found: dict[str, Any] = {"bandwidth": 2 * source.nbytes / copy, "gemm": {}}
     before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    for name, dtype in DTYPES.items():
-        a, b = torch.randn(2, 4096, 4096, device="cuda").to(dtype)
+    for kind, name in KINDS.items():
+        torch.backends.cuda.matmul.fp32_precision = "ieee" if kind == "exact float32" else "tf32"
+        a, b = torch.randn(2, 4096, 4096, device="cuda").to(DTYPES[name])
         (product,) = median_seconds([functools.partial(torch.mm, a, b)], 0.3)
-        found["gemm"][name] = 2 * 4096**3 / product
+        found["gemm"][kind] = 2 * 4096**3 / product
     torch.backends.cuda.matmul.fp32_precision = before
+    found["barriers"] = barriers(build)
+    return found
+
+
+def barriers(build: Path) -> dict[str, float | None]:
+    """What barriers.cu prints; nothing where it cannot be built or does not end."""
+    import setup  # is in the checkout only
+
     build.mkdir(parents=True, exist_ok=True)
     major, minor = torch.cuda.get_device_capability()
-    program, code = build / "barriers", f"{major}{minor}"
-    source_file = str(Path(__file__).with_name("barriers.cu"))
-    nvcc = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{code}", source_file]
-    subprocess.run([*nvcc, "-o", str(program)], check=True)
-    said = subprocess.run([program], capture_output=True, text=True, check=True).stdout
-    found["barriers"] = json.loads(said)
-    return found
+    cuda = setup.find_cuda([f"{major}{minor}"])
+    program, source = build / "barriers", Path(__file__).with_name("barriers.cu")
+    nvcc = [str(cuda.nvcc), "-std=c++17", "-O3", f"-arch=sm_{major}{minor}", str(source)]
+    try:
+        subprocess.run([*nvcc, "-o", str(program)], check=True)
+        result = subprocess.run([program], stdout=subprocess.PIPE, check=True, timeout=PATIENCE)
+        found: dict[str, float | None] = json.loads(result.stdout)
+        return found
+    except (subprocess.SubprocessError, json.JSONDecodeError) as error:
+        print(f"no latencies of barriers: {error}")
+        return {}
 
 
 def device() -> dict[str, Any]:
@@ -137,13 +154,20 @@ def compare(case: Case, work: str, kind: str, seconds: float, machine: Any) -> d
             kernels = lstm_fast.explain(module, x)
         runs.append(WORKS[work](module, x))
     ours, theirs = median_seconds(runs, seconds)
-    flops = case.flops(training=work == "training")
-    passes = 2 if work == "training" else 1
-    # The larger of the products at the rate of a large one, and a wait for each step; the rate is
-    # that of TF32 for exact products too, which have no tensor cores.
+    training = work == "training"
+    passes = 2 if training else 1
+    # The largest of the products at the rate of a large one, input, output and parameters at the
+    # rate of memory, once each and their gradients too, and a wait for each step.
     regime = kernels.split(", ")[1].split(" (")[0]
-    wait = machine["barriers"][WAITS.get(regime, "grid")] or 0
-    limit = max(flops / machine["gemm"][KINDS[kind]], passes * case.L * case.T * wait * 1e-9)
+    wait = machine["barriers"].get(WAITS.get(regime, "grid")) or 0
+    numbers = x.numel() * (1 + case.H * case.D / case.I) + sum(
+        p.numel() for p in module.parameters()
+    )
+    limit = max(
+        case.flops(training) / machine["gemm"][kind],
+        passes * numbers * x.element_size() / machine["bandwidth"],
+        passes * case.L * case.T * wait * 1e-9,
+    )
     return {
         "us": ours * 1e6,
         "torch_us": theirs * 1e6,
@@ -160,15 +184,34 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def table(results: dict[str, Any]) -> str:
-    """A line for each group, work and kind, and one for each regime and work."""
+    """The device and its limits; a line for each group, work and kind, and for each regime."""
+    machine, of_device = results["machine"], results["device"]
+    versions = ", ".join(f"{name} {of_device[name]}" for name in ("torch", "cuda", "cudnn"))
+    rates = ", ".join(f"{kind} {rate * 1e-12:.0f}" for kind, rate in machine["gemm"].items())
+    waits = ", ".join(
+        f"{name.replace('_', ' ')} {'-' if wait is None else f'{wait * 1e-3:.2f}'}"
+        for name, wait in machine["barriers"].items()
+    )
+    lines = [
+        f"{of_device['name']}; {versions}; lstm_fast {of_device['lstm_fast']['version']}",
+        "",
+        f"- memory: {machine['bandwidth'] * 1e-12:.2f} TB/s",
+        f"- products, TFLOP/s: {rates}",
+        f"- barriers and exchanges, us: {waits or 'not measured'}",
+        f"- tests: {', '.join(f'{n} {what}' for what, n in results['tests']['counts'].items())}",
+        *(f"  - {test}" for test in results["tests"]["wrong"]),
+        "",
+    ]
     parts: dict[tuple[str, str, str], list[Any]] = {}
     regimes: dict[tuple[str, str, str], list[Any]] = {}
     for result in results["cases"].values():
+        if "ratio" not in result:
+            continue
         parts.setdefault((result["group"], result["work"], result["kind"]), []).append(result)
         regimes.setdefault((result["regime"], result["work"], "all"), []).append(result)
     columns = ["shapes or regime", "work", "dtype", "cases", "ratio, geometric mean", "worst"]
     columns += ["us a step, median", "share of the limit, median"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for key, cases in [*parts.items(), *sorted(regimes.items())]:
         ratios = [case["ratio"] for case in cases]
         medians = [
@@ -178,18 +221,22 @@ def table(results: dict[str, Any]) -> str:
         figures = [geometric_mean(ratios), min(ratios), *medians]
         entries = [*key, str(len(cases)), *(f"{figure:.2f}" for figure in figures)]
         lines.append(f"| {' | '.join(entries)} |")
+    failed = [key for key, result in results["cases"].items() if "ratio" not in result]
+    lines += ["", *(f"- {results['cases'][key]['error']}: {key}" for key in failed)]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
-    parser.add_argument("--minutes", type=float, default=5, help="stop after these, to go on later")
+    parser.add_argument(
+        "--seconds-in-all", type=float, default=300, help="then stop, to go on later"
+    )
     parser.add_argument("--seconds", type=float, default=0.6, help="for each comparison")
     options = parser.parse_args()
     if not torch.cuda.is_available() or not lstm_fast.build_info()["cuda"]:
         parser.error("needs a CUDA device, a torch with CUDA, and a build with LSTM_FAST_CUDA=1")
-    end = time.monotonic() + 60 * options.minutes
+    end = time.monotonic() + options.seconds_in_all
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
 
     def write() -> None:
@@ -197,7 +244,10 @@ def main() -> None:
 
     if results.get("device") != device():
         results = {"device": device(), "machine": limits(Path("build") / "gpu"), "cases": {}}
-        write()
+    tested = watched.outcomes()
+    wrong = [f"{outcome}: {test}" for test, outcome in tested.items() if outcome in watched.WRONG]
+    results["tests"] = {"counts": Counter(tested.values()), "wrong": wrong}
+    write()
     wanted = {
         f"{group} {work} {kind} {case}": (group, case, work, kind)
         for group, cases in GROUPS.items()
@@ -211,11 +261,21 @@ def main() -> None:
         if time.monotonic() > end:
             print("Time is up: run again to measure the rest.")
             break
-        found = compare(case, work, kind, options.seconds, results["machine"])
-        results["cases"][key] = {"group": group, "work": work, "kind": kind, **found}
-        print(f"{key}: {found['us']:.1f} us, ratio {found['ratio']:.2f}, {found['kernels']}")
+        # A kernel that waits for ever ends this process, and the next run goes on behind it.
+        results["cases"][key] = {"error": "hung"}
+        write()
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        try:
+            found = compare(case, work, kind, options.seconds, results["machine"])
+            results["cases"][key] = {"group": group, "work": work, "kind": kind, **found}
+            print(f"{key}: {found['us']:.1f} us, ratio {found['ratio']:.2f}, {found['kernels']}")
+        except RuntimeError as error:
+            results["cases"][key] = {"error": str(error)}
+            print(f"{key}: {error}")
+        faulthandler.cancel_dump_traceback_later()
         write()
     print(table(results))
+    options.out.with_suffix(".md").write_text(table(results) + "\n")
 
 
 if __name__ == "__main__":

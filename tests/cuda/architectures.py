@@ -84,7 +84,7 @@ def complaints(found: Sequence[Usage], archs: Sequence[str]) -> list[str]:
 def compiled(cuda: setup.Cuda, source: Path, flags: Sequence[str]) -> str:
     """What the compilers say of a source; compiled if anything below csrc is new."""
     command = [str(cuda.nvcc), *cuda.flags(setup.find_compiler()), "-Xptxas=-v", *flags]
-    text = hashlib.sha256(" ".join(command).encode())
+    text = hashlib.sha256(" ".join(command).encode() + (setup.ROOT / source).read_bytes())
     for path in sorted((setup.ROOT / setup.CSRC).rglob("*.*")):
         if path.parent.name == "cuda" or path.parent.name == "csrc":
             text.update(path.read_bytes())
@@ -163,7 +163,10 @@ def main() -> None:
         print(f"CUDA kernels are not looked at: {error}")
         return
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        logs = pool.map(lambda item: compiled(cuda, item[0], item[1]), setup.cuda_sources())
+        kernels = [(source, flags) for source, flags, _ in setup.cuda_sources()]
+        logs = pool.map(
+            lambda item: compiled(cuda, *item), [*kernels, (Path("benchmarks") / "barriers.cu", [])]
+        )
         found = usages("".join(logs))
     if said := complaints(found, setup.CUDA_ARCHS):
         sys.exit("\n".join(said))

@@ -1,0 +1,129 @@
+"""Runs the tests on a CUDA device, each of them watched and its outcome kept:
+`python -m tests.cuda.watched`, as `make gpu` does.
+
+A kernel that waits for what never comes can only be ended with its process. A test that takes too
+long is therefore written down as hung, and the others go on in a new process. Run again, tests that
+passed are not repeated until what they test, or one of them, changes.
+
+The functions named pytest_... are those of a plugin, for the process that runs the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import hashlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECORD = ROOT / "build" / "gpu" / "tests.txt"  # a line for each event: outcome, test
+TRACEBACK = RECORD.with_name("hung.txt")
+FILES = [f"tests/test_cuda_{name}.py" for name in ("device", "plan")]
+SECONDS = {False: 60, True: 200}  # for a test, and for a slow one
+RAN, WRONG, HUNG = {"passed", "skipped"}, {"failed", "hung"}, "hung"
+
+
+def outcomes() -> dict[str, str]:
+    """The last that was written of each test; one that was running when its process ended hung."""
+    found = {}
+    for line in RECORD.read_text().splitlines()[1:] if RECORD.exists() else []:
+        outcome, _, test = line.partition(" ")
+        found[test] = outcome
+    return found
+
+
+def write(outcome: str, test: str) -> None:
+    with RECORD.open("a") as file:
+        print(outcome, test, file=file, flush=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    known = outcomes()
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in known])
+    items[:] = [item for item in items if item.nodeid not in known]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    write(HUNG, item.nodeid)
+    slow = item.get_closest_marker("slow") is not None
+    with TRACEBACK.open("a") as file:
+        print(item.nodeid, file=file, flush=True)
+        faulthandler.dump_traceback_later(SECONDS[slow], exit=True, file=file)
+        try:
+            return (yield)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.failed:
+        write("failed", report.nodeid)
+    elif report.when == "call" or (report.when == "setup" and report.skipped):
+        write(report.outcome, report.nodeid)
+
+
+def state(files: Sequence[str]) -> str:
+    """Changes with what is tested and with the tests."""
+    text = hashlib.sha256()
+    parts = [*(ROOT / "lstm_fast").glob("*.so"), *(ROOT / "lstm_fast").glob("*.py")]
+    for path in sorted([*parts, *(ROOT / file for file in files)]):
+        text.update(path.read_bytes())
+    return text.hexdigest()
+
+
+def begin(files: Sequence[str]) -> None:
+    """Keep what passed of the same state; the rest is run again."""
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    now = state(files)
+    kept = {}
+    if RECORD.exists() and RECORD.read_text().partition("\n")[0] == now:
+        kept = {test: outcome for test, outcome in outcomes().items() if outcome in RAN}
+    RECORD.write_text("\n".join([now, *(f"{outcome} {test}" for test, outcome in kept.items())]))
+    with RECORD.open("a") as file:
+        print(file=file)
+    TRACEBACK.unlink(missing_ok=True)
+
+
+def run(files: Sequence[str], seconds: float) -> bool:
+    """Run what has not been run. Whether all have, before the time was up."""
+    end = time.monotonic() + seconds
+    command = [sys.executable, "-m", "pytest", "-p", "tests.cuda.watched", "-q", *files]
+    while True:
+        before = outcomes()
+        try:
+            subprocess.run(command, cwd=ROOT, timeout=end - time.monotonic())
+        except subprocess.TimeoutExpired:
+            return False
+        new = {test for test, outcome in outcomes().items() if outcome == HUNG} - set(before)
+        if not new:
+            return True
+        print(f"went on without {' '.join(sorted(new))}: see {TRACEBACK}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.cuda.watched", description=__doc__.partition("\n\n")[0]
+    )
+    parser.add_argument("files", nargs="*", default=FILES)
+    parser.add_argument("--seconds", type=float, default=240, help="stop after these")
+    options = parser.parse_args()
+    begin(options.files)
+    complete = run(options.files, options.seconds)
+    found = outcomes()
+    for test, outcome in found.items():
+        if outcome in WRONG:
+            print(f"{outcome}: {test}")
+    if not complete:
+        print("Time was up before all tests were run; run again.")
+    sys.exit(not complete or any(outcome in WRONG for outcome in found.values()))
+
+
+if __name__ == "__main__":
+    main()
