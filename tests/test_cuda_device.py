@@ -26,6 +26,7 @@ from tests.sample_inputs import (
     HALVES,
     Config,
     assert_close,
+    assert_same_error,
     configs,
     forward_and_gradients,
     in_float64,
@@ -112,6 +113,19 @@ def test_values_and_gradients(name: str, dtype: torch.dtype, precision: str):
     check(replace((CONFIGS | SIZES)[name], dtype=dtype), precision)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("name", [*CONFIGS, *SIZES])
+def test_same_as_torch(name: str, dtype: torch.dtype):
+    """As cuDNN computes it by default; each of the two may err by the bound."""
+    config = replace((CONFIGS | SIZES)[name], dtype=dtype)
+    ours, theirs = config.module(LSTM), config.module()
+    theirs.load_state_dict(ours.state_dict())
+    input, hx = config.input(), config.hx()
+    got, expected = (on_cuda(module, config, input, hx) for module in (ours, theirs))
+    assert_close(got, expected, config, 2 * bound(config, "tf32"))
+    assert [t.dtype for t in got.values()] == [t.dtype for t in expected.values()]
+
+
 @settings(max_examples=60)
 @given(configs())
 def test_any_configuration(config: Config):
@@ -155,6 +169,45 @@ def test_cell():
     theirs.load_state_dict(ours.state_dict())
     x, hx = torch.randn(9, 3).cuda(), (torch.randn(9, 50).cuda(), torch.randn(9, 50).cuda())
     torch.testing.assert_close(ours(x, hx), theirs(x, hx), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["plain", "packed_deep", "projected"])
+def test_opcheck(name: str):
+    def to_cuda(t: Any) -> Any:
+        return t.cuda() if isinstance(t, Tensor) and t.is_floating_point() else t
+
+    args = torch.utils._pytree.tree_map(to_cuda, CONFIGS[name].op_arguments())
+    forward, backward = torch.ops.lstm_fast.lstm.default, torch.ops.lstm_fast.lstm_backward.default
+    output, h_n, c_n, saved = forward(*args, True)
+    for save in (False, True):
+        torch.library.opcheck(forward, (*args, save))
+    grads = [torch.randn_like(t) for t in (output, h_n, c_n)]
+    torch.library.opcheck(backward, (*grads, *args, output, saved, True, True, True))
+
+
+@pytest.mark.parametrize("name", ["plain", "bidirectional"])
+def test_compiled_as_one_graph(name: str):
+    config = CONFIGS[name]
+    module, input, hx = config.module(LSTM), config.input(), config.hx()
+    expected = on_cuda(module, config, input, hx)
+    compiled: Any = torch.compile(module, backend="aot_eager", fullgraph=True)
+    got = on_cuda(compiled, config, input, hx)
+    assert_close(dict(zip(expected, got.values(), strict=True)), expected, config, 0)
+
+
+def test_strided_and_empty_inputs():
+    on_cpu = LSTM(4, 50, batch_first=True)
+    on_device = copy.deepcopy(on_cpu).cuda()
+    for x in (torch.randn(6, 3, 8)[..., ::2], torch.randn(0, 3, 4)):
+        got, expected = on_device(x.cuda())[0], on_cpu(x)[0]
+        got.sum().backward()
+        torch.testing.assert_close(got.cpu(), expected, rtol=4e-3, atol=4e-3)
+
+
+def test_a_state_on_another_device_is_refused():
+    ours, theirs = LSTM(3, 4).cuda(), torch.nn.LSTM(3, 4).cuda()
+    x, hx = torch.randn(5, 2, 3, device="cuda"), (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))
+    assert_same_error(ours, theirs, x, hx)
 
 
 def test_double_backward():
