@@ -1,4 +1,5 @@
-// The arguments of the ops `variant` and `variant_backward`, checked once for every device.
+// The ops `variant` and `variant_backward` but for the kernels of a device: their arguments,
+// checked once for every device, and their results.
 #pragma once
 
 #include "../variant.h"
@@ -263,6 +264,56 @@ struct VariantGrads {
   }
 
   VariantBackwardResult all() const { return {input, h0, c0, reset_h, reset_c, params, norms}; }
+};
+
+// The ops `variant` and `variant_backward` of a device. A Device is made of an input on it, and its
+// forward(problem, input, parts) and backward(problem, input, parts) run its kernels.
+template <typename Device>
+struct VariantOps {
+  static VariantResult forward(const Tensor& input, const OptionalTensor& batch_sizes,
+                               const Tensor& h0, const Tensor& c0,
+                               const std::vector<Tensor>& params, const std::vector<Tensor>& norms,
+                               bool has_biases, bool reverse, int64_t gate_activation,
+                               int64_t cell_activation, const OptionalTensor& reset,
+                               const OptionalTensor& reset_h, const OptionalTensor& reset_c,
+                               const OptionalTensor& drop_h, const OptionalTensor& zone_h,
+                               const OptionalTensor& zone_c, bool save, int64_t parts) {
+    const Device device(input);
+    const VariantArguments a(input, batch_sizes, h0, c0, params, norms, has_biases, reverse,
+                             gate_activation, cell_activation, reset, reset_h, reset_c, drop_h,
+                             zone_h, zone_c);
+    VariantResults results(a, save);
+    if (a.dtype == ScalarType::Double) {
+      device.forward(results.problem<double>(a), a.input, parts);
+    } else {
+      device.forward(results.problem<float>(a), a.input, parts);
+    }
+    return results.all();
+  }
+
+  static VariantBackwardResult backward(
+      const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+      const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells, const Tensor& input,
+      const OptionalTensor& batch_sizes, const Tensor& h0, const Tensor& c0,
+      const std::vector<Tensor>& params, const std::vector<Tensor>& norms, bool has_biases,
+      bool reverse, int64_t gate_activation, int64_t cell_activation, const OptionalTensor& reset,
+      const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& drop_h,
+      const OptionalTensor& zone_h, const OptionalTensor& zone_c, const Tensor& cells,
+      const Tensor& saved, bool need_input, bool need_params, int64_t parts) {
+    const Device device(input);
+    const VariantArguments a(input, batch_sizes, h0, c0, params, norms, has_biases, reverse,
+                             gate_activation, cell_activation, reset, reset_h, reset_c, drop_h,
+                             zone_h, zone_c);
+    const VariantOutputGrads grads(a, grad_output, grad_h_n, grad_c_n, grad_cells);
+    const Tensor all_cells = check_saved(a, cells, saved);
+    VariantGrads results(a, need_input, need_params);
+    if (a.dtype == ScalarType::Double) {
+      device.backward(results.problem<double>(a, grads, all_cells, saved), a.input, parts);
+    } else {
+      device.backward(results.problem<float>(a, grads, all_cells, saved), a.input, parts);
+    }
+    return results.all();
+  }
 };
 
 }  // namespace lstm_fast
