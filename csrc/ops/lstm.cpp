@@ -68,16 +68,6 @@ ForwardResult compute_forward(const Arguments& a, bool save, int64_t parts) {
              : run_forward<float>(a, save, parts_for(a.dtype, parts));
 }
 
-ForwardResult lstm(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                   const OptionalTensor& c0, const std::vector<Tensor>& params, bool has_biases,
-                   int64_t num_layers, bool bidirectional, bool save, int64_t parts) {
-  const Arguments a(prepare, input, batch_sizes, h0, c0, params, has_biases, num_layers,
-                    bidirectional);
-  ForwardResult results = compute_forward(a, save, parts);
-  if (!save) std::get<3>(results) = empty({0}, compute_type(a.dtype), a.input);
-  return results;
-}
-
 template <typename T>
 BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const Tensor& output,
                             const Tensor& saved, const Needs& needs, int parts) {
@@ -120,22 +110,25 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
           results.params};
 }
 
-BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                             const OptionalTensor& grad_c_n, const Tensor& input,
-                             const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                             const OptionalTensor& c0, const std::vector<Tensor>& params,
-                             bool has_biases, int64_t num_layers, bool bidirectional,
-                             const Tensor& output, const Tensor& saved, bool need_input,
-                             bool need_hx, bool need_params, int64_t parts) {
-  const Arguments a(prepare, input, batch_sizes, h0, c0, params, has_biases, num_layers,
-                    bidirectional);
-  const OutputGrads grads =
-      prepare_grads(prepare, a, output, saved, grad_output, grad_h_n, grad_c_n);
-  const Needs needs{need_input, need_hx, need_params};
-  return compute_type(a.dtype) == ScalarType::Double
-             ? run_backward<double>(a, grads, output, saved, needs, 0)
-             : run_backward<float>(a, grads, output, saved, needs, parts_for(a.dtype, parts));
-}
+struct LstmOnCpu {
+  static constexpr Prepare prepare = lstm_fast::prepare;
+  explicit LstmOnCpu(const Tensor&) {}
+
+  ForwardResult forward(const Arguments& a, bool save, int64_t parts) const {
+    ForwardResult results = compute_forward(a, save, parts);
+    if (!save) std::get<3>(results) = empty({0}, compute_type(a.dtype), a.input);
+    return results;
+  }
+
+  BackwardResult backward(const Arguments& a, const OutputGrads& grads, const Tensor& output,
+                          const Tensor& saved, const Needs& needs, int64_t parts) const {
+    return compute_type(a.dtype) == ScalarType::Double
+               ? run_backward<double>(a, grads, output, saved, needs, 0)
+               : run_backward<float>(a, grads, output, saved, needs, parts_for(a.dtype, parts));
+  }
+};
+
+using OpsOnCpu = LstmOps<LstmOnCpu>;
 
 // The tensors of a direct call, released whatever happens. That the others are on the device of
 // the input is checked with their shapes.
@@ -188,7 +181,7 @@ extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_backward
   std::vector<OptionalTensor> t = own(call);
   try {
     if (!t.at(3).value().is_cpu()) return false;
-    const auto [input, h0, c0, params] = lstm_backward(
+    const auto [input, h0, c0, params] = OpsOnCpu::backward(
         t[0], t[1], t[2], *t[3], t[4], t[5], t[6], params_of(t, kDirectBackwardTensors),
         call.has_biases, call.num_layers, call.bidirectional, t[7].value(), t[8].value(),
         call.need_input, call.need_hx, call.need_params, call.parts);
@@ -208,6 +201,6 @@ STABLE_TORCH_LIBRARY(lstm_fast, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lstm_fast, CPU, m) {
-  m.impl("lstm", TORCH_BOX(&lstm_fast::lstm));
-  m.impl("lstm_backward", TORCH_BOX(&lstm_fast::lstm_backward));
+  m.impl("lstm", TORCH_BOX(&lstm_fast::OpsOnCpu::forward));
+  m.impl("lstm_backward", TORCH_BOX(&lstm_fast::OpsOnCpu::backward));
 }

@@ -1,4 +1,5 @@
-// The arguments and results of the ops `lstm` and `lstm_backward`, checked once for every device.
+// The ops `lstm` and `lstm_backward` but for the kernels of a device: their arguments, checked once
+// for every device, and their results.
 #pragma once
 
 #include <stdexcept>
@@ -190,5 +191,36 @@ inline OutputGrads prepare_grads(Prepare prepare, const Arguments& a, const Tens
           prepare_grad(prepare, "grad_h_n", grad_h_n, {3, {s.L * s.D, s.steps.B, s.P}}, output),
           prepare_grad(prepare, "grad_c_n", grad_c_n, {3, {s.L * s.D, s.steps.B, s.H}}, output)};
 }
+
+// The ops `lstm` and `lstm_backward` of a device. A Device is made of an input on it and has a
+// static `prepare`; its forward(arguments, save, parts) and backward(arguments, grads, output,
+// saved, needs, parts) run its kernels.
+template <typename Device>
+struct LstmOps {
+  static ForwardResult forward(const Tensor& input, const OptionalTensor& batch_sizes,
+                               const OptionalTensor& h0, const OptionalTensor& c0,
+                               const std::vector<Tensor>& params, bool has_biases,
+                               int64_t num_layers, bool bidirectional, bool save, int64_t parts) {
+    const Device device(input);
+    const Arguments a(Device::prepare, input, batch_sizes, h0, c0, params, has_biases, num_layers,
+                      bidirectional);
+    return device.forward(a, save, parts);
+  }
+
+  static BackwardResult backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                                 const OptionalTensor& grad_c_n, const Tensor& input,
+                                 const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                                 const OptionalTensor& c0, const std::vector<Tensor>& params,
+                                 bool has_biases, int64_t num_layers, bool bidirectional,
+                                 const Tensor& output, const Tensor& saved, bool need_input,
+                                 bool need_hx, bool need_params, int64_t parts) {
+    const Device device(input);
+    const Arguments a(Device::prepare, input, batch_sizes, h0, c0, params, has_biases, num_layers,
+                      bidirectional);
+    const OutputGrads grads =
+        prepare_grads(Device::prepare, a, output, saved, grad_output, grad_h_n, grad_c_n);
+    return device.backward(a, grads, output, saved, {need_input, need_hx, need_params}, parts);
+  }
+};
 
 }  // namespace lstm_fast

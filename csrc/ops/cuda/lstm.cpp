@@ -21,84 +21,79 @@ Dtype dtype_of(ScalarType type) {
   }
 }
 
-ForwardResult lstm(const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                   const OptionalTensor& c0, const std::vector<Tensor>& params, bool has_biases,
-                   int64_t num_layers, bool bidirectional, bool save, int64_t parts) {
-  const OnDevice on(input);
-  const Arguments a(as_contiguous, input, batch_sizes, h0, c0, params, has_biases, num_layers,
-                    bidirectional);
-  const StackShape& s = a.shape;
-  Tensor y = a.empty_output(s.D * s.P, a.dtype);
-  Tensor h_n = a.empty_state(s.P, a.dtype), c_n = a.empty_state(s.H, a.dtype);
-  Tensor saved = empty({save ? saved_layout(a).size() : 0}, compute_type(a.dtype), a.input);
+class LstmOnDevice {
+ public:
+  static constexpr Prepare prepare = as_contiguous;
+  explicit LstmOnDevice(const Tensor& input) : on_(input), device_(current_device()) {}
 
-  const auto weights = group_params<LayerWeights<void>>(s, has_biases, const_data<void>(a.params));
-  StackForward p{};
-  p.shape = s;
-  p.weights = weights.data();
-  p.x = const_data<void>(a.input);
-  p.h0 = const_data<void>(a.h0);
-  p.c0 = const_data<void>(a.c0);
-  p.y = mutable_data<void>(y);
-  p.h_n = mutable_data<void>(h_n);
-  p.c_n = mutable_data<void>(c_n);
-  p.saved = save ? mutable_data<void>(saved) : nullptr;
-  p.allow_tf32 = parts == 1 || parts == 2;
-  const StackKernels& kernels = stack_kernels(dtype_of(a.dtype));
-  const Device device = current_device();
-  Tensor workspace = empty({kernels.forward_workspace_bytes(p, device)}, ScalarType::Byte, a.input);
-  p.workspace = mutable_data<void>(workspace);
-  kernels.forward(p, device, on.stream);
-  return {y, h_n, c_n, saved};
-}
+  ForwardResult forward(const Arguments& a, bool save, int64_t parts) const {
+    const StackShape& s = a.shape;
+    Tensor y = a.empty_output(s.D * s.P, a.dtype);
+    Tensor h_n = a.empty_state(s.P, a.dtype), c_n = a.empty_state(s.H, a.dtype);
+    Tensor saved = empty({save ? saved_layout(a).size() : 0}, compute_type(a.dtype), a.input);
 
-BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                             const OptionalTensor& grad_c_n, const Tensor& input,
-                             const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                             const OptionalTensor& c0, const std::vector<Tensor>& params,
-                             bool has_biases, int64_t num_layers, bool bidirectional,
-                             const Tensor& output, const Tensor& saved, bool need_input,
-                             bool need_hx, bool need_params, int64_t parts) {
-  const OnDevice on(input);
-  const Arguments a(as_contiguous, input, batch_sizes, h0, c0, params, has_biases, num_layers,
-                    bidirectional);
-  const StackShape& s = a.shape;
-  const OutputGrads grads =
-      prepare_grads(as_contiguous, a, output, saved, grad_output, grad_h_n, grad_c_n);
-  const Needs needs{need_input, need_hx, need_params};
-  ArgumentGrads results(a, needs, a.dtype);
-
-  const auto weights = group_params<LayerWeights<void>>(s, has_biases, const_data<void>(a.params));
-  std::vector<LayerWeightGrads<void>> grad_weights;
-  if (need_params) {
-    grad_weights =
-        group_params<LayerWeightGrads<void>>(s, has_biases, results.param_pointers<void>());
+    const auto weights =
+        group_params<LayerWeights<void>>(s, a.has_biases, const_data<void>(a.params));
+    StackForward p{};
+    p.shape = s;
+    p.weights = weights.data();
+    p.x = const_data<void>(a.input);
+    p.h0 = const_data<void>(a.h0);
+    p.c0 = const_data<void>(a.c0);
+    p.y = mutable_data<void>(y);
+    p.h_n = mutable_data<void>(h_n);
+    p.c_n = mutable_data<void>(c_n);
+    p.saved = save ? mutable_data<void>(saved) : nullptr;
+    p.allow_tf32 = parts == 1 || parts == 2;
+    const StackKernels& kernels = stack_kernels(dtype_of(a.dtype));
+    Tensor workspace =
+        empty({kernels.forward_workspace_bytes(p, device_)}, ScalarType::Byte, a.input);
+    p.workspace = mutable_data<void>(workspace);
+    kernels.forward(p, device_, on_.stream);
+    return {y, h_n, c_n, saved};
   }
-  const Tensor y = as_contiguous(output);
-  StackBackward p{};
-  p.shape = s;
-  p.weights = weights.data();
-  p.x = const_data<void>(a.input);
-  p.h0 = const_data<void>(a.h0);
-  p.c0 = const_data<void>(a.c0);
-  p.y = const_data<void>(y);
-  p.saved = const_data<void>(saved);
-  p.grad_y = const_data<void>(grads.output);
-  p.grad_h_n = const_data<void>(grads.h_n);
-  p.grad_c_n = const_data<void>(grads.c_n);
-  p.grad_x = wanted_data<void>(results.input);
-  p.grad_h0 = wanted_data<void>(results.h0);
-  p.grad_c0 = wanted_data<void>(results.c0);
-  p.grad_weights = need_params ? grad_weights.data() : nullptr;
-  p.allow_tf32 = parts == 1 || parts == 2;
-  const StackKernels& kernels = stack_kernels(dtype_of(a.dtype));
-  const Device device = current_device();
-  Tensor workspace =
-      empty({kernels.backward_workspace_bytes(p, device)}, ScalarType::Byte, a.input);
-  p.workspace = mutable_data<void>(workspace);
-  kernels.backward(p, device, on.stream);
-  return {results.input, results.h0, results.c0, results.params};
-}
+
+  BackwardResult backward(const Arguments& a, const OutputGrads& grads, const Tensor& output,
+                          const Tensor& saved, const Needs& needs, int64_t parts) const {
+    const StackShape& s = a.shape;
+    ArgumentGrads results(a, needs, a.dtype);
+
+    const auto weights =
+        group_params<LayerWeights<void>>(s, a.has_biases, const_data<void>(a.params));
+    std::vector<LayerWeightGrads<void>> grad_weights;
+    if (needs.params) {
+      grad_weights =
+          group_params<LayerWeightGrads<void>>(s, a.has_biases, results.param_pointers<void>());
+    }
+    const Tensor y = as_contiguous(output);
+    StackBackward p{};
+    p.shape = s;
+    p.weights = weights.data();
+    p.x = const_data<void>(a.input);
+    p.h0 = const_data<void>(a.h0);
+    p.c0 = const_data<void>(a.c0);
+    p.y = const_data<void>(y);
+    p.saved = const_data<void>(saved);
+    p.grad_y = const_data<void>(grads.output);
+    p.grad_h_n = const_data<void>(grads.h_n);
+    p.grad_c_n = const_data<void>(grads.c_n);
+    p.grad_x = wanted_data<void>(results.input);
+    p.grad_h0 = wanted_data<void>(results.h0);
+    p.grad_c0 = wanted_data<void>(results.c0);
+    p.grad_weights = needs.params ? grad_weights.data() : nullptr;
+    p.allow_tf32 = parts == 1 || parts == 2;
+    const StackKernels& kernels = stack_kernels(dtype_of(a.dtype));
+    Tensor workspace =
+        empty({kernels.backward_workspace_bytes(p, device_)}, ScalarType::Byte, a.input);
+    p.workspace = mutable_data<void>(workspace);
+    kernels.backward(p, device_, on_.stream);
+    return {results.input, results.h0, results.c0, results.params};
+  }
+
+ private:
+  OnDevice on_;
+  Device device_;
+};
 
 }  // namespace
 }  // namespace lstm_fast::cuda
@@ -116,6 +111,7 @@ STABLE_TORCH_LIBRARY_IMPL(lstm_fast_cuda_emulation, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(lstm_fast, CUDA, m) {
 
 #endif
-  m.impl("lstm", TORCH_BOX(&lstm_fast::cuda::lstm));
-  m.impl("lstm_backward", TORCH_BOX(&lstm_fast::cuda::lstm_backward));
+  using Ops = lstm_fast::LstmOps<lstm_fast::cuda::LstmOnDevice>;
+  m.impl("lstm", TORCH_BOX(&Ops::forward));
+  m.impl("lstm_backward", TORCH_BOX(&Ops::backward));
 }
