@@ -1,7 +1,7 @@
-// Latencies that persistent kernels cannot avoid, as one line of JSON, in nanoseconds: of a barrier
-// of a block, a cluster and the whole grid, and of the exchanges of csrc/cuda/exchange.cuh, in
-// which every block hands 256 bytes to every other one; null where the device has none. Built and
-// run by benchmarks/gpu.py.
+// Latencies that a step cannot avoid, as one line of JSON, in nanoseconds: of a launch that waits
+// for the one before, of a barrier of a block, a cluster and the whole grid, and of the exchanges
+// of csrc/cuda/exchange.cuh, in which every block hands 256 bytes to every other one; null where
+// the device has none. Built and run by benchmarks/gpu.py.
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
@@ -16,6 +16,8 @@ using namespace lstm_fast::cuda;
 constexpr int kThreads = 256, kTimes = 20000, kClusterBlocks = 8;
 
 struct Nothing {};
+
+__global__ void nothing(Nothing) {}
 
 __global__ void block_barrier(Nothing) {
   for (int i = 0; i < kTimes; ++i) __syncthreads();
@@ -75,6 +77,13 @@ double measure_barrier(void (*kernel)(Nothing), Together together, int blocks) {
   });
 }
 
+double measure_launch(int blocks) {
+  return measure([&] {
+    for (int i = 0; i < kTimes; ++i) launch(nothing, blocks, kThreads, 0, nullptr, Nothing{});
+    return true;
+  });
+}
+
 template <typename Way>
 double measure_exchange(int blocks) {
   Exchange exchange{};
@@ -108,6 +117,7 @@ int main() {
   const bool clusters = properties.major >= 9;
   const int all = properties.multiProcessorCount;
   std::printf("{");
+  print("launch", measure_launch(all), ", ");
   print("block", measure_barrier(block_barrier, Together::Alone, 1), ", ");
   print("cluster",
         clusters ? measure_barrier(cluster_barrier, Together::Cluster, kClusterBlocks) : -1, ", ");

@@ -4,9 +4,9 @@ Both take turns on the same device, timed by CUDA events; the figure of each is 
 samples. What is measured is written to the JSON file at once, and a second run measures what is
 missing there, so that a run may be cut off. The JSON has all cases, with the device, the versions,
 the outcomes of the tests (tests/cuda/watched.py), and the limits of the machine: bandwidth, rate of
-matrix products, latency of the barriers of a block, a cluster and a grid, and of the exchanges that
-the kernels are made of (csrc/cuda/exchange.cuh). The table, printed and written beside the JSON,
-has these too, and a line for each kind of work and for each regime of our kernels.
+matrix products, latency of a launch, of the barriers of a block, a cluster and a grid, and of the
+exchanges that the kernels are made of (csrc/cuda/exchange.cuh). The table, printed and written
+beside the JSON, has these too, and a line for each kind of work and for each regime of our kernels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # What is measured: a dtype, and whether TF32 may stand for float32, for both alike.
 KINDS = {"exact float32": "float32"} | {name: name for name in DTYPES}
 # What a step of a regime waits for at least: a name of `limits`' barriers.
-WAITS = {"one-block": "block", "cluster": "cluster_exchange", "grid-resident": "grid_exchange"}
+WAITS = {
+    "stepwise": "launch",
+    "one-block": "block",
+    "cluster": "cluster_exchange",
+    "grid-resident": "grid_exchange",
+}
 WORKS = {"inference": measure.inference, "training": measure.training}
 # What forecasters use: B 1 to 256, T 24 to 336, H 20 to 512, I 1 to 200, L 1 and 2.
 FORECASTERS = [
@@ -159,7 +164,7 @@ def compare(case: Case, work: str, kind: str, seconds: float, machine: Any) -> d
     # The largest of the products at the rate of a large one, input, output and parameters at the
     # rate of memory, once each and their gradients too, and a wait for each step.
     regime = kernels.split(", ")[1].split(" (")[0]
-    wait = machine["barriers"].get(WAITS.get(regime, "grid")) or 0
+    wait = machine["barriers"].get(WAITS[regime]) or 0
     numbers = x.numel() * (1 + case.H * case.D / case.I) + sum(
         p.numel() for p in module.parameters()
     )
@@ -197,7 +202,7 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"- memory: {machine['bandwidth'] * 1e-12:.2f} TB/s",
         f"- products, TFLOP/s: {rates}",
-        f"- barriers and exchanges, us: {waits or 'not measured'}",
+        f"- launch, barriers and exchanges, us: {waits or 'not measured'}",
         f"- tests: {', '.join(f'{n} {what}' for what, n in results['tests']['counts'].items())}",
         *(f"  - {test}" for test in results["tests"]["wrong"]),
         "",

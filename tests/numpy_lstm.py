@@ -70,6 +70,12 @@ class Problem:
             "bidirectional": self.D == 2,
         }
 
+    @property
+    def result_shapes(self):
+        """Of the results of `reference`."""
+        inputs = [self.x, self.grad_h_n, self.grad_c_n, *self.params]
+        return [a.shape for a in (self.grad_y, self.grad_h_n, self.grad_c_n, *inputs)]
+
     @cached_property
     def reference(self):
         """The same in float64 NumPy, sequence by sequence: y, h_n, c_n, and the gradients of x, h0,

@@ -74,6 +74,17 @@ def test_torch_may_be_linked_late(built: Path):
     assert not [name for name in needed if "cuda" in name]
 
 
+@pytest.mark.parametrize(
+    "word", ["atomic[A-Z]", "Synchronize", "cudaMalloc", "cudaFree", r"cudaMemcpy\b"]
+)
+def test_nothing_in_the_kernels_waits_allocates_or_adds_in_any_order(word: str):
+    """So that results are the same in every run and a CUDA graph can capture a call."""
+    folders = [ROOT / "csrc" / "cuda", ROOT / "csrc" / "ops" / "cuda"]
+    paths = [path for folder in folders for path in folder.glob("*.*")]
+    assert len(paths) > 20
+    assert [path.name for path in paths if re.search(word, path.read_text())] == []
+
+
 def said_of(kernel: str, arch: str, stack: int = 0, registers: int = 200) -> str:
     return (
         f"ptxas info    : Compiling entry function '{kernel}' for 'sm_{arch}'\n"

@@ -309,7 +309,7 @@ def test_device_of_the_tensors_is_used():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer")
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
 def test_compute_sanitizer(tool: str):
     code = (
         "import torch; from lstm_fast import LSTM\n"

@@ -49,6 +49,8 @@ DEVICES = {
     "stepwise, small tiles": Device(75, 1000, 0, cluster_blocks=1),
     "stepwise, large tiles": Device(75, 1, 0, cluster_blocks=1),
     "no shared memory": Device(shared_bytes=0),
+    # Chunks of as few steps as have 256 rows.
+    "no cache": Device(multiprocessors=1, l2_bytes=0),
     # Not even 70 units have room in one of its blocks.
     "narrow Ampere": Device(80, 13, 48 << 10, 40 << 20, 1),
 }
@@ -70,6 +72,14 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
         return built[sanitizer]
 
     return get
+
+
+def plan_of(problem: Problem, dtype: str, allow_tf32: bool, device: Device) -> dict[str, Any]:
+    shape = {name: getattr(problem, name) for name in "TBIHPLD"}
+    plan: dict[str, Any] = load_kernels().cuda_plan(
+        dtype, **shape, allow_tf32=allow_tf32, **asdict(device)
+    )
+    return plan
 
 
 @functools.cache
@@ -154,6 +164,23 @@ def test_saving_for_backward_changes_no_bit(programs: Programs):
             np.testing.assert_array_equal(saved, unsaved)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("way", ["stepwise, small tiles", "Hopper", "small Hopper", "Ampere"])
+def test_chunks_change_no_bit(way: str, dtype: str, programs: Programs):
+    """Inference works through long sequences in chunks; the run that keeps all for backward does
+    not."""
+    device = replace(DEVICES[way], l2_bytes=0)
+    lengths = [25] * 3 + [22] * 4 + [21] * 3 + [10] * 2
+    for H, P, L in ((20, 7, 2), (20, None, 2), (130, None, 1)):
+        problem = Problem(T=25, B=12, I=3, H=H, P=P, L=L, D=2, lengths=lengths, bits=8)
+        plan = plan_of(problem, dtype, True, device)
+        assert plan["steps_per_chunk"] == 22
+        assert (plan["forward"]["regime"] == "stepwise") == ("stepwise" in way or bool(P))
+        results = emulation.run(programs("none"), problem, dtype, True, device)
+        for saved, unsaved in zip(results[:3], results[-3:], strict=True):
+            np.testing.assert_array_equal(saved, unsaved)
+
+
 def test_rows_do_not_depend_on_tiles(programs: Programs):
     """Sums have one order, whatever the tile or the rows that a block computes; but for those of
     weights, cut into parts."""
@@ -192,6 +219,8 @@ SANITIZED = [
     ("float32", False, PROBLEMS[10], "stepwise, large tiles"),
     ("float32", False, PROBLEMS[13], "small Hopper"),
     ("float32", True, PROBLEMS[9], "Hopper"),
+    ("float32", False, Problem(T=4, B=90, I=2, H=9), "no cache"),
+    ("float16", False, Problem(T=4, B=90, I=2, H=9), "no cache"),
     ("float32", True, Problem(T=3, B=9, I=5, H=37, D=2), "stepwise, large tiles"),
     ("float16", False, PROBLEMS[8], "Hopper"),
     ("float16", False, PROBLEMS[4], "Turing"),
@@ -219,10 +248,7 @@ def test_sanitizers_find_nothing(
 def test_sanitizers_see_every_regime():
     seen = set()
     for dtype, allow_tf32, problem, device in SANITIZED:
-        shape = {name: getattr(problem, name) for name in "TBIHPLD"}
-        plan = load_kernels().cuda_plan(
-            dtype, **shape, allow_tf32=allow_tf32, **asdict(DEVICES[device])
-        )
+        plan = plan_of(problem, dtype, allow_tf32, DEVICES[device])
         for direction in ("forward", "backward"):
             seen.add((plan[direction]["regime"], direction, plan["tensor_cores"]))
     regimes = ("stepwise", "one-block", "cluster", "grid-resident")

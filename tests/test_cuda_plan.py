@@ -90,6 +90,22 @@ def test_larger_layers_take_a_cluster_or_the_grid():
     assert regime(HOPPER, "float64", H=160) == "stepwise"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "cluster", "grid"),
+    [("float32", (312, 256), (1184, 1024)), ("bfloat16", (512, 512), (2112, 2048))],
+)
+def test_limits_on_hopper(dtype: str, cluster: tuple[int, int], grid: tuple[int, int]):
+    """Those that csrc/README.md names."""
+    for i, direction in enumerate(("forward", "backward")):
+        for H, name in (
+            (cluster[i], "cluster"),
+            (cluster[i] + 1, "grid-resident"),
+            (grid[i], "grid-resident"),
+            (grid[i] + 1, "stepwise"),
+        ):
+            assert plan(HOPPER, dtype, H=H)[direction]["regime"] == name
+
+
 def test_nothing_stays_for_projections_and_single_steps():
     for H in (64, 160, 1024):
         assert regime(HOPPER, "float16", H=H) != "stepwise"
@@ -179,9 +195,16 @@ def test_weight_gradients_are_cut_into_parts_that_fill_the_device():
 
 
 def test_inference_works_through_long_sequences_in_chunks():
-    assert plan(HOPPER, H=64)["steps_per_chunk"] == 96
-    assert plan(HOPPER, H=1024, B=64, T=1024)["steps_per_chunk"] == 32
-    assert plan(HOPPER, H=2048, B=4096, T=10)["steps_per_chunk"] == 1
+    def chunk(**problem: Any) -> int:
+        return plan(HOPPER, **problem)["steps_per_chunk"]
+
+    assert chunk(H=64) == 96
+    # A step's gates are 1 MB; the cache has 50 MB. Half of it for single steps, twice as much where
+    # a launch has all steps of a chunk.
+    assert chunk(H=1024, B=64, T=1024, P=1000) == 25
+    assert chunk(H=1024, B=64, T=1024) == 100
+    assert chunk(H=2048, B=4096, T=10) == 1
+    assert plan(HOPPER | {"l2_bytes": 0}, H=1024, B=64, T=1024)["steps_per_chunk"] == 256 // 64
 
 
 def test_unknown_dtype_is_refused():

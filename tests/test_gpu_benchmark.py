@@ -75,7 +75,7 @@ def test_all_is_kept_and_nothing_repeated(out: Path, monkeypatch: pytest.MonkeyP
     for line in (
         "a device; torch 2.11, cuda 13.0, cudnn 91900; lstm_fast 0.1.0",
         "- memory: 4.10 TB/s",
-        "- barriers and exchanges, us: block 0.02, cluster -",
+        "- launch, barriers and exchanges, us: block 0.02, cluster -",
         "- tests: 1 passed, 1 hung",
         "  - hung: tests/a.py::two",
         # sqrt(2 * 16) = 5.66

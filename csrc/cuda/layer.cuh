@@ -1,5 +1,5 @@
-// All steps of a layer: the buffers of the kernels that run them in one launch, and what a cell
-// reads and writes at a step. Rows of N as in ../lstm.h.
+// All steps of a layer, or a chunk of them: the buffers of the kernels that run them in one launch,
+// and what a cell reads and writes at a step. Rows of N as in ../lstm.h.
 #pragma once
 
 #include "gates.cuh"
@@ -14,15 +14,17 @@ struct LayerForward {
   const T* weight_hh;  // [G, H]
   Wide<T>* gates;      // [N, G], from the input; replaced by the activated gates if saved
   Wide<T>* cells;      // [N, H], or null if not saved
+  Wide<T>* running;    // [B, H], the cells that go on from chunk to chunk, if not saved
   Wide<T>* hidden;     // [N, H], rows hidden_stride apart
   T* rounded_hidden;   // the same, rounded, or null
-  T* h_n;              // [B, H]
+  T* h_n;              // [B, H]; that of the chunk before, if there is one
   T* c_n;              // [B, H]
 };
 
 template <typename T>
 struct LayersForward {
-  Steps steps;  // arrays on the device
+  Steps steps;      // arrays on the device
+  int first, last;  // of the launch are the steps [first, last), counted as they are visited
   int H;
   int64_t hidden_stride;
   LayerForward<T> of[2];

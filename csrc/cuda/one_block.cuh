@@ -124,8 +124,13 @@ __device__ __forceinline__ void block_forward(const LayersForward<T>& layers) {
   for (int j = 0; j < 2; ++j) {
     const int64_t b = b0 + row + j;
     const bool there = b < steps.B && unit < H;
-    c[j] = there && p.c0 ? widen(p.c0[b * H + unit]) : 0.f;
-    h[j] = there && p.h0 ? widen(p.h0[b * H + unit]) : 0.f;
+    if (layers.first) {
+      c[j] = there ? p.running[b * H + unit] : 0.f;
+      h[j] = there ? widen(p.h_n[b * H + unit]) : 0.f;
+    } else {
+      c[j] = there && p.c0 ? widen(p.c0[b * H + unit]) : 0.f;
+      h[j] = there && p.h0 ? widen(p.h0[b * H + unit]) : 0.f;
+    }
     if (unit < H) reinterpret_cast<S*>(words)[(row + j) * kRow + unit] = Store::of(h[j]);
   }
   __syncthreads();
@@ -133,7 +138,7 @@ __device__ __forceinline__ void block_forward(const LayersForward<T>& layers) {
   const auto alive = [&](int64_t t, int j) { return b0 + row + j < steps.rows(t) && unit < H; };
   const auto load = [&](int64_t s) {
     FromInput from{};
-    if (s >= steps.T) return from;
+    if (s >= layers.last) return from;
     const int64_t t = reverse ? steps.T - 1 - s : s;
     for (int j = 0; j < 2; ++j) {
       if (!alive(t, j)) continue;
@@ -142,9 +147,9 @@ __device__ __forceinline__ void block_forward(const LayersForward<T>& layers) {
     return from;
   };
 
-  FromInput next = load(0);
+  FromInput next = load(layers.first);
   int copy = 0;
-  for (int64_t s = 0; s < steps.T; ++s) {
+  for (int64_t s = layers.first; s < layers.last; ++s) {
     const int64_t t = reverse ? steps.T - 1 - s : s;
     // Gates i and f, then g and o, of two rows: sums begin with what comes from the input.
     const Gates<float>(&x)[2] = next.of;
@@ -175,6 +180,7 @@ __device__ __forceinline__ void block_forward(const LayersForward<T>& layers) {
     if (b >= steps.B || unit >= H) continue;
     p.h_n[b * H + unit] = narrow<T>(h[j]);
     p.c_n[b * H + unit] = narrow<T>(c[j]);
+    if (p.running) p.running[b * H + unit] = c[j];
   }
 }
 

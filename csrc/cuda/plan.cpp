@@ -9,13 +9,14 @@ constexpr int64_t kLargeTile = 64;
 // Rows of a part of a weight gradient at least: with fewer, writing and adding up parts would cost
 // more than the products.
 constexpr int64_t kRowsPerPart = 256;
-// Gates of an inference that lie in memory at a time. The L2 cache of the devices meant here has 40
-// to 60 MB, so that steps mostly find their input there.
-constexpr int64_t kGateBytes = 32 << 20;
-// What the choice between Grid and Stepwise rests on, in nanoseconds and bytes; estimates for A100
-// and H100, to be replaced by what `make gpu` measures: a launch that waits for the one before; an
-// exchange by flags in the L2 cache; what a multiprocessor reads of the L2 cache, its share of what
-// all read of memory, and what it reads of its shared memory.
+// Rows of an input product at least: with fewer, the weights would be read too often.
+constexpr int64_t kRowsPerChunk = 256;
+// What the choice between Grid and Stepwise rests on, in nanoseconds and bytes. ESTIMATES for A100
+// and H100, from what is published of them; nothing here has been measured. `make gpu` measures a
+// launch that waits for the one before (`launch` in its JSON) and an exchange by flags in the L2
+// cache
+// (`grid_exchange`): put these here. The others: what a multiprocessor reads of the L2 cache, its
+// share of what all read of memory (`bandwidth`), and what it reads of its shared memory.
 constexpr double kLaunchNs = 3000, kExchangeNs = 1500;
 constexpr double kL2BytesPerNs = 40, kMemoryBytesPerNs = 20, kSharedBytesPerNs = 200;
 // Multiprocessors of a part of the device that a cluster cannot leave, at least.
@@ -208,9 +209,14 @@ int64_t weight_grad_parts(const Device& device, int64_t M, int64_t columns, int6
   return std::max<int64_t>(1, std::min(wanted, N / kRowsPerPart));
 }
 
-int64_t steps_per_chunk(const StackShape& s, int64_t bytes_per_element) {
+int64_t steps_per_chunk(const Device& device, const StackShape& s, int64_t bytes_per_element,
+                        Regime regime) {
   const int64_t step = std::max<int64_t>(1, s.D * s.steps.B * 4 * s.H * bytes_per_element);
-  return std::clamp<int64_t>(kGateBytes / step, 1, s.steps.T);
+  // Single steps mostly find their input in the L2 cache. A launch that loads the weights first is
+  // to have more steps, which read ahead of their use.
+  const int64_t bytes = regime == Regime::Stepwise ? device.l2_bytes / 2 : 2 * device.l2_bytes;
+  const int64_t least = ceil_div(kRowsPerChunk, std::max<int64_t>(1, s.steps.B));
+  return std::clamp<int64_t>(std::max(bytes / step, least), 1, std::max<int64_t>(1, s.steps.T));
 }
 
 }  // namespace lstm_fast::cuda

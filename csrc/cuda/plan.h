@@ -89,7 +89,9 @@ bool large_tiles(const Device& device, int64_t M, int64_t N, int64_t count);
 int64_t weight_grad_parts(const Device& device, int64_t M, int64_t columns, int64_t N,
                           int64_t count);
 
-// Steps whose input is multiplied at once when nothing is kept of it for backward.
-int64_t steps_per_chunk(const StackShape& shape, int64_t bytes_per_element);
+// Steps whose input is multiplied at once, and which a resident regime runs in a launch, when
+// nothing is kept of it for backward.
+int64_t steps_per_chunk(const Device& device, const StackShape& shape, int64_t bytes_per_element,
+                        Regime regime);
 
 }  // namespace lstm_fast::cuda

@@ -91,7 +91,7 @@ class Stack {
     ForwardPlan plan{};
     plan.chunk = s_.steps.T;
     if (!p.saved) {
-      if (how_.regime == Regime::Stepwise) plan.chunk = steps_per_chunk(s_, sizeof(A));
+      plan.chunk = steps_per_chunk(device_, s_, sizeof(A), how_.regime);
       for (int i = 0; i < 2; ++i) {
         // The last layer needs one only where its output is rounded for the caller.
         if (i < (kHalf ? s_.L : s_.L - 1)) plan.between[i] = arena.take<A>(N_ * width_);
@@ -116,7 +116,7 @@ class Stack {
       for (int64_t s0 = 0; s0 < s_.steps.T; s0 += plan.chunk) {
         const int64_t s1 = std::min(s_.steps.T, s0 + plan.chunk);
         input_product(p, plan, l, x, s0, s1);
-        if (forward_at_once(p, plan, l, out, steps)) continue;
+        if (forward_at_once(p, plan, l, out, steps, s0, s1)) continue;
         for (int64_t s = s0; s < s1; ++s) forward_step(p, plan, l, out, s, s0);
       }
       x = Array<T>::ours(out.y);
@@ -215,6 +215,11 @@ class Stack {
   void clear_flags(const Exchanges& exchanges) const {
     if (exchanges.flags)
       clear(exchanges.flags, s_.L * flags_of_layer() * sizeof(unsigned), stream_);
+  }
+  // For another launch of the same layer.
+  void clear_flags(const Exchanges& exchanges, int64_t l) const {
+    if (exchanges.flags)
+      clear(exchanges.flags + l * flags_of_layer(), flags_of_layer() * sizeof(unsigned), stream_);
   }
   Exchange exchange(const Exchanges& exchanges, int64_t l, bool common, int64_t arriving) const {
     return {how_.team, common, static_cast<int>(arriving), exchanges.inboxes,
@@ -402,17 +407,23 @@ class Stack {
   }
 
   LayersForward<T> layers_forward(const StackForward& p, const ForwardPlan& plan, int64_t l,
-                                  const Output<T>& out, const Steps& steps) const {
+                                  const Output<T>& out, const Steps& steps, int64_t s0,
+                                  int64_t s1) const {
     const int64_t B = s_.steps.B, H = s_.H;
-    LayersForward<T> layers{steps, static_cast<int>(H), width_, {}};
+    LayersForward<T> layers{
+        steps, static_cast<int>(s0), static_cast<int>(s1), static_cast<int>(H), width_, {}};
     for (int64_t d = 0; d < s_.D; ++d) {
       const int64_t i = run(l, d);
       LayerForward<T>& q = layers.of[d];
       q.h0 = offset(of<T>(p.h0), i * B * H);
       q.c0 = offset(of<T>(p.c0), i * B * H);
       q.weight_hh = of<T>(p.weights[i].weight_hh);
-      q.gates = gates(p, plan, l, d, 0, 0);
-      if (p.saved) q.cells = of<A>(p.saved) + saved_.cells(l, d);
+      q.gates = gates(p, plan, l, d, 0, first_step(s0, plan.chunk, d));
+      if (p.saved) {
+        q.cells = of<A>(p.saved) + saved_.cells(l, d);
+      } else {
+        q.running = plan.cells + d * B * H;
+      }
       q.hidden = out.y + d * H;
       q.rounded_hidden = offset(out.rounded, d * H);
       q.h_n = of<T>(p.h_n) + i * B * H;
@@ -421,15 +432,17 @@ class Stack {
     return layers;
   }
 
-  // All steps of a layer in one launch, as planned. False if they are to be taken one by one.
+  // The steps [s0, s1) of a layer in one launch, as planned. False if they are to be taken one by
+  // one.
   bool forward_at_once(const StackForward& p, const ForwardPlan& plan, int64_t l,
-                       const Output<T>& out, const Steps& steps) const {
+                       const Output<T>& out, const Steps& steps, int64_t s0, int64_t s1) const {
     if (how_.regime == Regime::Stepwise) return false;
     if (N_ == 0) return true;
-    const LayersForward<T> layers = layers_forward(p, plan, l, out, steps);
+    const LayersForward<T> layers = layers_forward(p, plan, l, out, steps, s0, s1);
     if (how_.team.units) {
+      if (s0) clear_flags(plan.exchanges, l);
       const int64_t arriving = how_.team.memory.inbox_bytes / kTeamRows * how_.team.rows;
-      const TeamsForward<T> teams{layers, exchange(plan.exchanges, l, true, arriving), plan.cells};
+      const TeamsForward<T> teams{layers, exchange(plan.exchanges, l, true, arriving)};
       return with_team([&](auto type, auto units) {
         using Way = typename decltype(type)::type;
         return launch_teams<Way>(team_forward_kernel<T, kUnit, units.value, Way>, teams);

@@ -11,7 +11,8 @@
 // A team takes its groups of rows in turn at each step, so that the exchange of one is under way
 // while another one is computed. The first groups of all teams come first in the batch, then their
 // second ones, so that long sequences of a packed batch are spread evenly. Visit s of a group is
-// the s-th step that has any of its rows, in the order of the direction.
+// the s-th step that has any of its rows, in the order of the direction; of these a launch forward
+// has those of its chunk.
 #pragma once
 
 #include "exchange.cuh"
@@ -24,7 +25,6 @@ template <typename T>
 struct TeamsForward {
   LayersForward<T> layers;
   Exchange exchange;
-  Wide<T>* cells;  // [D][B, H], the running cells where none are saved
 };
 
 template <typename T>
@@ -123,28 +123,52 @@ __device__ __forceinline__ void team_forward(const TeamsForward<T>& teams) {
 
   const int row = Mine::row();
   const bool mine = static_cast<int>(threadIdx.x) < Mine::kThreads && row < team.rows;
-  const auto post = [&](int group, int visit, A h0, A h1) {
+  const auto post = [&](int group, int exchange, A h0, A h1) {
     const int unit = unit0 + Mine::unit();
     if (mine && unit < chunks * L::kAlong)
-      way.post_all(group, visit, pair_at<L>(unit, row), Pair<S>{Store::of(h0), Store::of(h1)});
-    way.posted(group, visit);
+      way.post_all(group, exchange, pair_at<L>(unit, row), Pair<S>{Store::of(h0), Store::of(h1)});
+    way.posted(group, exchange);
   };
   const auto begin = [&](int64_t b, int unit) {
     return p.h0 && mine && b < steps.B && unit < H ? widen(p.h0[b * H + unit]) : A(0);
   };
 
+  // Of the visits of a group, the first in this launch, and how many are; the latter do not grow
+  // from group to group.
+  const auto before_group = [&](int group) {
+    return reverse ? static_cast<int>(steps.T) - groups.length(group) : 0;
+  };
+  const auto first_visit = [&](int group) {
+    const int visit = layers.first - before_group(group);
+    return visit > 0 ? visit : 0;
+  };
+  const auto visits = [&](int group) {
+    const int end = layers.last - before_group(group), length = groups.length(group);
+    return (end < length ? end : length) - first_visit(group);
+  };
+
   for (int group = 0; group < team.groups; ++group) {
-    if (groups.length(group) == 0) break;
+    if (visits(group) <= 0) break;
     const int64_t b = groups.first_row(group) + row;
-    const int unit = unit0 + Mine::unit();
-    post(group, 0, begin(b, unit), begin(b, unit + 1));
+    const int visit = first_visit(group), unit = unit0 + Mine::unit();
+    const int64_t t = reverse ? groups.length(group) - 1 - visit : visit;
+    const bool goes_on = mine && b < steps.carried(t, reverse);
+    A h[2];
+    for (int j = 0; j < 2; ++j) {
+      h[j] = !goes_on || unit + j >= H
+                 ? begin(b, unit + j)
+                 : p.hidden[(steps.offset(Steps::previous(t, reverse)) + b) * layers.hidden_stride +
+                            unit + j];
+    }
+    post(group, 0, h[0], h[1]);
   }
   int copy = 0;
-  for (int visit = 0; visit < groups.length(0); ++visit) {
+  for (int exchange = 0; exchange < visits(0); ++exchange) {
     for (int group = 0; group < team.groups; ++group) {
-      const int length = groups.length(group);
-      if (visit >= length) break;  // groups do not get longer
-      const int64_t t = reverse ? length - 1 - visit : visit;
+      const int count = visits(group);
+      if (exchange >= count) break;
+      const int visit = first_visit(group) + exchange;
+      const int64_t t = reverse ? groups.length(group) - 1 - visit : visit;
       const int64_t b = groups.first_row(group) + row, n = steps.offset(t) + b;
       const bool alive = mine && b < steps.rows(t);
       // On their way while others are awaited.
@@ -159,12 +183,12 @@ __device__ __forceinline__ void team_forward(const TeamsForward<T>& teams) {
         gates[j] = load_gates(p.gates, n, H, unit);
         if (b < steps.carried(t, reverse)) {
           c[j] = p.cells ? p.cells[(steps.offset(Steps::previous(t, reverse)) + b) * H + unit]
-                         : teams.cells[(blockIdx.z * steps.B + b) * H + unit];
+                         : p.running[b * H + unit];
         } else if (p.c0) {
           c[j] = widen(p.c0[b * H + unit]);
         }
       }
-      const S* operand = reinterpret_cast<const S*>(way.await(group, visit));
+      const S* operand = reinterpret_cast<const S*>(way.await(group, exchange));
       // [warp][kWarpRows][kTeamRows]
       A* sums = reinterpret_cast<A*>(shared + team.memory.sums) +
                 copy * team_warps(kUnits) * kWarpRows * kTeamRows;
@@ -194,13 +218,13 @@ __device__ __forceinline__ void team_forward(const TeamsForward<T>& teams) {
         c[j] = next_cell(gates[j], c[j]);
         h[j] = hidden(gates[j], c[j]);
         store_cell(layers, p, n, unit, gates[j], c[j], h[j]);
-        if (!p.cells) teams.cells[(blockIdx.z * steps.B + b) * H + unit] = c[j];
+        if (!p.cells) p.running[b * H + unit] = c[j];
         if (b >= steps.carried(t, !reverse)) {
           p.h_n[b * H + unit] = narrow<T>(h[j]);
           p.c_n[b * H + unit] = narrow<T>(c[j]);
         }
       }
-      if (visit + 1 < length) post(group, visit + 1, h[0], h[1]);
+      if (exchange + 1 < count) post(group, exchange + 1, h[0], h[1]);
     }
   }
   way.leave();

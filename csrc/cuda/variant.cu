@@ -39,7 +39,7 @@ class Layer {
       stack.steps = s_.steps;
       stack.H = s_.H;
       stack.D = 1;
-      plan.chunk = steps_per_chunk(stack, sizeof(T));
+      plan.chunk = steps_per_chunk(device_, stack, sizeof(T), Regime::Stepwise);
       plan.gates = arena.take<T>(plan.chunk * B * G_);
       plan.h_in = arena.take<T>(B * s_.P);
       if (s_.normalised) plan.sums = arena.take<T>(B * G_);

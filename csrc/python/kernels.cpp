@@ -250,7 +250,9 @@ py::dict cuda_plan(const std::string& dtype, int64_t T, int64_t B, int64_t I, in
   plan["large_input_tiles"] = cuda::large_tiles(device, T * B, 4 * H, D);
   plan["large_step_tiles"] = cuda::large_tiles(device, B, 4 * H, D);
   plan["weight_grad_parts"] = cuda::weight_grad_parts(device, 4 * H, I + 1 + s.P, T * B, D);
-  plan["steps_per_chunk"] = cuda::steps_per_chunk(s, element == cuda::Element::Float64 ? 8 : 4);
+  const cuda::Plan forward = cuda::plan_steps(device, s, element, allow_tf32, cuda::Pass::Forward);
+  plan["steps_per_chunk"] =
+      cuda::steps_per_chunk(device, s, element == cuda::Element::Float64 ? 8 : 4, forward.regime);
   return plan;
 }
 

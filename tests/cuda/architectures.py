@@ -82,12 +82,12 @@ def complaints(found: Sequence[Usage], archs: Sequence[str]) -> list[str]:
 
 
 def compiled(cuda: setup.Cuda, source: Path, flags: Sequence[str]) -> str:
-    """What the compilers say of a source; compiled if anything below csrc is new."""
+    """What the compilers say of a source; compiled if that, a header or a flag is new."""
     command = [str(cuda.nvcc), *cuda.flags(setup.find_compiler()), "-Xptxas=-v", *flags]
     text = hashlib.sha256(" ".join(command).encode() + (setup.ROOT / source).read_bytes())
-    for path in sorted((setup.ROOT / setup.CSRC).rglob("*.*")):
-        if path.parent.name == "cuda" or path.parent.name == "csrc":
-            text.update(path.read_bytes())
+    folders = [setup.ROOT / setup.CSRC, setup.ROOT / setup.CSRC / "cuda"]
+    for path in sorted(path for folder in folders for path in folder.glob("*.*h")):
+        text.update(path.read_bytes())
     log = CACHE / f"{source.stem}.{text.hexdigest()[:16]}.log"
     if not log.exists():
         with tempfile.TemporaryDirectory() as folder:

@@ -199,8 +199,7 @@ def run(
     arrays += [problem.h0, problem.c0] if problem.states else []
     arrays += [problem.grad_y, problem.grad_h_n, problem.grad_c_n, *problem.params]
     numbers = run_program(program, arrays, seed, resident_blocks, fault)
-    results = problem.reference
-    shapes = [array.shape for array in (*results, *results[:3])]
+    shapes = [*problem.result_shapes, *problem.result_shapes[:3]]
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     assert len(numbers) == ends[-1]
     return [
