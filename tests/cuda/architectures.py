@@ -2,7 +2,7 @@
 `python -m tests.cuda.architectures`, as `make lint` does. `--table` prints that of csrc/README.md.
 
 Weights that stay in registers must be there: nothing spilled and no local memory in the kernels
-that run all steps of a layer in one launch.
+that run all steps of a layer in one launch. That table must be right, for the nvcc that it names.
 """
 
 from __future__ import annotations
@@ -170,10 +170,15 @@ def main() -> None:
         found = usages("".join(logs))
     if said := complaints(found, setup.CUDA_ARCHS):
         sys.exit("\n".join(said))
+    version = subprocess.run([cuda.nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+\.\d+)", version)
+    readme = (setup.ROOT / setup.CSRC / "README.md").read_text()
     archs = ", ".join(f"sm_{arch}" for arch in setup.CUDA_ARCHS)
     print(f"CUDA kernels: {len(found)} compiled for {archs}; nothing spilled where weights stay")
     if options.table:
         print(table(found))
+    elif release and f"ptxas of CUDA {release[1]} " in readme and table(found) not in readme:
+        sys.exit("csrc/README.md has another table than `--table` prints")
 
 
 if __name__ == "__main__":
