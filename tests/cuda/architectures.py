@@ -81,10 +81,11 @@ def complaints(found: Sequence[Usage], archs: Sequence[str]) -> list[str]:
     return said
 
 
-def compiled(cuda: setup.Cuda, source: Path, flags: Sequence[str]) -> str:
-    """What the compilers say of a source; compiled if that, a header or a flag is new."""
+def compiled(cuda: setup.Cuda, version: str, source: Path, flags: Sequence[str]) -> str:
+    """What the compilers say of a source; compiled if that, a header, a flag or nvcc is new."""
     command = [str(cuda.nvcc), *cuda.flags(setup.find_compiler()), "-Xptxas=-v", *flags]
-    text = hashlib.sha256(" ".join(command).encode() + (setup.ROOT / source).read_bytes())
+    text = hashlib.sha256(" ".join([version, *command]).encode())
+    text.update((setup.ROOT / source).read_bytes())
     folders = [setup.ROOT / setup.CSRC, setup.ROOT / setup.CSRC / "cuda"]
     for path in sorted(path for folder in folders for path in folder.glob("*.*h")):
         text.update(path.read_bytes())
@@ -162,15 +163,14 @@ def main() -> None:
     except PlatformError as error:
         print(f"CUDA kernels are not looked at: {error}")
         return
+    version = subprocess.run([cuda.nvcc, "--version"], capture_output=True, text=True).stdout
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         kernels = [(source, flags) for source, flags, _ in setup.cuda_sources()]
-        logs = pool.map(
-            lambda item: compiled(cuda, *item), [*kernels, (Path("benchmarks") / "barriers.cu", [])]
-        )
+        barriers: list[tuple[Path, list[str]]] = [(Path("benchmarks") / "barriers.cu", [])]
+        logs = pool.map(lambda item: compiled(cuda, version, *item), [*kernels, *barriers])
         found = usages("".join(logs))
     if said := complaints(found, setup.CUDA_ARCHS):
         sys.exit("\n".join(said))
-    version = subprocess.run([cuda.nvcc, "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release (\d+\.\d+)", version)
     readme = (setup.ROOT / setup.CSRC / "README.md").read_text()
     archs = ", ".join(f"sm_{arch}" for arch in setup.CUDA_ARCHS)
