@@ -45,7 +45,7 @@ _CALIBRATION_WINDOWS = 4096
 
 @dataclass(kw_only=True)
 class Forecaster:
-    """Forecasts series `h` steps ahead: the mean of `n_models` networks that differ by seed.
+    """Forecasts series `h` steps ahead: the mean of `n_models` networks.
 
     Each network (`SeasonalLSTM`) adds a learned correction to the mean season of its window;
     windows are logarithms, less their mean, over the usual deviation of their series. Months and
@@ -73,10 +73,10 @@ class Forecaster:
         decoding: ``"direct"`` for all steps at once, ``"recursive"`` for each step from the one
             before it.
         levels: coverage of the intervals, in per cent; without any, training takes half the time.
-        seed: of the first network; the next has `seed + 1`. A seed gives the same forecast again.
-            The random state of the process is left as it was.
+        seed: of initial weights, dropout and the order of windows. A seed gives the same forecast
+            again. The random state of the process is left as it was.
         season_length: rows in a season; 1 for none.
-        n_models: networks to average.
+        n_models: networks to average, trained side by side.
         calibration_size: last rows of `df` that calibrate the intervals; None for `3 * h`; 0 to
             leave them as the networks give them, for losses that give some.
         log: forecast logarithms, which needs `y` above 0.
@@ -329,7 +329,7 @@ class Forecaster:
 
     def _train(
         self, name: str, panel: Panel, scale: NDArray[np.float64], held_out: int, val_size: int
-    ) -> list[SeasonalLSTM]:
+    ) -> SeasonalLSTM:
         """Networks that neither saw the last `held_out` rows nor learned from `val_size` more."""
         W = self.input_size
         windows = panel.windows(W, scale, slice(0, -(held_out + val_size) or None))
@@ -341,6 +341,7 @@ class Forecaster:
 
     def _network(self, n_series: int) -> SeasonalLSTM:
         return DECODINGS[self.decoding](
+            n_models=self.n_models,
             loss=self._loss,
             h=self.h,
             input_size=self.input_size,
