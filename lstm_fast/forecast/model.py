@@ -8,6 +8,7 @@ for each; the LSTMs alone are called one after the other.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -215,8 +216,8 @@ class RecursiveLSTM(SeasonalLSTM):
         return self._decode(encoding[:, :, W - 1 :], base, batch)
 
     def _encode(
-        self, values: Tensor, batch: Batch, first: int, states: list[Any]
-    ) -> tuple[Tensor, list[Any]]:
+        self, values: Tensor, batch: Batch, first: int, states: Sequence[Any]
+    ) -> tuple[Tensor, Sequence[Any]]:
         """[N, B, n] -> [N, B, n, H] and new states: read from step `first` on a value, and what is
         known of the step after it.
         """
