@@ -45,7 +45,10 @@ def cross_validate_statistical(
 
     Raises:
         ImportError: if statsforecast is not installed.
+        ValueError: for another method.
     """
+    if method not in STATISTICAL:
+        raise ValueError(f"method must be one of {', '.join(STATISTICAL)}. Got {method!r}")
     try:
         from statsforecast import StatsForecast, models
     except ImportError as error:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,9 @@ class Forecaster:
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0. Got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not value > 0:
+                raise ValueError(f"{name} must be a number greater than 0. Got {value!r}")
         if self.input_size < self.season_length:
             raise ValueError(
                 f"input_size must be at least season_length, {self.season_length}. "

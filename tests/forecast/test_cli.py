@@ -202,6 +202,7 @@ def test_errors_name_the_line(tmp_path, change, message):
         (("{csv}", *SHORT, "--model", "{csv}"), "is no file of a forecaster"),
         (("{csv}", *SHORT, "--freq", "D"), "frequency D"),
         (("{csv}", *SHORT, "--freq", "often"), "often"),
+        (("{csv}", *SHORT, "--plot", "forecast.doc"), "must end in .png, .svg, .pdf"),
     ],
 )
 def test_failures_have_a_status_and_a_sentence(csv, arguments, message):
@@ -218,6 +219,14 @@ def test_options_of_a_file_give_way_to_those_of_the_command_line(csv, tmp_path):
     assert result.exit_code == 0, result.output
     model = Forecaster.load(tmp_path / "model.pt")
     assert (model.max_steps, model.hidden_size, model.n_models) == (2, 7, 1)
+    for text, message in (
+        ("[]", "must hold an object"),
+        ('{"hidden_size": "7"}', "hidden_size must be a number greater than 0. Got '7'"),
+    ):
+        path.write_text(text)
+        result = invoke("forecast", csv, *SHORT, "--options", path)
+        assert result.exit_code == 1
+        assert message in result.stderr
     path.write_text('{"units": 7}')
     result = invoke("forecast", csv, *SHORT, "--options", path)
     assert result.exit_code == 1
@@ -240,6 +249,21 @@ def test_backtest_prints_a_table_and_draws_the_windows(csv, tmp_path):
     )
     assert f"{scores['MAE'].mean():,.4g}" in result.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_backtest_against_a_method_that_there_is_not(csv):
+    result = invoke("backtest", csv, *SHORT, "--windows", 1, "--against", "Prophet")
+    assert result.exit_code == 1
+    assert "method must be one of AutoETS, AutoARIMA. Got 'Prophet'" in result.stderr
+
+
+def test_trainer_options_of_a_file_reach_the_trainer(csv, tmp_path):
+    path = tmp_path / "options.json"
+    path.write_text('{"trainer_options": {"precision": "bf16-mixed"}}')
+    half = invoke("forecast", csv, *SHORT, "--options", path, "--save", tmp_path / "model.pt")
+    assert half.exit_code == 0, half.output
+    assert Forecaster.load(tmp_path / "model.pt").trainer_options == {"precision": "bf16-mixed"}
+    assert half.stdout != invoke("forecast", csv, *SHORT).stdout
 
 
 def test_tune_then_forecast(csv, tmp_path, monkeypatch):

@@ -196,9 +196,9 @@ def test_predict_before_fit(small):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"h": 0}, "h must be greater than 0. Got 0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be greater than 0. Got nan"),
-        ({"max_steps": -1}, "max_steps must be greater than 0"),
+        ({"h": 0}, "h must be a number greater than 0. Got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number greater than 0. Got nan"),
+        ({"max_steps": -1}, "max_steps must be a number greater than 0"),
         ({"input_size": 11}, "input_size must be at least season_length, 12. Got 11"),
         ({"activation": "sine"}, "activation must be one of relu, .* Got 'sine'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\). Got 1.0"),
@@ -209,7 +209,7 @@ def test_predict_before_fit(small):
         ({"decoding": "both"}, "decoding must be one of direct, recursive. Got 'both'"),
         ({"fill": "mean"}, "fill must be None or one of linear, .* Got 'mean'"),
         ({"id_size": -1}, "id_size must be at least 0. Got -1"),
-        ({"val_check_steps": 0}, "val_check_steps must be greater than 0"),
+        ({"val_check_steps": 0}, "val_check_steps must be a number greater than 0"),
     ],
 )
 def test_bad_options(small, options, message):
