@@ -131,7 +131,7 @@ class Forecaster:
     def __post_init__(self) -> None:
         for name in _POSITIVE:
             value = getattr(self, name)
-            if not isinstance(value, Real) or not value > 0:
+            if not isinstance(value, Real) or not float(value) > 0:
                 raise ValueError(f"{name} must be a number greater than 0. Got {value!r}")
         if self.input_size < self.season_length:
             raise ValueError(
