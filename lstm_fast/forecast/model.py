@@ -68,7 +68,8 @@ class SmoothedSeason(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         weight = self.weight()
-        return values[..., -weight.shape[1] :] @ weight
+        unused = values.shape[-1] - weight.shape[1]
+        return (values[..., unused:] if unused else values) @ weight
 
     def weight(self) -> Tensor:
         """[N, seasons * season_length, h]: all of it is linear in the values."""
@@ -156,12 +157,12 @@ class SeasonalLSTM(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """[N, B, h, P], the outputs for the steps ahead; `batch.target` is not looked at."""
         W = self.input_size
-        effect = self._effect(batch)
-        values = batch.values - effect[..., :W]
+        past, future = self._effect(batch).split([W, self.h], dim=-1)
+        values = batch.values - past
         inputs = [values.detach()[..., None], batch.season[:, :, :W], batch.known[:, :, :W]]
         runs = zip(self.encoders, torch.cat(inputs, dim=-1), strict=True)
         encoding = torch.stack([encoder(x)[1][0][-1] for encoder, x in runs])
-        base = self.base(values) + effect[..., W:]
+        base = self.base(values) + future
         seen = [encoding, batch.known[:, :, W:].flatten(2), *self._identity(batch)]
         return self.head(torch.cat(seen, dim=-1)) + base[..., None] * self.located
 
