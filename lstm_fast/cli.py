@@ -238,11 +238,12 @@ def forecast(
         settings = _guess(reading, horizon, season, options)
         known = settings.frame
         forecaster = Forecaster(**settings.options, checkpoint_dir=checkpoints)
+    futr_df = _future(future, reading, forecaster, known)
+    if model is None:
         with _progress(forecaster, [history]):
             forecaster.fit(known, val_size)
     if save is not None:
         forecaster.save(save, overwrite=overwrite)
-    futr_df = None if future is None else _future(future, reading, forecaster, known)
     forecasts = forecaster.predict(None if model is None else known, futr_df)
     _write(forecasts, out)
     if plot is not None:
@@ -535,6 +536,8 @@ def _check_outputs(overwrite: bool, files: Sequence[Path | None], *pictures: Pat
         if picture is not None and picture.suffix.lower() not in _PICTURES:
             raise ValueError(f"{picture} must end in {', '.join(_PICTURES)}")
     for path in filter(None, (*files, *pictures)):
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists: choose another name, or add --overwrite")
         if not path.parent.is_dir():
@@ -600,10 +603,17 @@ def _tell(guesses: list[str]) -> None:
 
 
 def _future(
-    path: Path, reading: Reading, forecaster: Forecaster, known: pd.DataFrame
-) -> pd.DataFrame:
+    path: Path | None, reading: Reading, forecaster: Forecaster, known: pd.DataFrame
+) -> pd.DataFrame | None:
     from lstm_fast.forecast.reading import read_future
 
+    covariates = list(forecaster.futr_exog_list)
+    if path is None:
+        if covariates:
+            raise ValueError(f"--future must give the future of {covariates}")
+        return None
+    if not covariates:
+        raise ValueError(f"{path} gives the future of covariates: name them with --covariate")
     return read_future(path, reading, forecaster.future_rows(known))
 
 

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from lstm_fast import LSTM
 from lstm_fast.forecast import storage
-from lstm_fast.forecast.frame import check_fill, check_frame, each_series, future_timestamps
+from lstm_fast.forecast.frame import (
+    check_fill,
+    check_frame,
+    check_windows,
+    each_series,
+    future_timestamps,
+)
 from lstm_fast.forecast.intervals import ConformalIntervals, mean_band, mean_center
 from lstm_fast.forecast.losses import Loss, make_loss
 from lstm_fast.forecast.model import ACTIVATIONS, DECODINGS, SeasonalLSTM
@@ -254,10 +260,8 @@ class Forecaster:
 
         The forecaster itself is left as it was. No row after a cutoff is seen in its training.
         """
-        for name, value in (("n_windows", n_windows), ("step_size", step_size)):
-            if value <= 0:
-                raise ValueError(f"{name} must be greater than 0. Got {value}")
         frame, freq = check_frame(df, self.freq, self.fill, self.futr_exog_list)
+        check_windows(frame, self.h, n_windows, step_size)
         from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
         model = dataclasses.replace(self, freq=freq, fill=None)
         windows = []

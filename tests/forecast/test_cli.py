@@ -144,7 +144,7 @@ def test_forecast_with_a_covariate(csv, tmp_path):
     arguments = ("forecast", csv, *SHORT, "--covariate", "price")
     result = invoke(*arguments)
     assert result.exit_code == 1
-    assert "futr_df must give the future of ['price']" in result.stderr
+    assert "--future must give the future of ['price']" in result.stderr
     future = pd.concat([monthly(96, "a")[90:], monthly(86, "bb")[80:]]).assign(price=1.0)
     future.drop(columns="y").to_csv(tmp_path / "future.csv", index=False)
     result = invoke(*arguments, "--future", tmp_path / "future.csv")
@@ -202,6 +202,8 @@ def test_errors_name_the_line(tmp_path, change, message):
         (("{csv}", *SHORT, "--model", "{csv}"), "is no file of a forecaster"),
         (("{csv}", *SHORT, "--freq", "D"), "frequency D"),
         (("{csv}", *SHORT, "--freq", "often"), "often"),
+        (("{csv}", *SHORT, "--out", ".", "--overwrite"), "is a folder"),
+        (("{csv}", *SHORT, "--future", "{csv}"), "name them with --covariate"),
         (("{csv}", *SHORT, "--plot", "forecast.doc"), "must end in .png, .svg, .pdf"),
     ],
 )
@@ -249,6 +251,12 @@ def test_backtest_prints_a_table_and_draws_the_windows(csv, tmp_path):
     )
     assert f"{scores['MAE'].mean():,.4g}" in result.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_more_windows_than_rows(csv):
+    result = invoke("backtest", csv, *SHORT, "--windows", 14)
+    assert result.exit_code == 1
+    assert "series 'bb' is too short: n_windows=14 of h=6 rows, step_size=6" in result.stderr
 
 
 def test_backtest_against_a_method_that_there_is_not(csv):
