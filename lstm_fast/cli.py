@@ -51,14 +51,17 @@ _Season = Annotated[
     int | None, typer.Option(min=1, help="Rows in a season; 1 for none. (default: by frequency)")
 ]
 _Freq = Annotated[
-    str | None, typer.Option(help="Frequency, as pandas names it: MS, W-SUN, D, h, 15min ...")
+    str | None,
+    typer.Option(help="Frequency, as pandas names it: MS, W-SUN, D, h ... (default: guessed)"),
 ]
 _Fill = Annotated[
     str | None, typer.Option(help="Close gaps by linear, previous or zero. (default: refuse them)")
 ]
-_IdCol = Annotated[str | None, typer.Option(help="Column that names the series.")]
-_TimeCol = Annotated[str | None, typer.Option(help="Column of the timestamps.")]
-_TargetCol = Annotated[str | None, typer.Option(help="Column of the values.")]
+_IdCol = Annotated[
+    str | None, typer.Option(help="Column that names the series. (default: guessed)")
+]
+_TimeCol = Annotated[str | None, typer.Option(help="Column of the timestamps. (default: guessed)")]
+_TargetCol = Annotated[str | None, typer.Option(help="Column of the values. (default: guessed)")]
 _Covariates = Annotated[
     list[str] | None,
     typer.Option("--covariate", help="Column whose future is known too; may be repeated."),
@@ -67,8 +70,10 @@ _Options = Annotated[
     Path | None,
     typer.Option("--options", help="Settings of the forecaster: JSON, as `tune` writes it."),
 ]
-_Steps = Annotated[int | None, typer.Option(min=1, help="Training steps of each network.")]
-_Models = Annotated[int | None, typer.Option(min=1, help="Networks to average.")]
+_Steps = Annotated[
+    int | None, typer.Option(min=1, help="Training steps of each network. (default: 200)")
+]
+_Models = Annotated[int | None, typer.Option(min=1, help="Networks to average. (default: 3)")]
 _Loss = Annotated[
     str | None, typer.Option(help="mse, mae, huber, quantile, normal or laplace. (default: mae)")
 ]
@@ -76,7 +81,7 @@ _Levels = Annotated[
     list[float] | None,
     typer.Option("--level", help="Coverage of an interval in per cent. (default: 80 and 95)"),
 ]
-_Seed = Annotated[int, typer.Option(help="Seed of the first network.")]
+_Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 _Threads = Annotated[
     int,
     typer.Option(

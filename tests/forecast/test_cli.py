@@ -334,6 +334,18 @@ def test_each_command_has_help(command):
     assert result.stdout.count("\n") > 5
 
 
+def test_help_states_the_defaults_of_the_forecaster():
+    stated = " ".join(invoke("forecast", "--help").stdout.replace("│", " ").split())
+    default = Forecaster()
+    for words in (
+        f"each network. (default: {default.max_steps})",
+        f"average. (default: {default.n_models})",
+        f"laplace. (default: {default.loss})",
+        f"per cent. (default: {default.levels[0]} and {default.levels[1]})",
+    ):
+        assert words in stated
+
+
 def test_help_needs_no_heavy_import():
     code = (
         "import sys; from typer.testing import CliRunner; from lstm_fast.cli import app;"
