@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ try:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
+    from rich.text import Text
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"lstm-fast needs {error.name}: pip install --no-build-isolation '.[forecast]'"
@@ -22,11 +24,12 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lstm_fast.forecast.demo import Result
+    from lstm_fast.forecast import Forecaster
     from lstm_fast.forecast.guess import Settings
     from lstm_fast.forecast.reading import Reading
 
 HISTORY_MONTHS = 72
+_PICTURES = (".png", ".svg", ".pdf")
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 app = typer.Typer(
@@ -34,6 +37,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+# Results go to the standard output; this is for what is said beside them.
+_console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 _File = Annotated[
     Path,
@@ -46,14 +51,17 @@ _Season = Annotated[
     int | None, typer.Option(min=1, help="Rows in a season; 1 for none. (default: by frequency)")
 ]
 _Freq = Annotated[
-    str | None, typer.Option(help="Frequency, as pandas names it: MS, W-SUN, D, h, 15min ...")
+    str | None,
+    typer.Option(help="Frequency, as pandas names it: MS, W-SUN, D, h ... (default: guessed)"),
 ]
 _Fill = Annotated[
     str | None, typer.Option(help="Close gaps by linear, previous or zero. (default: refuse them)")
 ]
-_IdCol = Annotated[str | None, typer.Option(help="Column that names the series.")]
-_TimeCol = Annotated[str | None, typer.Option(help="Column of the timestamps.")]
-_TargetCol = Annotated[str | None, typer.Option(help="Column of the values.")]
+_IdCol = Annotated[
+    str | None, typer.Option(help="Column that names the series. (default: guessed)")
+]
+_TimeCol = Annotated[str | None, typer.Option(help="Column of the timestamps. (default: guessed)")]
+_TargetCol = Annotated[str | None, typer.Option(help="Column of the values. (default: guessed)")]
 _Covariates = Annotated[
     list[str] | None,
     typer.Option("--covariate", help="Column whose future is known too; may be repeated."),
@@ -62,16 +70,18 @@ _Options = Annotated[
     Path | None,
     typer.Option("--options", help="Settings of the forecaster: JSON, as `tune` writes it."),
 ]
-_Steps = Annotated[int | None, typer.Option(min=1, help="Training steps of each network.")]
-_Models = Annotated[int | None, typer.Option(min=1, help="Networks to average.")]
+_Steps = Annotated[
+    int | None, typer.Option(min=1, help="Training steps of each network. (default: 200)")
+]
+_Models = Annotated[int | None, typer.Option(min=1, help="Networks to average. (default: 3)")]
 _Loss = Annotated[
-    str | None, typer.Option(help="mse, mae, huber, quantile, normal or laplace. (default: mse)")
+    str | None, typer.Option(help="mse, mae, huber, quantile, normal or laplace. (default: mae)")
 ]
 _Levels = Annotated[
     list[float] | None,
     typer.Option("--level", help="Coverage of an interval in per cent. (default: 80 and 95)"),
 ]
-_Seed = Annotated[int, typer.Option(help="Seed of the first network.")]
+_Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 _Threads = Annotated[
     int,
     typer.Option(
@@ -88,7 +98,22 @@ def commands() -> None:
     """Forecasting with fused LSTM layers."""
 
 
+def _explained(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors of the user's input end with one line and status 1; others are shown in full."""
+
+    @functools.wraps(command)
+    def explained(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, OSError, ImportError) as error:
+            _console.print(Text.assemble(("error:", "red"), f" {error}"))
+            raise typer.Exit(1) from error
+
+    return explained
+
+
 @app.command()
+@_explained
 def demo(
     vintage: Annotated[int, typer.Option(help="Vintage of the series, 2019 or 2022.")] = 2019,
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("demo_output"),
@@ -114,15 +139,28 @@ def demo(
     if out.exists() and not out.is_dir():
         raise typer.BadParameter(f"{out} is not a folder", param_hint="--out")
     torch.set_num_threads(threads)
-    console = Console()
     sales = load_beer_wine_sales(vintage)
     layers = {"lstm_fast.LSTM": LSTM, "torch.nn.LSTM": torch.nn.LSTM}
-    with console.status("training both layers, each twice ..."):
+    with _console.status("training both layers, each twice ..."):
         results = run_demo(sales, layers, _options(None, max_steps=steps, seed=seed))
     test = sales.iloc[-H:]
     span = f"{test['ds'].iloc[0]:%Y-%m} to {test['ds'].iloc[-1]:%Y-%m}"
-    console.print(_table(results, f"Beer, wine and spirits sales, vintage {vintage}, {span}"))
-    console.print(
+    title = f"Beer, wine and spirits sales, vintage {vintage}, {span}"
+    rows = [
+        (
+            name,
+            f"{result.accuracy['MAE']:.0f}",
+            f"{result.accuracy['RMSE']:.0f}",
+            f"{result.accuracy['sMAPE']:.2f} %",
+            f"{result.accuracy['MASE']:.2f}",
+            "-" if result.train_s is None else f"{result.train_s:.1f} s",
+            f"{1000 * result.predict_s:.1f} ms",
+        )
+        for name, result in results.items()
+    ]
+    columns = ("forecast", "MAE", "RMSE", "sMAPE", "MASE", "training", "prediction")
+    _print_table(title, columns, rows)
+    print(
         f"MAE and RMSE in millions of US dollars. Median times, torch threads: {threads}. "
         "Training: the networks that forecast and those that calibrate the intervals."
     )
@@ -134,10 +172,11 @@ def demo(
         ylabel="millions of US dollars a month",
     )
     picture = save_figure(figure, out / f"beer_wine_{vintage}.png", overwrite=overwrite)
-    console.print(f"Picture: {picture}", soft_wrap=True)
+    print(f"Picture: {picture}")
 
 
 @app.command()
+@_explained
 def forecast(
     file: _File,
     horizon: _Horizon,
@@ -182,58 +221,57 @@ def forecast(
 
     Example: lstm-fast forecast sales.csv --horizon 12 --plot sales.png --out forecast.csv
     """
-    console = Console(stderr=True)
-    with _explained(console):
-        _refuse_existing(overwrite, out, plot, plot_training, save)
-        import torch
+    _check_outputs(overwrite, [out, save], plot, plot_training)
+    import torch
 
-        from lstm_fast.forecast import Forecaster, History
+    from lstm_fast.forecast import Forecaster, History
 
-        torch.set_num_threads(threads)
-        reading = _read(console, file, id_col, time_col, target_col, covariates)
-        history = History()
-        if model is not None:
-            forecaster = Forecaster.load(model)
-            forecaster.fill = fill
-            known = reading.frame
-        else:
-            options = _options(
-                options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
-                levels=levels, max_steps=steps, n_models=models, seed=seed,
-            )  # fmt: skip
-            settings = _guess(console, reading, horizon, season, options)
-            known = settings.frame
-            forecaster = Forecaster(**settings.options, checkpoint_dir=checkpoints)
-            with _progress(console, forecaster, [history]):
-                forecaster.fit(known, val_size)
-        forecaster.trainer_options = {}
-        if save is not None:
-            forecaster.save(save, overwrite=overwrite)
-        futr_df = None if future is None else _future(future, reading, forecaster, known)
-        forecasts = forecaster.predict(None if model is None else known, futr_df)
-        if len(forecasts) != horizon * forecasts["unique_id"].nunique():
+    torch.set_num_threads(threads)
+    reading = _read(file, id_col, time_col, target_col, covariates)
+    history = History()
+    if model is not None:
+        forecaster = Forecaster.load(model)
+        if forecaster.h != horizon:
             raise ValueError(f"the saved forecaster forecasts {forecaster.h} rows, not {horizon}")
-        _write(console, forecasts, out)
-        if plot is not None:
-            from lstm_fast.forecast.plot import plot_forecasts
+        forecaster.fill = fill
+        known = reading.frame
+    else:
+        options = _options(
+            options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
+            levels=levels, max_steps=steps, n_models=models, seed=seed,
+        )  # fmt: skip
+        settings = _guess(reading, horizon, season, options)
+        known = settings.frame
+        forecaster = Forecaster(**settings.options, checkpoint_dir=checkpoints)
+    futr_df = _future(future, reading, forecaster, known)
+    if model is None:
+        with _progress(forecaster, [history]):
+            forecaster.fit(known, val_size)
+    if save is not None:
+        forecaster.save(save, overwrite=overwrite)
+    forecasts = forecaster.predict(None if model is None else known, futr_df)
+    _write(forecasts, out)
+    if plot is not None:
+        from lstm_fast.forecast.plot import plot_forecasts
 
-            name = str(reading.names.y)
-            picture = plot_forecasts(
-                known,
-                forecasts,
-                title=f"{name}: {horizon} rows ahead",
-                rows=6 * horizon,
-                ylabel=name,
-            )
-            _save_picture(console, picture, plot)
-        if plot_training is not None and model is None:
-            from lstm_fast.forecast.plot import plot_training as draw
+        name = str(reading.names.y)
+        picture = plot_forecasts(
+            known,
+            forecasts,
+            title=f"{name}: {horizon} rows ahead",
+            rows=6 * horizon,
+            ylabel=name,
+        )
+        _save_picture(picture, plot)
+    if plot_training is not None and model is None:
+        from lstm_fast.forecast.plot import plot_training as draw
 
-            picture = draw(history.frame(), title=f"training on {file.name}")
-            _save_picture(console, picture, plot_training)
+        picture = draw(history.frame(), title=f"training on {file.name}")
+        _save_picture(picture, plot_training)
 
 
 @app.command()
+@_explained
 def backtest(
     file: _File,
     horizon: _Horizon,
@@ -270,53 +308,58 @@ def backtest(
 
     Example: lstm-fast backtest sales.csv --horizon 12 --windows 5 --plot windows.png
     """
-    console = Console(stderr=True)
-    with _explained(console):
-        _refuse_existing(overwrite, out, plot)
-        import torch
+    _check_outputs(overwrite, [out], plot)
+    import torch
 
-        from lstm_fast.forecast import Forecaster, evaluate
-        from lstm_fast.forecast.backtest import cross_validate_naive, cross_validate_statistical
+    from lstm_fast.forecast import Forecaster, evaluate
+    from lstm_fast.forecast.backtest import cross_validate_naive, cross_validate_statistical
 
-        torch.set_num_threads(threads)
-        reading = _read(console, file, id_col, time_col, target_col, covariates)
-        options = _options(
-            options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
-            levels=levels, max_steps=steps, n_models=models, seed=seed,
-        )  # fmt: skip
-        settings = _guess(
-            console, reading, horizon, season, options, test_size=windows * (step or horizon)
+    torch.set_num_threads(threads)
+    reading = _read(file, id_col, time_col, target_col, covariates)
+    options = _options(
+        options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
+        levels=levels, max_steps=steps, n_models=models, seed=seed,
+    )  # fmt: skip
+    settings = _guess(reading, horizon, season, options, test_size=windows * (step or horizon))
+    df, season_length = settings.frame, settings.options["season_length"]
+    forecaster = Forecaster(**settings.options)
+    step = step or horizon
+    place = (horizon, season_length, windows, step)
+    results = {"seasonal naive": cross_validate_naive(df, *place)}
+    for method in against or []:
+        with _console.status(f"{method} ..."):
+            results[method] = cross_validate_statistical(df, method, *place)
+    with _progress(forecaster, [], fits=windows):
+        results["lstm-fast"] = forecaster.cross_validation(df, windows, step)
+    scores = {name: evaluate(result, df, season_length) for name, result in results.items()}
+    series = len(scores["lstm-fast"])
+    title = f"origins: {windows}, rows ahead: {horizon}, series that are averaged: {series}"
+    metrics = [name for name in scores["lstm-fast"].columns if name != "unique_id"]
+    means = {
+        name: score[score.columns.intersection(metrics)].mean() for name, score in scores.items()
+    }
+    rows = [
+        (name, *(f"{mean[m]:,.4g}" if m in mean else "-" for m in metrics))
+        for name, mean in means.items()
+    ]
+    _print_table(title, ("forecast", *metrics), rows)
+    if out is not None:
+        _write(results["lstm-fast"], out)
+    if plot is not None:
+        from lstm_fast.forecast.plot import plot_backtest
+
+        first = df["unique_id"].iloc[0]
+        picture = plot_backtest(
+            df[df["unique_id"] == first],
+            results["lstm-fast"][results["lstm-fast"]["unique_id"] == first],
+            title=f"{first}: forecast as if not known",
+            ylabel=str(reading.names.y),
         )
-        df, season_length = settings.frame, settings.options["season_length"]
-        forecaster = Forecaster(**settings.options)
-        step = step or horizon
-        place = (horizon, season_length, windows, step)
-        results = {"seasonal naive": cross_validate_naive(df, *place)}
-        for method in against or []:
-            with console.status(f"{method} ..."):
-                results[method] = cross_validate_statistical(df, method, *place)
-        with _progress(console, forecaster, [], fits=windows):
-            results["lstm-fast"] = forecaster.cross_validation(df, windows, step)
-        scores = {name: evaluate(result, df, season_length) for name, result in results.items()}
-        series = len(scores["lstm-fast"])
-        title = f"origins: {windows}, rows ahead: {horizon}, series that are averaged: {series}"
-        Console().print(_accuracy_table(scores, title))
-        if out is not None:
-            _write(console, results["lstm-fast"], out)
-        if plot is not None:
-            from lstm_fast.forecast.plot import plot_backtest
-
-            first = df["unique_id"].iloc[0]
-            picture = plot_backtest(
-                df[df["unique_id"] == first],
-                results["lstm-fast"][results["lstm-fast"]["unique_id"] == first],
-                title=f"{first}: forecast as if not known",
-                ylabel=str(reading.names.y),
-            )
-            _save_picture(console, picture, plot)
+        _save_picture(picture, plot)
 
 
 @app.command()
+@_explained
 def tune(
     file: _File,
     horizon: _Horizon,
@@ -353,54 +396,51 @@ def tune(
     Example: lstm-fast tune sales.csv --horizon 12 --study sales.db --out best.json, then
     lstm-fast forecast sales.csv --horizon 12 --options best.json
     """
-    console = Console(stderr=True)
-    with _explained(console):
-        _refuse_existing(overwrite, out, plot)
-        import optuna
-        import torch
+    _check_outputs(overwrite, [out], plot)
+    import optuna
+    import torch
 
-        from lstm_fast.forecast.tune import best_options, open_study, search
+    from lstm_fast.forecast.tune import best_options, open_study, search
 
-        torch.set_num_threads(threads)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        reading = _read(console, file, id_col, time_col, target_col, covariates)
-        options = _options(
-            None, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss, seed=seed
+    torch.set_num_threads(threads)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    reading = _read(file, id_col, time_col, target_col, covariates)
+    options = _options(None, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss, seed=seed)
+    settings = _guess(reading, horizon, season, options, tuned=("input_size",))
+    df = settings.frame
+    if holdout:
+        from_end = df.groupby("unique_id", sort=False).cumcount(ascending=False)
+        df = df[from_end >= holdout].reset_index(drop=True)
+    setup = {**settings.options, "windows": windows}
+    searched = open_study(study, df, setup, seed)
+    if searched.trials:
+        _console.print(f"{study} has {len(searched.trials)} trials: the search goes on")
+
+    def tell(searched: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        loss = "cut off" if trial.state.name == "PRUNED" else f"loss {trial.value:.4f}"
+        best = f", best {searched.best_value:.4f}" if _finished(searched) else ""
+        _console.print(f"trial {trial.number}: {loss}{best}")
+
+    search(searched, df, settings.options, n_trials=trials, n_windows=windows,
+           timeout=timeout, on_trial=tell)  # fmt: skip
+    best = best_options(searched, settings.options["season_length"])
+    text = json.dumps(best, indent=2)
+    if out is None:
+        print(text)
+    else:
+        out.write_text(text + "\n", encoding="utf-8")
+        _console.print(f"Settings: {out}")
+    if plot is not None:
+        from lstm_fast.forecast.plot import plot_search
+
+        picture = plot_search(
+            searched.trials_dataframe(), title=f"{file.name}: search for settings"
         )
-        settings = _guess(console, reading, horizon, season, options, tuned=("input_size",))
-        df = settings.frame
-        if holdout:
-            from_end = df.groupby("unique_id", sort=False).cumcount(ascending=False)
-            df = df[from_end >= holdout].reset_index(drop=True)
-        setup = {**settings.options, "windows": windows}
-        searched = open_study(study, df, setup, seed)
-        if searched.trials:
-            console.print(f"{study} has {len(searched.trials)} trials: the search goes on")
-
-        def tell(searched: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-            loss = "cut off" if trial.state.name == "PRUNED" else f"loss {trial.value:.4f}"
-            best = f", best {searched.best_value:.4f}" if _finished(searched) else ""
-            console.print(f"trial {trial.number}: {loss}{best}", highlight=False)
-
-        search(searched, df, settings.options, n_trials=trials, n_windows=windows,
-               timeout=timeout, on_trial=tell)  # fmt: skip
-        best = best_options(searched, settings.options["season_length"])
-        text = json.dumps(best, indent=2)
-        if out is None:
-            print(text)
-        else:
-            out.write_text(text + "\n", encoding="utf-8")
-            console.print(f"Settings: {out}", soft_wrap=True)
-        if plot is not None:
-            from lstm_fast.forecast.plot import plot_search
-
-            picture = plot_search(
-                searched.trials_dataframe(), title=f"{file.name}: search for settings"
-            )
-            _save_picture(console, picture, plot)
+        _save_picture(picture, plot)
 
 
 @app.command()
+@_explained
 def bench(
     seconds: Annotated[float, typer.Option(min=0, help="Seconds for each row of the table.")] = 2,
     threads: _Threads = 1,
@@ -412,40 +452,32 @@ def bench(
     Both take turns on the same weights and inputs. Shown is the lowest decile of a call; do nothing
     else on the machine meanwhile.
     """
-    console = Console(stderr=True)
-    with _explained(console):
-        _refuse_existing(overwrite, plot)
-        import torch
+    _check_outputs(overwrite, [], plot)
+    import torch
 
-        from lstm_fast.forecast.speed import BASELINE, SIZES, measure
+    from lstm_fast.forecast.speed import BASELINE, SIZES, measure
 
-        torch.set_num_threads(threads)
-        works = ("inference", "training")
-        table = Table(title=f"Time of a call, torch threads: {threads}")
-        table.add_column("size", no_wrap=True)
-        for name in ("work", "lstm_fast", "torch.nn", "times"):
-            table.add_column(name, justify="right", no_wrap=True)
-        speedups: dict[str, list[float]] = {work: [] for work in works}
-        with console.status("timing ...") as status:
-            for size in SIZES:
-                for work in works:
-                    status.update(f"{work}, {size} ...")
-                    timing = measure(size, work, seconds)
-                    speedups[work].append(timing.speedup)
-                    table.add_row(
-                        str(size),
-                        work,
-                        *map(_short_time, timing.seconds.values()),
-                        f"{timing.speedup:.2f}",
-                    )
-        Console().print(table)
-        if plot is not None:
-            from lstm_fast.forecast.plot import plot_bars
+    torch.set_num_threads(threads)
+    works = ("inference", "training")
+    rows = []
+    speedups: dict[str, list[float]] = {work: [] for work in works}
+    with _console.status("timing ...") as status:
+        for size in SIZES:
+            for work in works:
+                status.update(f"{work}, {size} ...")
+                timing = measure(size, work, seconds)
+                speedups[work].append(timing.speedup)
+                times = map(_short_time, timing.seconds.values())
+                rows.append((str(size), work, *times, f"{timing.speedup:.2f}"))
+    columns = ("size", "work", "lstm_fast", "torch.nn", "times")
+    _print_table(f"Time of a call, torch threads: {threads}", columns, rows)
+    if plot is not None:
+        from lstm_fast.forecast.plot import plot_bars
 
-            title = f"lstm_fast.LSTM against {BASELINE}, torch threads: {threads}"
-            sizes = [str(size) for size in SIZES]
-            picture = plot_bars(sizes, speedups, title=title, xlabel="times as fast", mark=1)
-            _save_picture(console, picture, plot)
+        title = f"lstm_fast.LSTM against {BASELINE}, torch threads: {threads}"
+        sizes = [str(size) for size in SIZES]
+        picture = plot_bars(sizes, speedups, title=title, xlabel="times as fast", mark=1)
+        _save_picture(picture, plot)
 
 
 def _short_time(seconds: float) -> str:
@@ -453,6 +485,7 @@ def _short_time(seconds: float) -> str:
 
 
 @app.command()
+@_explained
 def info(
     batch: Annotated[int, typer.Option(min=1, help="Rows of a call: windows of a batch.")] = 32,
     steps: Annotated[int, typer.Option(min=1, help="Its time steps.")] = 36,
@@ -466,28 +499,27 @@ def info(
 
     Example: lstm-fast info --batch 64 --steps 168 --hidden 128
     """
-    with _explained(Console(stderr=True)):
-        import torch
+    import torch
 
-        import lstm_fast
+    import lstm_fast
 
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}. Got {dtype!r}")
-        devices = _devices()
-        facts: dict[str, object] = {
-            **lstm_fast.build_info(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torch threads": torch.get_num_threads(),
-            "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-            "devices": ", ".join(f"{place} {name}".strip() for place, name in devices.items()),
-        }
-        size = f"B={batch} T={steps} I={inputs} H={hidden} L={layers}"
-        for place in devices:
-            options = {"device": place, "dtype": getattr(torch, dtype)}
-            layer = lstm_fast.LSTM(inputs, hidden, layers, bidirectional=bidirectional, **options)
-            path = lstm_fast.explain(layer, torch.empty(steps, batch, inputs, **options))
-            facts[f"{size}, {dtype}, {place}"] = path
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}. Got {dtype!r}")
+    devices = _devices()
+    facts: dict[str, object] = {
+        **lstm_fast.build_info(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch threads": torch.get_num_threads(),
+        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "devices": ", ".join(f"{place} {name}".strip() for place, name in devices.items()),
+    }
+    size = f"B={batch} T={steps} I={inputs} H={hidden} L={layers}"
+    for place in devices:
+        options = {"device": place, "dtype": getattr(torch, dtype)}
+        layer = lstm_fast.LSTM(inputs, hidden, layers, bidirectional=bidirectional, **options)
+        path = lstm_fast.explain(layer, torch.empty(steps, batch, inputs, **options))
+        facts[f"{size}, {dtype}, {place}"] = path
     table = Table(show_header=False)
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
@@ -503,27 +535,14 @@ def _devices() -> dict[str, str]:
     return {"cpu": "", **cards}
 
 
-@contextmanager
-def _explained(console: Console) -> Iterator[None]:
-    """Errors of the user's input end with one line and status 1; others are shown in full."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        console.print(f"[red]error:[/red] {_escaped(error)}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
-
-
-def _escaped(error: BaseException) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))
-
-
-def _refuse_existing(overwrite: bool, *paths: Path | None) -> None:
+def _check_outputs(overwrite: bool, files: Sequence[Path | None], *pictures: Path | None) -> None:
     """Before any work, so that none is lost at its end."""
-    for path in paths:
-        if path is None:
-            continue
+    for picture in pictures:
+        if picture is not None and picture.suffix.lower() not in _PICTURES:
+            raise ValueError(f"{picture} must end in {', '.join(_PICTURES)}")
+    for path in filter(None, (*files, *pictures)):
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists: choose another name, or add --overwrite")
         if not path.parent.is_dir():
@@ -531,7 +550,6 @@ def _refuse_existing(overwrite: bool, *paths: Path | None) -> None:
 
 
 def _read(
-    console: Console,
     file: Path,
     id_col: str | None,
     time_col: str | None,
@@ -541,9 +559,9 @@ def _read(
     from lstm_fast.forecast.reading import Columns, read_series
 
     reading = read_series(file, Columns(id_col, time_col, target_col, tuple(covariates or ())))
-    _tell(console, reading.guesses)
+    _tell(reading.guesses)
     rows, series = len(reading.frame), reading.frame["unique_id"].nunique()
-    console.print(f"{file}: {rows:,} rows, {series:,} series", highlight=False, soft_wrap=True)
+    _console.print(f"{file}: {rows:,} rows, {series:,} series")
     return reading
 
 
@@ -559,6 +577,8 @@ def _options(path: Path | None, **given: Any) -> dict[str, Any]:
             options = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} must be JSON: {error}") from error
+        if not isinstance(options, dict):
+            raise ValueError(f"{path} must hold an object of JSON. Got {options!r:.40}")
         unknown = set(options) - {field.name for field in fields(Forecaster)}
         if unknown:
             raise ValueError(f"{path} has settings that a forecaster has not: {sorted(unknown)}")
@@ -566,7 +586,6 @@ def _options(path: Path | None, **given: Any) -> dict[str, Any]:
 
 
 def _guess(
-    console: Console,
     reading: Reading,
     horizon: int,
     season: int | None,
@@ -579,25 +598,32 @@ def _guess(
     settings = guess_settings(reading.frame, horizon, options, season, test_size)
     for name in tuned:
         del settings.options[name]
-    _tell(console, [guess for guess in settings.guesses if not (tuned and "reads" in guess)])
+    _tell([guess for guess in settings.guesses if not (tuned and "reads" in guess)])
     return settings
 
 
-def _tell(console: Console, guesses: list[str]) -> None:
+def _tell(guesses: list[str]) -> None:
     for guess in guesses:
-        console.print(f"guessed: {guess}", highlight=False, markup=False, soft_wrap=True)
+        _console.print(f"guessed: {guess}")
 
 
-def _future(path: Path, reading: Reading, forecaster: Any, known: pd.DataFrame) -> pd.DataFrame:
+def _future(
+    path: Path | None, reading: Reading, forecaster: Forecaster, known: pd.DataFrame
+) -> pd.DataFrame | None:
     from lstm_fast.forecast.reading import read_future
 
+    covariates = list(forecaster.futr_exog_list)
+    if path is None:
+        if covariates:
+            raise ValueError(f"--future must give the future of {covariates}")
+        return None
+    if not covariates:
+        raise ValueError(f"{path} gives the future of covariates: name them with --covariate")
     return read_future(path, reading, forecaster.future_rows(known))
 
 
 @contextmanager
-def _progress(
-    console: Console, forecaster: Any, callbacks: list[Any], fits: int = 1
-) -> Iterator[None]:
+def _progress(forecaster: Forecaster, callbacks: list[Any], fits: int = 1) -> Iterator[None]:
     """A bar over the training steps of `forecaster`, fitted once or more, where it can be seen."""
     from lightning.pytorch.callbacks import Callback
 
@@ -605,63 +631,44 @@ def _progress(
     columns = (
         TextColumn("training step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=_console, disable=not _console.is_terminal) as progress:
         task = progress.add_task("", total=trainings * forecaster.max_steps)
 
         class Advance(Callback):
             def on_train_batch_end(self, *_: Any) -> None:
                 progress.advance(task)
 
-        forecaster.trainer_options = {"callbacks": [Advance(), *callbacks]}
+        options = forecaster.trainer_options
+        forecaster.trainer_options = {**options, "callbacks": [Advance(), *callbacks]}
         yield
+        forecaster.trainer_options = options
 
 
-def _write(console: Console, forecasts: pd.DataFrame, out: Path | None) -> None:
+def _write(forecasts: pd.DataFrame, out: Path | None) -> None:
     if out is None:
         print(forecasts.to_csv(index=False, float_format="%.8g"), end="")
     else:
         forecasts.to_csv(out, index=False, float_format="%.8g")
-        console.print(f"Forecast: {out}", soft_wrap=True)
+        _console.print(f"Forecast: {out}")
 
 
-def _save_picture(console: Console, picture: Any, path: Path) -> None:
+def _save_picture(picture: Any, path: Path) -> None:
     picture.savefig(path)
-    console.print(f"Picture: {path}", soft_wrap=True)
+    _console.print(f"Picture: {path}")
 
 
 def _finished(study: Any) -> bool:
     return any(trial.state.name == "COMPLETE" for trial in study.trials)
 
 
-def _accuracy_table(scores: dict[str, pd.DataFrame], title: str) -> Table:
-    columns = [c for c in scores["lstm-fast"].columns if c != "unique_id"]
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A name, then numbers, in each row."""
     table = Table(title=title, title_justify="left")
-    table.add_column("forecast")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for name, score in scores.items():
-        means = score.drop(columns="unique_id").mean()
-        table.add_row(name, *(f"{means[c]:,.4g}" if c in means else "-" for c in columns))
-    return table
-
-
-def _table(results: dict[str, Result], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("forecast")
-    for name in ("MAE", "RMSE", "sMAPE", "MASE", "training", "prediction"):
-        table.add_column(name, justify="right")
-    for name, result in results.items():
-        scores = result.accuracy
-        table.add_row(
-            name,
-            f"{scores['MAE']:.0f}",
-            f"{scores['RMSE']:.0f}",
-            f"{scores['sMAPE']:.2f} %",
-            f"{scores['MASE']:.2f}",
-            "-" if result.train_s is None else f"{result.train_s:.1f} s",
-            f"{1000 * result.predict_s:.1f} ms",
-        )
-    return table
+    for k, name in enumerate(columns):
+        table.add_column(name, justify="right" if k else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 if __name__ == "__main__":

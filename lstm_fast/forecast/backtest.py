@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lstm_fast.forecast.forecaster import seasonal_naive
-from lstm_fast.forecast.frame import check_frame
+from lstm_fast.forecast.frame import check_frame, check_windows
 
 STATISTICAL = ("AutoETS", "AutoARIMA")
 
@@ -18,6 +18,7 @@ def cross_validate_naive(
 ) -> pd.DataFrame:
     """The seasonal naive from the origins of `Forecaster.cross_validation`, without intervals."""
     frame, freq = check_frame(df)
+    check_windows(frame, h, n_windows, step_size)
     from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
     windows = []
     for held_out in range(h + (n_windows - 1) * step_size, h - 1, -step_size):
@@ -45,7 +46,10 @@ def cross_validate_statistical(
 
     Raises:
         ImportError: if statsforecast is not installed.
+        ValueError: for another method.
     """
+    if method not in STATISTICAL:
+        raise ValueError(f"method must be one of {', '.join(STATISTICAL)}. Got {method!r}")
     try:
         from statsforecast import StatsForecast, models
     except ImportError as error:
@@ -53,6 +57,7 @@ def cross_validate_statistical(
             f"{method} needs statsforecast: pip install --no-build-isolation '.[backtest]'"
         ) from error
     frame, freq = check_frame(df)
+    check_windows(frame, h, n_windows, step_size)
     model = getattr(models, method)(season_length=season_length, alias="y_hat")
     percents: Any = list(levels)  # the annotation there says whole numbers, the code takes any
     result = StatsForecast(models=[model], freq=freq).cross_validation(

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from torch import Tensor, nn
 
 from lstm_fast import LSTM
 from lstm_fast.forecast import storage
-from lstm_fast.forecast.frame import check_fill, check_frame, each_series, future_timestamps
+from lstm_fast.forecast.frame import (
+    check_fill,
+    check_frame,
+    check_windows,
+    each_series,
+    future_timestamps,
+)
 from lstm_fast.forecast.intervals import ConformalIntervals, mean_band, mean_center
 from lstm_fast.forecast.losses import Loss, make_loss
 from lstm_fast.forecast.model import ACTIVATIONS, DECODINGS, SeasonalLSTM
@@ -45,7 +52,7 @@ _CALIBRATION_WINDOWS = 4096
 
 @dataclass(kw_only=True)
 class Forecaster:
-    """Forecasts series `h` steps ahead: the mean of `n_models` networks that differ by seed.
+    """Forecasts series `h` steps ahead: the mean of `n_models` networks.
 
     Each network (`SeasonalLSTM`) adds a learned correction to the mean season of its window;
     windows are logarithms, less their mean, over the usual deviation of their series. Months and
@@ -73,10 +80,10 @@ class Forecaster:
         decoding: ``"direct"`` for all steps at once, ``"recursive"`` for each step from the one
             before it.
         levels: coverage of the intervals, in per cent; without any, training takes half the time.
-        seed: of the first network; the next has `seed + 1`. A seed gives the same forecast again.
-            The random state of the process is left as it was.
+        seed: of initial weights, dropout and the order of windows. A seed gives the same forecast
+            again. The random state of the process is left as it was.
         season_length: rows in a season; 1 for none.
-        n_models: networks to average.
+        n_models: networks to average, trained side by side.
         calibration_size: last rows of `df` that calibrate the intervals; None for `3 * h`; 0 to
             leave them as the networks give them, for losses that give some.
         log: forecast logarithms, which needs `y` above 0.
@@ -129,8 +136,9 @@ class Forecaster:
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0. Got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not float(value) > 0:
+                raise ValueError(f"{name} must be a number greater than 0. Got {value!r}")
         if self.input_size < self.season_length:
             raise ValueError(
                 f"input_size must be at least season_length, {self.season_length}. "
@@ -252,10 +260,8 @@ class Forecaster:
 
         The forecaster itself is left as it was. No row after a cutoff is seen in its training.
         """
-        for name, value in (("n_windows", n_windows), ("step_size", step_size)):
-            if value <= 0:
-                raise ValueError(f"{name} must be greater than 0. Got {value}")
         frame, freq = check_frame(df, self.freq, self.fill, self.futr_exog_list)
+        check_windows(frame, self.h, n_windows, step_size)
         from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
         model = dataclasses.replace(self, freq=freq, fill=None)
         windows = []
@@ -329,7 +335,7 @@ class Forecaster:
 
     def _train(
         self, name: str, panel: Panel, scale: NDArray[np.float64], held_out: int, val_size: int
-    ) -> list[SeasonalLSTM]:
+    ) -> SeasonalLSTM:
         """Networks that neither saw the last `held_out` rows nor learned from `val_size` more."""
         W = self.input_size
         windows = panel.windows(W, scale, slice(0, -(held_out + val_size) or None))
@@ -341,6 +347,7 @@ class Forecaster:
 
     def _network(self, n_series: int) -> SeasonalLSTM:
         return DECODINGS[self.decoding](
+            n_models=self.n_models,
             loss=self._loss,
             h=self.h,
             input_size=self.input_size,

@@ -73,6 +73,25 @@ def check_fill(fill: str | None) -> None:
         raise ValueError(f"fill must be None or one of {', '.join(FILLS)}. Got {fill!r}")
 
 
+def check_windows(frame: pd.DataFrame, h: int, n_windows: int, step_size: int) -> None:
+    """Refuse a backtest that leaves a series of a checked frame no row before its first origin.
+
+    Raises:
+        ValueError: naming the argument that is not above 0, or the series.
+    """
+    for name, value in (("n_windows", n_windows), ("step_size", step_size)):
+        if value <= 0:
+            raise ValueError(f"{name} must be greater than 0. Got {value}")
+    rows = frame["unique_id"].value_counts()
+    held_out = h + (n_windows - 1) * step_size
+    if rows.min() <= held_out:
+        raise ValueError(
+            f"series {rows.idxmin()!r} is too short: n_windows={n_windows} of h={h} rows, "
+            f"step_size={step_size} apart, forecast {held_out} rows and need some before these. "
+            f"Got {rows.min()}"
+        )
+
+
 def check_future(
     futr_df: pd.DataFrame, unique_id: pd.Series, ds: pd.Series, covariates: Sequence[str]
 ) -> pd.DataFrame:

@@ -1,8 +1,15 @@
-"""The networks. `W` input steps, `h` steps ahead, `B` windows, `P` outputs a step (`Loss`)."""
+"""The networks: `N` of them side by side in one module, each with weights and windows of its own.
+
+`B` windows, `W` input steps, `h` steps ahead, `P` outputs a step (`Loss`). A small network spends
+most of its time on calling operators, and one call for all networks takes hardly longer than one
+for each; the LSTMs alone are called one after the other.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +28,23 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+class Linears(nn.Module):
+    """`N` of `nn.Linear`, initialised as it is: [N, B, in_features] -> [N, B, out_features]."""
+
+    def __init__(self, n: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(in_features)
+        self.weight = nn.Parameter(
+            torch.empty(n, in_features, out_features).uniform_(-bound, bound)
+        )
+        self.bias = nn.Parameter(torch.empty(n, 1, out_features).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
 class SmoothedSeason(nn.Module):
-    """The mean season of a window, on the level of its last season: [B, W] -> [B, h].
+    """The mean season of a window, on the level of its last season: [N, B, W] -> [N, B, h].
 
     The window's seasons are averaged with one weight each; the result is raised by a weighted mean
     of how far the last season's values lie above it. Exponential smoothing has such means, with
@@ -31,21 +53,29 @@ class SmoothedSeason(nn.Module):
     for time series forecasting", International Journal of Forecasting 36, 2020).
     """
 
-    def __init__(self, h: int, input_size: int, season_length: int) -> None:
+    def __init__(self, n: int, h: int, input_size: int, season_length: int) -> None:
         super().__init__()
         n_seasons = input_size // season_length
-        self.shape = n_seasons, season_length
+        is_last = (torch.arange(n_seasons) == n_seasons - 1).float()
         # Before training, the last season has e**2 times the weight of each one before it.
-        self.season_logit = nn.Parameter(2.0 * (torch.arange(n_seasons) == n_seasons - 1))
-        self.level_logit = nn.Parameter(torch.zeros(season_length))
-        self.place: Tensor
-        self.register_buffer("place", torch.arange(h) % season_length, persistent=False)
+        self.season_logit = nn.Parameter((2.0 * is_last).repeat(n, 1))
+        self.level_logit = nn.Parameter(torch.zeros(n, season_length))
+        self.is_last: Tensor
+        self.register_buffer("is_last", is_last[:, None], persistent=False)
+        same_place = torch.arange(season_length)[:, None] == torch.arange(h) % season_length
+        self.same_place: Tensor
+        self.register_buffer("same_place", same_place.float(), persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
-        seasons = values[:, -math.prod(self.shape) :].unflatten(1, self.shape)
-        mean = self.season_logit.softmax(0) @ seasons
-        level = (seasons[:, -1] - mean) @ self.level_logit.softmax(0)
-        return mean[:, self.place] + level[:, None]
+        weight = self.weight()
+        unused = values.shape[-1] - weight.shape[1]
+        return (values[..., unused:] if unused else values) @ weight
+
+    def weight(self) -> Tensor:
+        """[N, seasons * season_length, h]: all of it is linear in the values."""
+        season = self.season_logit.softmax(1)[:, :, None]
+        level = ((self.is_last - season) * self.level_logit.softmax(1)[:, None])[..., None]
+        return (season[..., None] * self.same_place + level).flatten(1, 2)
 
 
 class SeasonalLSTM(nn.Module):
@@ -58,17 +88,19 @@ class SeasonalLSTM(nn.Module):
     which nothing else would need.
 
     Args:
+        n_models: `N`.
         season_size, trading_size, known_size: columns of `Batch.season`, `.trading` and `.known`.
         n_series: number of series, of which each has a learned vector of `id_size` numbers.
         dropout: of the encoding and of the dense layer, and between the layers of the LSTM.
         lstm_class: `torch.nn.LSTM` or a subclass of it.
 
-    The rest is as in `Forecaster`.
+    The rest is as in `Forecaster`. Each tensor of a batch comes with `N` before its own dimensions.
     """
 
     def __init__(
         self,
         *,
+        n_models: int,
         loss: Loss,
         h: int,
         input_size: int,
@@ -87,26 +119,32 @@ class SeasonalLSTM(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = loss
-        self.h, self.input_size = h, input_size
-        self.base = SmoothedSeason(h, input_size, season_length)
-        self.encoder = lstm_class(
-            1 + season_size + known_size,
-            hidden_size,
-            num_layers,
-            batch_first=True,
-            dropout=dropout if num_layers > 1 else 0.0,
+        self.n_models, self.h, self.input_size = n_models, h, input_size
+        self.base = SmoothedSeason(n_models, h, input_size, season_length)
+        self.encoders = nn.ModuleList(
+            lstm_class(
+                1 + season_size + known_size,
+                hidden_size,
+                num_layers,
+                batch_first=True,
+                dropout=dropout if num_layers > 1 else 0.0,
+            )
+            for _ in range(n_models)
         )
         n_outputs = len(loss.located)
         self.head = nn.Sequential(
             nn.Dropout(dropout),
-            nn.Linear(self._features(hidden_size, known_size, id_size), dense_size),
+            Linears(n_models, self._features(hidden_size, known_size, id_size), dense_size),
             ACTIVATIONS[activation](),
             nn.Dropout(dropout),
-            nn.Linear(dense_size, self._steps_at_once() * n_outputs),
+            Linears(n_models, dense_size, self._steps_at_once() * n_outputs),
             nn.Unflatten(-1, (self._steps_at_once(), n_outputs)),
         )
-        self.effect_weight = nn.Parameter(torch.zeros(trading_size + known_size))
-        self.series = nn.Embedding(n_series, id_size) if id_size else None
+        self.effect_weight = nn.Parameter(torch.zeros(n_models, trading_size + known_size, 1))
+        self.series = nn.Embedding(n_models * n_series, id_size) if id_size else None
+        self.first_vector: Tensor
+        first_vector = n_series * torch.arange(n_models)[:, None]
+        self.register_buffer("first_vector", first_vector, persistent=False)
         self.located: Tensor
         self.register_buffer("located", torch.tensor(loss.located), persistent=False)
 
@@ -117,27 +155,29 @@ class SeasonalLSTM(nn.Module):
         return hidden_size + self.h * known_size + id_size
 
     def forward(self, batch: Batch) -> Tensor:
-        """[B, h, P], the outputs for the steps ahead; `batch.target` is not looked at."""
+        """[N, B, h, P], the outputs for the steps ahead; `batch.target` is not looked at."""
         W = self.input_size
-        effect = self._effect(batch)
-        values = batch.values - effect[:, :W]
-        inputs = [values.detach()[..., None], batch.season[:, :W], batch.known[:, :W]]
-        _, (h_n, _) = self.encoder(torch.cat(inputs, dim=-1))
-        base = self.base(values) + effect[:, W:]
-        seen = torch.cat([h_n[-1], batch.known[:, W:].flatten(1), *self._identity(batch)], dim=-1)
-        return self.head(seen) + base[..., None] * self.located
+        past, future = self._effect(batch).split([W, self.h], dim=-1)
+        values = batch.values - past
+        inputs = [values.detach()[..., None], batch.season[:, :, :W], batch.known[:, :, :W]]
+        runs = zip(self.encoders, torch.cat(inputs, dim=-1), strict=True)
+        encoding = torch.stack([encoder(x)[1][0][-1] for encoder, x in runs])
+        base = self.base(values) + future
+        seen = [encoding, batch.known[:, :, W:].flatten(2), *self._identity(batch)]
+        return self.head(torch.cat(seen, dim=-1)) + base[..., None] * self.located
 
     def training_output(self, batch: Batch) -> Tensor:
-        """[B, h, P], of which the loss is taken."""
+        """[N, B, h, P], of which the loss is taken."""
         return self(batch)
 
     def _effect(self, batch: Batch) -> Tensor:
-        """[B, W + h], the linear effect of trading days and covariates."""
-        return torch.cat([batch.trading, batch.known], dim=-1) @ self.effect_weight
+        """[N, B, W + h], the linear effect of trading days and covariates."""
+        known = torch.cat([batch.trading, batch.known], dim=-1)
+        return (known.flatten(1, 2) @ self.effect_weight).view(known.shape[:3])
 
     def _identity(self, batch: Batch) -> list[Tensor]:
-        """[B, id_size], the vector of the series, if series have any."""
-        return [] if self.series is None else [self.series(batch.series)]
+        """[N, B, id_size], the vector of the series, if series have any."""
+        return [] if self.series is None else [self.series(batch.series + self.first_vector)]
 
 
 class RecursiveLSTM(SeasonalLSTM):
@@ -157,37 +197,43 @@ class RecursiveLSTM(SeasonalLSTM):
     def forward(self, batch: Batch) -> Tensor:
         W = self.input_size
         effect = self._effect(batch)
-        values = batch.values - effect[:, :W]
-        base = self.base(values) + effect[:, W:]
-        encoding, state = self.encoder(self._steps(values, batch, 0))
+        values = batch.values - effect[..., :W]
+        base = self.base(values) + effect[..., W:]
+        encoding, states = self._encode(values, batch, 0, [None] * self.n_models)
         outputs = []
         for k in range(self.h):
-            outputs.append(self._decode(encoding[:, -1:], base[:, k, None], batch))
+            outputs.append(self._decode(encoding[:, :, -1:], base[..., k, None], batch))
             if k + 1 < self.h:
-                forecast = self.loss.center(outputs[-1]) - effect[:, W + k, None]
-                encoding, state = self.encoder(self._steps(forecast, batch, W + k), state)
-        return torch.cat(outputs, dim=1)
+                forecast = self.loss.center(outputs[-1]) - effect[..., W + k, None]
+                encoding, states = self._encode(forecast, batch, W + k, states)
+        return torch.cat(outputs, dim=2)
 
     def training_output(self, batch: Batch) -> Tensor:
         W = self.input_size
         effect = self._effect(batch)
-        values = torch.cat([batch.values, batch.target], dim=1) - effect
-        encoding, _ = self.encoder(self._steps(values[:, :-1], batch, 0))
-        base = self.base(values[:, :W]) + effect[:, W:]
-        return self._decode(encoding[:, W - 1 :], base, batch)
+        values = torch.cat([batch.values, batch.target], dim=-1) - effect
+        encoding, _ = self._encode(values[..., :-1], batch, 0, [None] * self.n_models)
+        base = self.base(values[..., :W]) + effect[..., W:]
+        return self._decode(encoding[:, :, W - 1 :], base, batch)
 
-    def _steps(self, values: Tensor, batch: Batch, first: int) -> Tensor:
-        """Inputs from step `first` on: a value, and what is known of the step after it."""
-        after = slice(first + 1, first + 1 + values.shape[1])
-        inputs = [values.detach()[..., None], batch.season[:, after], batch.known[:, after]]
-        return torch.cat(inputs, dim=-1)
+    def _encode(
+        self, values: Tensor, batch: Batch, first: int, states: Sequence[Any]
+    ) -> tuple[Tensor, Sequence[Any]]:
+        """[N, B, n] -> [N, B, n, H] and new states: read from step `first` on a value, and what is
+        known of the step after it.
+        """
+        after = slice(first + 1, first + 1 + values.shape[2])
+        inputs = [values.detach()[..., None], batch.season[:, :, after], batch.known[:, :, after]]
+        runs = zip(self.encoders, torch.cat(inputs, dim=-1), states, strict=True)
+        encodings, states = zip(*(encoder(x, state) for encoder, x, state in runs), strict=True)
+        return torch.stack(encodings), states
 
     def _decode(self, encoding: Tensor, base: Tensor, batch: Batch) -> Tensor:
-        """[B, n, H], [B, n] -> [B, n, P]."""
-        n = encoding.shape[1]
-        identity = [v[:, None].expand(-1, n, -1) for v in self._identity(batch)]
-        output = self.head(torch.cat([encoding, *identity], dim=-1)).squeeze(-2)
-        return output + base[..., None] * self.located
+        """[N, B, n, H], [N, B, n] -> [N, B, n, P]."""
+        B, n = base.shape[1:]
+        identity = [v[:, :, None].expand(-1, -1, n, -1) for v in self._identity(batch)]
+        output = self.head(torch.cat([encoding, *identity], dim=-1).flatten(1, 2))
+        return output.view(-1, B, n, output.shape[-1]) + base[..., None] * self.located
 
 
 DECODINGS: dict[str, type[SeasonalLSTM]] = {"direct": SeasonalLSTM, "recursive": RecursiveLSTM}

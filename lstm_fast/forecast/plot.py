@@ -35,8 +35,9 @@ def plot_forecast(
     figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
     whole, close = figure.subplots(1, 2, width_ratios=[1.5, 1])
     whole.plot(history["ds"], history["y"], color=_INK, lw=1.1, label="history")
+    _draw_forecast(whole, _joined(history, forecast), actual, marker_size=3.5)
+    _draw_forecast(close, forecast, actual, marker_size=5.5)
     for axes in (whole, close):
-        _draw_forecast(axes, forecast, actual, marker_size=3.5 if axes is whole else 5.5)
         _style(axes)
     whole.set_ylabel(ylabel)
     _short_dates(close)
@@ -71,6 +72,16 @@ def _draw_forecast(
             mfc="white",
             label="actual",
         )
+
+
+def _joined(history: pd.DataFrame, forecast: pd.DataFrame) -> pd.DataFrame:
+    """The forecast from the last known row on, so that no gap is drawn between the two."""
+    last = history.sort_values("ds").iloc[-1]
+    numbers = [name for name in forecast.columns if name == "y_hat" or name[:3] in ("lo-", "hi-")]
+    known = forecast.head(1)[["ds", *numbers]].assign(
+        ds=last["ds"], **dict.fromkeys(numbers, last["y"])
+    )
+    return pd.concat([known, forecast], ignore_index=True)
 
 
 def _title(figure: Figure, title: str) -> None:
@@ -130,7 +141,7 @@ def plot_forecasts(
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, (known, future) in zip(grid, parts, strict=False):
         axes.plot(known["ds"], known["y"], color=_INK, lw=1.0, label="history")
-        _draw_forecast(axes, future, None, marker_size=3)
+        _draw_forecast(axes, _joined(known, future), None, marker_size=3)
         _style(axes)
         _short_dates(axes)
         axes.set_title(str(future["unique_id"].iloc[0]), loc="left", fontsize=9)
@@ -166,7 +177,7 @@ def plot_backtest(
         window = forecasts[forecasts["cutoff"] == cutoff]
         known = history[pd.to_datetime(history["ds"]) <= cutoff].tail(3 * len(window))
         axes.plot(known["ds"], known["y"], color=_INK, lw=1.1, label="history")
-        _draw_forecast(axes, window, window, marker_size=4)
+        _draw_forecast(axes, _joined(known, window), window, marker_size=4)
         _style(axes)
         _short_dates(axes)
         axes.set_title(f"known to {cutoff:%Y-%m-%d}", loc="left", fontsize=9)
@@ -224,7 +235,10 @@ def plot_search(trials: pd.DataFrame, *, title: str) -> Figure:
         (order, "number"),
         *((figure.add_subplot(grid[1 + k // 3, k % 3]), knob) for k, knob in enumerate(knobs)),
     ]:
-        for part, color, label in ((pruned, "#9a9a9a", "cut off"), (done, _BLUE, "finished")):
+        for part, color, label in (
+            (pruned, "#9a9a9a", "cut off, its loss till then"),
+            (done, _BLUE, "finished"),
+        ):
             places, beyond = _places(part[column], trials[column]), part["value"] > top
             look: dict[str, Any] = {"color": color, "lw": 0, "alpha": 0.7}
             axes.scatter(places[~beyond], part["value"][~beyond], s=22, label=label, **look)

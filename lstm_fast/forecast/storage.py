@@ -25,7 +25,7 @@ from lstm_fast.forecast.windows import Features
 if TYPE_CHECKING:
     from lstm_fast.forecast.forecaster import Forecaster
 
-FORMAT = "lstm-fast forecaster 2"
+FORMAT = "lstm-fast forecaster 3"
 _LAYERS: dict[str, type[nn.LSTM]] = {"lstm_fast.LSTM": LSTM, "torch.nn.LSTM": nn.LSTM}
 
 
@@ -43,7 +43,7 @@ def save(model: Forecaster, path: Path, overwrite: bool) -> None:
     rows = model._fitted.groupby("unique_id", sort=False).tail(model.input_size)
     state: dict[str, Any] = {
         "settings": json.dumps(settings),
-        "networks": [network.state_dict() for network in model._networks],
+        "networks": model._networks.state_dict(),
         "scale": torch.from_numpy(model._scale),
         "series": torch.from_numpy(model._unique_ids.get_indexer(pd.Index(rows["unique_id"]))),
         "ds": torch.from_numpy(pd.DatetimeIndex(rows["ds"]).asi8.copy()),
@@ -76,11 +76,8 @@ def load(cls: type[Forecaster], path: Path) -> Forecaster:
     model._unique_ids = pd.Index(settings["unique_ids"])
     model._scale = state["scale"].numpy()
     model._fitted = _rows(state, settings, model)
-    model._networks = []
-    for weights in state["networks"]:
-        network = model._network(len(model._unique_ids))
-        network.load_state_dict(weights)
-        model._networks.append(network.eval().requires_grad_(False))
+    model._networks = model._network(len(model._unique_ids)).eval().requires_grad_(False)
+    model._networks.load_state_dict(state["networks"])
     model._intervals = None
     if "calibration" in state:
         model._intervals = ConformalIntervals(model._loss, *state["calibration"])

@@ -16,8 +16,7 @@ import lightning
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch import Tensor
 
 from lstm_fast.forecast.model import SeasonalLSTM
 from lstm_fast.forecast.windows import Batch, Windows
@@ -47,53 +46,50 @@ def train(
     windows: Windows,
     validation: Windows | None,
     options: TrainingOptions,
-) -> list[SeasonalLSTM]:
-    """Networks that `build` makes, trained side by side; the random state of the process is left
-    as it was.
+) -> SeasonalLSTM:
+    """The networks that `build` makes, trained; the random state of the process is left as it was.
 
     With `validation` windows, training stops early and the best weights are kept. With a
     checkpoint, networks that are finished are read, and ones that are not go on: to the same
     weights, bit for bit, as if they had never stopped.
     """
     with torch.random.fork_rng(devices=[]), _quiet_lightning():
-        networks = []
-        for k in range(options.n_models):
-            torch.manual_seed(options.seed + k)
-            networks.append(build())
-        together = nn.ModuleList(networks)
+        torch.manual_seed(options.seed)
+        networks = build()
         done, part = _files(options.checkpoint)
         if done is not None and done.exists():
-            together.load_state_dict(torch.load(done, weights_only=True))
+            networks.load_state_dict(torch.load(done, weights_only=True))
         else:
             trainer = lightning.Trainer(**_trainer_options(options, validation))
             trainer.fit(
-                TrainingModule(together, options),
-                DataLoader(TrainingBatches(windows, options, trainer), batch_size=None),
-                None if validation is None else DataLoader(ValidationBatches(validation), None),
+                TrainingModule(networks, options),
+                TrainingBatches(windows, options, trainer),
+                None if validation is None else ValidationBatches(validation, options.n_models),
                 ckpt_path=part if part is not None and part.exists() else None,
                 weights_only=True,
             )
             if trainer.interrupted:
                 raise KeyboardInterrupt
             if done is not None and part is not None and trainer.is_global_zero:
-                _replace(done, lambda file: torch.save(together.state_dict(), file))
+                _replace(done, lambda file: torch.save(networks.state_dict(), file))
                 part.unlink(missing_ok=True)
-    together.cpu().eval().requires_grad_(False)
-    return networks
+    return networks.cpu().eval().requires_grad_(False)
 
 
 @torch.inference_mode()
-def outputs_of(networks: list[SeasonalLSTM], windows: Windows) -> Tensor:
-    """[networks, windows, h, P], on the CPU."""
-    chunks = []
-    for indices in torch.arange(len(windows)).split(_CHUNK):
-        batch = windows[indices]
-        chunks.append(torch.stack([network(batch) for network in networks]))
-    return torch.cat(chunks, dim=1)
+def outputs_of(networks: SeasonalLSTM, windows: Windows) -> Tensor:
+    """[N, windows, h, P], on the CPU."""
+    chunks = torch.arange(len(windows)).split(_CHUNK)
+    return torch.cat([networks(for_each(networks.n_models, windows[c])) for c in chunks], dim=1)
 
 
-class TrainingBatches(IterableDataset[list[Batch]]):
-    """Endless steps of a batch for each network, decided by seeds and the number of the step alone.
+def for_each(n: int, batch: Batch) -> Batch:
+    """The same windows for each of `n` networks."""
+    return Batch(*(x.expand(n, *x.shape) for x in batch))
+
+
+class TrainingBatches:
+    """Endless batches for all networks, decided by the seed and the number of the step alone.
 
     A network deals its windows out in a random order until none is left, then in the next one. Of
     several processes each takes its share of every batch.
@@ -104,41 +100,41 @@ class TrainingBatches(IterableDataset[list[Batch]]):
     ) -> None:
         self.windows, self.options, self.trainer = windows, options, trainer
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[Batch]:
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        seeds = [self.options.seed + k for k in range(self.options.n_models)]
-        deals = [self._deal(seed, self.trainer.global_step) for seed in seeds]
+        networks = range(self.options.n_models)
+        deals = [self._deal(k, self.trainer.global_step) for k in networks]
         while True:
             chosen = torch.stack([next(deal) for deal in deals])[:, rank::world]
-            # All windows of a step at once: a third of the time of one network after another.
-            parts = [x.split(chosen.shape[1]) for x in self.windows[chosen.flatten()]]
-            yield [Batch(*batch) for batch in zip(*parts, strict=True)]
+            batch = self.windows[chosen.flatten()]
+            yield Batch(*(x.unflatten(0, chosen.shape) for x in batch))
 
-    def _deal(self, seed: int, step: int) -> Iterator[Tensor]:
+    def _deal(self, network: int, step: int) -> Iterator[Tensor]:
         """Numbers of windows, `batch_size` at a time, from `step` on."""
         size, n = self.options.batch_size, len(self.windows)
         epoch, at = divmod(step * size, n)
-        left = self._order(seed, epoch)[at:]
+        left = self._order(network, epoch)[at:]
         while True:
             while len(left) < size:
                 epoch += 1
-                left = torch.cat([left, self._order(seed, epoch)])
+                left = torch.cat([left, self._order(network, epoch)])
             yield left[:size]
             left = left[size:]
 
-    def _order(self, seed: int, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(_mix(seed, epoch))
+    def _order(self, network: int, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(_mix(self.options.seed, network, epoch))
         return torch.randperm(len(self.windows), generator=generator)
 
 
-class ValidationBatches(IterableDataset[Batch]):
-    """All windows once, in order."""
+class ValidationBatches:
+    """All windows once, in order, for all networks."""
 
-    def __init__(self, windows: Windows) -> None:
-        self.windows = windows
+    def __init__(self, windows: Windows, n_models: int) -> None:
+        self.windows, self.n_models = windows, n_models
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self.windows[chunk] for chunk in torch.arange(len(self.windows)).split(_CHUNK))
+        chunks = torch.arange(len(self.windows)).split(_CHUNK)
+        return (for_each(self.n_models, self.windows[chunk]) for chunk in chunks)
 
 
 class TrainingModule(lightning.LightningModule):
@@ -147,29 +143,27 @@ class TrainingModule(lightning.LightningModule):
     Networks have no weight in common, so the gradient of the sum of their losses is that of each.
     """
 
-    def __init__(self, networks: Any, options: TrainingOptions) -> None:
+    def __init__(self, networks: SeasonalLSTM, options: TrainingOptions) -> None:
         super().__init__()
         self.networks = networks
         self.options = options
 
-    def on_train_batch_start(self, batches: list[Batch], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout of a step is decided by the step, so that resuming needs no random state.
         seed = _mix(self.options.seed, self.global_step, self.global_rank)
         # torch.manual_seed asks every kind of device, for half of the time of a small step.
         (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
-    def training_step(self, batches: list[Batch], batch_idx: int) -> Tensor:
-        pairs = zip(self.networks, batches, strict=True)
-        losses = [net.loss(net.training_output(batch), batch.target) for net, batch in pairs]
-        loss = torch.stack(losses).sum()
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.networks.loss(self.networks.training_output(batch), batch.target)
         if self.global_step % _LOG_STEPS == 0:
-            self.log("train_loss", loss.detach() / len(losses), prog_bar=True)
-        return loss
+            self.log("train_loss", loss.detach(), prog_bar=True)
+        return loss * self.options.n_models
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        losses = torch.stack([net.loss(net(batch), batch.target) for net in self.networks])
-        size = len(batch.target)
-        self.log("val_loss", losses.mean(), prog_bar=True, sync_dist=True, batch_size=size)
+        loss = self.networks.loss(self.networks(batch), batch.target)
+        size = batch.target.shape[1]
+        self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=size)
 
     def configure_optimizers(self) -> Any:
         # Lightning cannot clip what a fused optimiser unscales, which it does in mixed precision.
@@ -226,7 +220,7 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, *_: Any
     ) -> None:
-        self._record(trainer, "train_loss", outputs["loss"] / len(module.networks))
+        self._record(trainer, "train_loss", outputs["loss"] / module.options.n_models)
 
     def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self._record(trainer, "val_loss", trainer.callback_metrics["val_loss"])

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lstm_fast.forecast.forecaster import Forecaster
-from lstm_fast.forecast.frame import check_frame
+from lstm_fast.forecast.frame import check_frame, check_windows
 from lstm_fast.forecast.model import ACTIVATIONS
 
 try:
@@ -98,6 +98,7 @@ def search(
     """
     frame, freq = check_frame(df, options.get("freq"), None, options.get("futr_exog_list", ()))
     h, season = int(options["h"]), int(options["season_length"])
+    check_windows(frame, h, n_windows, h)
     from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
     shortest = int(frame["unique_id"].value_counts().min()) - h * n_windows
     scale = _seasonal_difference(frame[from_end >= h * n_windows], season)

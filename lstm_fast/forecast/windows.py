@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lstm_fast.forecast.calendar import cycle_phases, season_phase, trading_days, useful_cycles
 from lstm_fast.forecast.frame import check_future, grid, grid_positions
@@ -210,9 +210,10 @@ class Windows:
         scaled = ((values - mean) / scale).float()
         return Batch(
             values=scaled[:, : self.input_size],
-            season=self.panel.season[rows],
-            trading=self.panel.trading[rows],
-            known=self.panel.known[rows],
+            # Whole rows of a table: a third of the time of indexing.
+            season=nn.functional.embedding(rows, self.panel.season),
+            trading=nn.functional.embedding(rows, self.panel.trading),
+            known=nn.functional.embedding(rows, self.panel.known),
             series=series,
             target=scaled[:, self.input_size :],
             mean=mean,

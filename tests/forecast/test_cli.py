@@ -144,7 +144,7 @@ def test_forecast_with_a_covariate(csv, tmp_path):
     arguments = ("forecast", csv, *SHORT, "--covariate", "price")
     result = invoke(*arguments)
     assert result.exit_code == 1
-    assert "futr_df must give the future of ['price']" in result.stderr
+    assert "--future must give the future of ['price']" in result.stderr
     future = pd.concat([monthly(96, "a")[90:], monthly(86, "bb")[80:]]).assign(price=1.0)
     future.drop(columns="y").to_csv(tmp_path / "future.csv", index=False)
     result = invoke(*arguments, "--future", tmp_path / "future.csv")
@@ -202,6 +202,9 @@ def test_errors_name_the_line(tmp_path, change, message):
         (("{csv}", *SHORT, "--model", "{csv}"), "is no file of a forecaster"),
         (("{csv}", *SHORT, "--freq", "D"), "frequency D"),
         (("{csv}", *SHORT, "--freq", "often"), "often"),
+        (("{csv}", *SHORT, "--out", ".", "--overwrite"), "is a folder"),
+        (("{csv}", *SHORT, "--future", "{csv}"), "name them with --covariate"),
+        (("{csv}", *SHORT, "--plot", "forecast.doc"), "must end in .png, .svg, .pdf"),
     ],
 )
 def test_failures_have_a_status_and_a_sentence(csv, arguments, message):
@@ -218,6 +221,14 @@ def test_options_of_a_file_give_way_to_those_of_the_command_line(csv, tmp_path):
     assert result.exit_code == 0, result.output
     model = Forecaster.load(tmp_path / "model.pt")
     assert (model.max_steps, model.hidden_size, model.n_models) == (2, 7, 1)
+    for text, message in (
+        ("[]", "must hold an object"),
+        ('{"hidden_size": "7"}', "hidden_size must be a number greater than 0. Got '7'"),
+    ):
+        path.write_text(text)
+        result = invoke("forecast", csv, *SHORT, "--options", path)
+        assert result.exit_code == 1
+        assert message in result.stderr
     path.write_text('{"units": 7}')
     result = invoke("forecast", csv, *SHORT, "--options", path)
     assert result.exit_code == 1
@@ -240,6 +251,27 @@ def test_backtest_prints_a_table_and_draws_the_windows(csv, tmp_path):
     )
     assert f"{scores['MAE'].mean():,.4g}" in result.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_more_windows_than_rows(csv):
+    result = invoke("backtest", csv, *SHORT, "--windows", 14)
+    assert result.exit_code == 1
+    assert "series 'bb' is too short: n_windows=14 of h=6 rows, step_size=6" in result.stderr
+
+
+def test_backtest_against_a_method_that_there_is_not(csv):
+    result = invoke("backtest", csv, *SHORT, "--windows", 1, "--against", "Prophet")
+    assert result.exit_code == 1
+    assert "method must be one of AutoETS, AutoARIMA. Got 'Prophet'" in result.stderr
+
+
+def test_trainer_options_of_a_file_reach_the_trainer(csv, tmp_path):
+    path = tmp_path / "options.json"
+    path.write_text('{"trainer_options": {"precision": "bf16-mixed"}}')
+    half = invoke("forecast", csv, *SHORT, "--options", path, "--save", tmp_path / "model.pt")
+    assert half.exit_code == 0, half.output
+    assert Forecaster.load(tmp_path / "model.pt").trainer_options == {"precision": "bf16-mixed"}
+    assert half.stdout != invoke("forecast", csv, *SHORT).stdout
 
 
 def test_tune_then_forecast(csv, tmp_path, monkeypatch):
@@ -300,6 +332,18 @@ def test_each_command_has_help(command):
     result = invoke(command, "--help")
     assert result.exit_code == 0
     assert result.stdout.count("\n") > 5
+
+
+def test_help_states_the_defaults_of_the_forecaster():
+    stated = " ".join(invoke("forecast", "--help").stdout.replace("│", " ").split())
+    default = Forecaster()
+    for words in (
+        f"each network. (default: {default.max_steps})",
+        f"average. (default: {default.n_models})",
+        f"laplace. (default: {default.loss})",
+        f"per cent. (default: {default.levels[0]} and {default.levels[1]})",
+    ):
+        assert words in stated
 
 
 def test_help_needs_no_heavy_import():

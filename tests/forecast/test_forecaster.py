@@ -19,6 +19,7 @@ from lstm_fast.forecast import (
     seasonal_naive,
 )
 from lstm_fast.forecast.demo import H, run_demo
+from lstm_fast.forecast.training import outputs_of
 from tests.forecast.series import monthly
 
 COLUMNS = ["unique_id", "ds", "y_hat", "lo-80", "hi-80", "lo-95", "hi-95"]
@@ -78,13 +79,13 @@ def test_horizon_beyond_a_season_and_no_season(small, series):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_knobs_reach_the_network(small, series, activation):
     model = small(activation=activation, num_layers=2, dropout=0.3, levels=()).fit(series)
-    network = model._networks[0]
-    assert isinstance(network.encoder, lstm_fast.LSTM)
-    assert (network.encoder.hidden_size, network.encoder.num_layers) == (5, 2)
-    assert network.encoder.dropout == 0.3
-    assert isinstance(network.head[2], ACTIVATIONS[activation])
-    assert network.head[1].out_features == 4
-    assert len(model._networks) == 2
+    networks = model._networks
+    assert len(networks.encoders) == 2
+    for encoder in networks.encoders:
+        assert isinstance(encoder, lstm_fast.LSTM)
+        assert (encoder.hidden_size, encoder.num_layers, encoder.dropout) == (5, 2, 0.3)
+    assert isinstance(networks.head[2], ACTIVATIONS[activation])
+    assert networks.head[1].weight.shape == (2, 5, 4)
 
 
 def test_both_layers_give_the_same_forecast(small, series):
@@ -110,9 +111,9 @@ def test_training_learns(small, series):
 
     def loss(forecaster: Forecaster) -> float:
         panel = forecaster._panel(forecaster._fitted)
-        batch = panel.windows(24, forecaster._scale, slice(None)).all()
-        forecast = forecaster._networks[0](batch)[..., 0]
-        return torch.nn.functional.mse_loss(forecast, batch.target).item()
+        windows = panel.windows(24, forecaster._scale, slice(None))
+        forecast = outputs_of(forecaster._networks, windows)[0, ..., 0]
+        return torch.nn.functional.mse_loss(forecast, windows.all().target).item()
 
     assert loss(longer) < 0.5 * loss(model)
 
@@ -137,7 +138,7 @@ def test_held_out_rows_shape_the_intervals_but_not_their_networks(small, series,
 
     def spy(self, *arguments):
         networks = train(self, *arguments)
-        states.append([p.detach() for network in networks for p in network.parameters()])
+        states.append([p.detach() for p in networks.parameters()])
         return networks
 
     monkeypatch.setattr(Forecaster, "_train", spy)
@@ -195,9 +196,9 @@ def test_predict_before_fit(small):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"h": 0}, "h must be greater than 0. Got 0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be greater than 0. Got nan"),
-        ({"max_steps": -1}, "max_steps must be greater than 0"),
+        ({"h": 0}, "h must be a number greater than 0. Got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number greater than 0. Got nan"),
+        ({"max_steps": -1}, "max_steps must be a number greater than 0"),
         ({"input_size": 11}, "input_size must be at least season_length, 12. Got 11"),
         ({"activation": "sine"}, "activation must be one of relu, .* Got 'sine'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\). Got 1.0"),
@@ -208,7 +209,7 @@ def test_predict_before_fit(small):
         ({"decoding": "both"}, "decoding must be one of direct, recursive. Got 'both'"),
         ({"fill": "mean"}, "fill must be None or one of linear, .* Got 'mean'"),
         ({"id_size": -1}, "id_size must be at least 0. Got -1"),
-        ({"val_check_steps": 0}, "val_check_steps must be greater than 0"),
+        ({"val_check_steps": 0}, "val_check_steps must be a number greater than 0"),
     ],
 )
 def test_bad_options(small, options, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.patches import Rectangle
@@ -45,6 +46,8 @@ def test_forecasts(tmp_path, series, axes):
         df[part < 48], forecast_of(df[part >= 48]), title="sales", rows=36, ylabel="dollars"
     )
     assert len(draw(figure, tmp_path)) == axes
+    (line,) = [x for x in figure.axes[0].lines if x.get_label() == "forecast"]
+    assert np.asarray(line.get_ydata())[0] == df["y"].iloc[47]  # no gap after the history
     if series == 12:
         assert figure.get_suptitle() == "sales (first 9 of 12 series)"
 

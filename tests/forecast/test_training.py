@@ -16,6 +16,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lstm_fast.forecast.training import outputs_of
+
 ROOT = Path(__file__).parents[2]
 
 # A script of a user: a training long enough to be killed in the middle.
@@ -69,9 +71,9 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights(
     with pytest.raises(KilledError):
         small(trainer_options={"callbacks": [KillAt(killed_at)]}, **options).fit(series, val_size)
     resumed = small(**options).fit(series, val_size)
-    for one, other in zip(whole._networks, resumed._networks, strict=True):
-        for name, weight in one.state_dict().items():
-            assert torch.equal(weight, other.state_dict()[name]), name
+    weights = resumed._networks.state_dict()
+    for name, weight in whole._networks.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
 
 
 def test_resuming_goes_on_where_it_was_and_finished_networks_are_read(small, series, tmp_path):
@@ -142,8 +144,8 @@ def test_early_stopping_keeps_the_best_weights(small, series):
     assert len(losses) < 100
     assert int(np.argmin(losses)) == len(losses) - 1 - 3
     windows = model._panel(model._fitted).windows(24, model._scale, slice(-12, None))
-    batch = windows.all()
-    kept = torch.nn.functional.l1_loss(model._networks[0](batch)[..., 0], batch.target)
+    forecast = outputs_of(model._networks, windows)[0, ..., 0]
+    kept = torch.nn.functional.l1_loss(forecast, windows.all().target)
     assert kept.item() == pytest.approx(min(losses), rel=1e-5)
 
 
@@ -155,8 +157,8 @@ def test_validation_rows_do_not_train(small, series):
     weights = []
     for df in (series, wild):
         model = small(**options).fit(df, val_size=6)
-        network = model._train("again", model._panel(model._fitted), scale, 0, 6)[0]
-        weights.append(network.state_dict())
+        networks = model._train("again", model._panel(model._fitted), scale, 0, 6)
+        weights.append(networks.state_dict())
     assert all(map(torch.equal, *(w.values() for w in weights)))
 
 
