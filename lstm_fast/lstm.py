@@ -126,12 +126,8 @@ class LSTM(torch.nn.LSTM):
             device,
             dtype,
         )
-        if chosen != options.PLAIN:
-            self._lstm_options = chosen
-            options.register(self, self._parameter_shapes(chosen), device, dtype)
-        if forget_bias is not None:
-            self._lstm_forget_bias = forget_bias
-        options.set_constants(self)
+        shapes = self._parameter_shapes(chosen)
+        options.install(self, chosen, forget_bias, shapes, device, dtype)
 
     def _parameter_shapes(self, chosen: options.Options) -> dict[str, tuple[int, ...]]:
         """Of the parameters that options add."""
@@ -270,7 +266,7 @@ class LSTM(torch.nn.LSTM):
                 B = h0.size(1)
             else:
                 B = int(batch_sizes[0])
-        if T == 0 or input_size != state["input_size"]:
+        if T == 0 or input_size == 0 or input_size != state["input_size"]:
             return None
         if h0 is not None and c0 is not None:
             runs = 2 * num_layers if bidirectional else num_layers

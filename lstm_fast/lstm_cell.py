@@ -57,15 +57,10 @@ class LSTMCell(torch.nn.LSTMCell):
         options.check_forget_bias(forget_bias, bias)
         super().__init__(input_size, hidden_size, bias, device, dtype)
         H = self.hidden_size
-        if chosen != options.PLAIN:
-            self._lstm_options = chosen
-            shapes = chosen.parameter_shapes(H, bias)
-            if learned_state:
-                shapes |= {"initial_h": (H,), "initial_c": (H,)}
-            options.register(self, shapes, device, dtype)
-        if forget_bias is not None:
-            self._lstm_forget_bias = forget_bias
-        options.set_constants(self)
+        shapes = chosen.parameter_shapes(H, bias)
+        if learned_state:
+            shapes |= {"initial_h": (H,), "initial_c": (H,)}
+        options.install(self, chosen, forget_bias, shapes, device, dtype)
 
     def reset_parameters(self) -> None:
         """As `torch.nn.LSTMCell.reset_parameters`; what the options add begins as constructed."""
@@ -133,7 +128,7 @@ class LSTMCell(torch.nn.LSTMCell):
         ):
             return False
         shape, state = input.shape, self.__dict__
-        if len(shape) != 2 or shape[1] != state["input_size"]:
+        if len(shape) != 2 or shape[1] == 0 or shape[1] != state["input_size"]:
             return False
         if hx is None:
             return True

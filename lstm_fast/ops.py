@@ -276,7 +276,7 @@ def _saved_per_row(
     """Numbers that the kernels keep for backward, for each of the N rows: i, f, g, o and c; m with
     a projection; h where it is not the output itself (below the last layer, or in halves)."""
     H, P = weights.ih.shape[0] // 4, weights.hh.shape[1]
-    inner = num_layers if dtype in (torch.float16, torch.bfloat16) else num_layers - 1
+    inner = num_layers if dtype in reference.HALVES else num_layers - 1
     states = 5 * H if weights.hr is None else 6 * H
     return directions * (num_layers * states + inner * P)
 

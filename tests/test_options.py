@@ -518,15 +518,51 @@ def test_compile(options: dict[str, Any]):
     assert all(p.grad is not None for p in module.parameters())
 
 
-def test_compile_of_packed_sequences_and_lengths():
+def test_compile_of_packed_sequences():
     torch._dynamo.reset()
     module = make(dtype=torch.float32, bidirectional=True, **OPTIONS["all"]).eval()
     compiled = torch.compile(module, backend="aot_eager")
-    x, lengths = torch.randn(T, B, I), torch.tensor([2, 0, 1])
-    packed = pack_padded_sequence(x, [2, T, 1], enforce_sorted=False)
+    packed = pack_padded_sequence(torch.randn(T, B, I), [2, T, 1], enforce_sorted=False)
     torch.testing.assert_close(parts(compiled(packed)), parts(module(packed)))
-    results = compiled(x, lengths=lengths)
-    torch.testing.assert_close(parts(results), parts(module(x, lengths=lengths)))
+
+
+@all_options
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_compile_of_lengths(options: dict[str, Any], batch_first: bool):
+    """One graph for all lengths; what lies past an end, NaN included, has no effect."""
+    torch._dynamo.reset()
+    module = make(batch_first=batch_first, **STACK, **options).eval()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    turn = (lambda t: t.transpose(0, 1)) if batch_first else (lambda t: t)
+    hx, reset = (draw(4, B, 3), draw(4, B, H)), torch.rand(T, B) < 0.3
+
+    def run(call: Any, x: Tensor, lengths: Tensor, *rest: Any, **kwargs: Any) -> Any:
+        x = x.clone().requires_grad_()
+        results = parts(call(turn(x), *rest, lengths=lengths, **kwargs))
+        loss = sum(((i + 1) * t.square().sum() for i, t in enumerate(results)), torch.zeros(()))
+        return results, torch.autograd.grad(loss, (x, *module.parameters()), allow_unused=True)
+
+    for stance, lengths in (("default", [2, 0, T]), ("fail_on_recompile", [T, T, 1])):
+        ends, x = torch.tensor(lengths), draw(T, B, I)
+        beyond = x.masked_fill((torch.arange(T).unsqueeze(1) >= ends).unsqueeze(-1), float("nan"))
+        with torch.compiler.set_stance(stance):
+            for arguments in ((), (hx,)):
+                got = run(compiled, beyond, ends, *arguments, reset=turn(reset))
+                expected = run(module, x, ends, *arguments, reset=turn(reset))
+                torch.testing.assert_close(got, expected)
+            torch.testing.assert_close(run(compiled, beyond, ends), run(module, x, ends))
+
+
+def test_compile_of_wrong_lengths():
+    torch._dynamo.reset()
+    compiled = torch.compile(make(), backend="aot_eager", fullgraph=True)
+    x = draw(T, B, I)
+    torch.testing.assert_close(
+        parts(compiled(x, lengths=[1, 2, T])), parts(compiled(x, lengths=torch.tensor([1, 2, T])))
+    )
+    for lengths in ([1, 2, T + 1], [1, -2, 3]):
+        with pytest.raises(RuntimeError, match="lengths must be from 0 to the steps of input"):
+            compiled(x, lengths=torch.tensor(lengths))
 
 
 @pytest.mark.slow
@@ -549,8 +585,10 @@ def test_export_and_compile_with_any_size():
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
     for inputs in (x, larger):
         reset = torch.rand(inputs.shape[:2]) < 0.3
-        results = compiled(inputs, reset=reset)
-        torch.testing.assert_close(parts(results), parts(module(inputs, reset=reset)))
+        lengths = torch.randint(1 + inputs.shape[0], inputs.shape[1:2])
+        for kwargs in ({"reset": reset}, {"reset": reset, "lengths": lengths}):
+            results = compiled(inputs, **kwargs)
+            torch.testing.assert_close(parts(results), parts(module(inputs, **kwargs)))
 
 
 def test_transforms_and_tracing():

@@ -163,20 +163,8 @@ INLINE void cell_row(const VariantForward<T>& p, int64_t b, int64_t n, T* gates,
     if (p.cells) store(p.cells + n * H + u, next, left);
   });
   if (s.normalised) standardise_row(fresh, H);
-  for_each_vectors<T>(H, [&](int64_t u, auto vectors) {
-    constexpr int W = decltype(vectors)::value;
-    Vec<T> c[W], a[W];
-    for (int w = 0; w < W; ++w) {
-      const int64_t v = u + w * kLanes<T>, left = H - v;
-      c[w] = load(fresh + v, left);
-      if (s.normalised) c[w] *= load(p.norms.c + v, left);
-      if (p.norms.c_bias) c[w] += load(p.norms.c_bias + v, left);
-    }
-    activate_cells<C, T, W>(c, a);
-    for (int w = 0; w < W; ++w) {
-      const int64_t v = u + w * kLanes<T>, left = H - v;
-      store(hidden + v, load(gates + 3 * H + v, left) * a[w], left);
-    }
+  for_each_active_cell<C>(p.norms, fresh, H, [&](int64_t u, int64_t left, Vec<T> a) {
+    store(hidden + u, load(gates + 3 * H + u, left) * a, left);
   });
 }
 
