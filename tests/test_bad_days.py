@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lstm_fast import LSTM, LSTMCell
+from lstm_fast import LSTM, LSTMCell, Stream
 from tests.sample_inputs import CONFIGS, Config, assert_all_close
 
 T, B, I, H = 7, 5, 4, 6  # noqa: E741
@@ -311,13 +311,17 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kind", ["train", "infer", "packed", "cell", "refused"])
+@pytest.mark.parametrize(
+    "kind", ["train", "infer", "packed", "cell", "refused", "options", "lengths", "stream"]
+)
 def test_memory_does_not_grow(kind: str):
     """10,000 calls, a leak of 100 bytes in each of which would be 1 MB."""
     module, cell = LSTM(3, 8), LSTMCell(3, 8)
+    varied, stream = LSTM(3, 8, layer_norm=True, zoneout=0.1), Stream(module)
     x, step = torch.randn(4, 2, 3), torch.randn(2, 3)
     packed = CONFIGS["packed"].pack(torch.randn(5, 3, 3))
     shapes = [torch.randn(n, 2, 3) for n in range(1, 20)]
+    row = np.zeros((1, 3), np.float32)
 
     def call(index: int) -> None:
         if kind == "train":
@@ -326,6 +330,12 @@ def test_memory_does_not_grow(kind: str):
             module(packed)[0].data.sum().backward()
         elif kind == "cell":
             cell(step)[0].sum().backward()
+        elif kind == "options":
+            varied(x)[0].sum().backward()
+        elif kind == "lengths":
+            module(x, lengths=[index % 5, 3])[0].sum().backward()
+        elif kind == "stream":
+            stream.step(row)
         elif kind == "infer":
             with torch.no_grad():
                 module(shapes[index % len(shapes)])

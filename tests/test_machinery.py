@@ -355,6 +355,14 @@ def frozen(layer: Layer) -> None:
     assert_all_close(x.grad, in_float32(expected.grad), CLOSE)
     assert all(p.grad is None for p in module.parameters())
 
+    trained = [p.requires_grad_() for name, p in module.named_parameters() if name.endswith("_l1")]
+    loss(module(X)).backward()
+    of_all = exact_gradients(module, X)
+    for name, p in module.named_parameters():
+        if name.endswith("_l1"):
+            assert_all_close(p.grad, of_all[name], CLOSE)
+    assert sum(p.grad is not None for p in module.parameters()) == len(trained)
+
 
 @tool("DistributedDataParallel and FSDP2, two processes", slow=True)
 def two_processes(layer: Layer) -> None:
@@ -566,13 +574,13 @@ def test_frozen_weights_skip_the_work(monkeypatch: pytest.MonkeyPatch):
     backward = ops._backward
 
     def noting(*args: Any) -> Any:
-        *_, need_input, need_hx, need_params, _ = args
-        asked.append((need_input, need_hx, need_params))
+        *_, layers, _, _, _, need_input, need_hx, need_params, _ = args
+        asked.append((layers, need_input, need_hx, need_params))
         return backward(*args)
 
     monkeypatch.setattr(ops, "_backward", noting)
     frozen(LSTM)
-    assert asked == [(True, False, False)]
+    assert asked == [(2, True, False, False), (1, False, False, True)]
 
 
 def table() -> str:
