@@ -1,4 +1,5 @@
-"""Builds stack.cpp with sanitizers and runs it: `python -m tests.fuzz [thread] [--cases=3000]`.
+"""Builds stack.cpp and variant.cpp with sanitizers and runs them: `python -m tests.fuzz [thread]
+[--cases=3000]`.
 
 With `--seconds`, libFuzzer looks for cases that reach new code; that needs clang (`CXX=clang++`).
 """
@@ -12,10 +13,11 @@ from pathlib import Path
 import setup
 
 FOLDER = Path("tests") / "fuzz"
+PROGRAMS = ("stack", "variant")
 
 
 def build(sanitizers: str, guided: bool) -> Path:
-    """The program, linked from the CPU floor alone. Raises CompileError."""
+    """The programs, linked from the CPU floor alone, in this folder. Raises CompileError."""
     folder = Path("build") / f"fuzz-{sanitizers.replace(',', '-')}{'-guided' * guided}"
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
     kept = [flag for flag in setup.CXX_FLAGS if flag not in ("-g0", "-O3", "-DNDEBUG")]
@@ -25,10 +27,12 @@ def build(sanitizers: str, guided: bool) -> Path:
         setup.find_compiler(), build=folder, flags=[*kept, *flags, *cover, *includes]
     )
     random = [] if guided else ["-DLSTM_FAST_RANDOM_CASES"]
-    objects = [*setup.add_cpu_objects(ninja), ninja.compile(FOLDER / "stack.cpp", random)]
-    ninja.link_program(folder / "stack", objects, [*flags, *link, "-pthread"])
+    floor = [*setup.add_common_objects(ninja), *setup.add_cpu_objects(ninja)]
+    for name in PROGRAMS:
+        objects = [*floor, ninja.compile(FOLDER / f"{name}.cpp", random)]
+        ninja.link_program(folder / name, objects, [*flags, *link, "-pthread"])
     ninja.run()
-    return setup.ROOT / folder / "stack"
+    return setup.ROOT / folder
 
 
 def main() -> None:
@@ -37,14 +41,16 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=3000)
     parser.add_argument("--seconds", type=int)
     arguments = parser.parse_args()
-    program = build(arguments.sanitizers, guided=arguments.seconds is not None)
-    if arguments.seconds is None:
-        command = [str(program), str(arguments.cases)]
-    else:
-        corpus = program.parent / "corpus"
-        corpus.mkdir(exist_ok=True)
-        command = [str(program), f"-max_total_time={arguments.seconds}", "-max_len=96", str(corpus)]
-    raise SystemExit(subprocess.run(command, cwd=program.parent).returncode)
+    folder = build(arguments.sanitizers, guided=arguments.seconds is not None)
+    for name in PROGRAMS:
+        if arguments.seconds is None:
+            options = [str(arguments.cases)]
+        else:
+            corpus = folder / f"corpus-{name}"
+            corpus.mkdir(exist_ok=True)
+            options = [f"-max_total_time={arguments.seconds}", "-max_len=96", str(corpus)]
+        print(name, flush=True)
+        subprocess.run([folder / name, *options], cwd=folder, check=True)
 
 
 if __name__ == "__main__":
