@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -305,25 +306,23 @@ def _run_lengths(
         if reset is not None:
             reset = (reset & (torch.arange(T, device=x.device).unsqueeze(1) < lengths)).reshape(-1)
         return _run(module, x, _Rows(T, B, lengths=lengths), state, reset)
-    if B and not 0 <= int(lengths.min()) <= int(lengths.max()) <= T:
-        raise ValueError(
-            f"lengths must be from 0 to {T}, the steps of input, got {lengths.tolist()}"
-        )
-    falling, order = lengths.sort(descending=True, stable=True)
-    order = order[: int((lengths > 0).sum())]
-    is_alive = falling[: len(order)] > torch.arange(int(lengths.max()) if B else 0).unsqueeze(1)
-    t, b = is_alive.nonzero(as_tuple=True)
-    places = (t * B + order[b]).to(x.device)
-    order = order.to(x.device)
+    ends = lengths.numpy().astype(numpy.int64)
+    longest = int(ends.max(initial=0))
+    if ends.min(initial=0) < 0 or longest > T:
+        raise ValueError(f"lengths must be from 0 to {T}, the steps of input, got {ends.tolist()}")
+    falling = numpy.argsort(-ends, kind="stable")[: numpy.count_nonzero(ends)]
+    is_alive = ends[falling] > numpy.arange(longest)[:, None]
+    t, b = is_alive.nonzero()
+    places, order = (torch.from_numpy(n).to(x.device) for n in (t * B + falling[b], falling))
     if len(order) == 0:
         rows = _Rows(1, 0)
         result = _run(module, x[:1, :0], rows, (state[0][:, :0], state[1][:, :0]), None)
     else:
-        batch_sizes = is_alive.sum(1)
+        batch_sizes = torch.from_numpy(is_alive.sum(1))
         result = _run(
             module,
             x.reshape(T * B, -1).index_select(0, places),
-            _Rows(len(batch_sizes), len(order), batch_sizes),
+            _Rows(longest, len(order), batch_sizes),
             (state[0].index_select(1, order), state[1].index_select(1, order)),
             None if reset is None else reset.reshape(-1)[places],
         )

@@ -553,6 +553,29 @@ def test_compile_of_lengths(options: dict[str, Any], batch_first: bool):
             torch.testing.assert_close(run(compiled, beyond, ends), run(module, x, ends))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_lengths(strict: bool):
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = LSTM(I, H, **STACK)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Any:
+            return self.lstm(x, lengths=lengths)
+
+    model, dynamic = Model().eval(), torch.export.Dim.DYNAMIC
+    program = torch.export.export(
+        model,
+        (torch.randn(T, B, I), torch.tensor([2, 0, T])),
+        dynamic_shapes=({0: dynamic, 1: dynamic}, {0: dynamic}),
+        strict=strict,
+    )
+    x, lengths = torch.randn(2 * T, 4, I), torch.tensor([2, 0, 2 * T, 1])
+    torch.testing.assert_close(program.module()(x, lengths), model(x, lengths))
+    with pytest.raises(RuntimeError, match="lengths must be from 0 to the steps of input"):
+        program.module()(x, lengths + T)
+
+
 def test_compile_of_wrong_lengths():
     torch._dynamo.reset()
     compiled = torch.compile(make(), backend="aot_eager", fullgraph=True)

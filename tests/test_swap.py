@@ -126,7 +126,7 @@ def test_averages_go_on():
 
 
 def test_tied_weights_stay_tied(fused: list[None]):
-    model = nn.ModuleList([nn.LSTM(5, 5), nn.LSTM(5, 5)])
+    model: Any = nn.ModuleList([nn.LSTM(5, 5), nn.LSTM(5, 5)])
     first, second = model
     second.weight_hh_l0 = first.weight_hh_l0
     accelerate(model)
