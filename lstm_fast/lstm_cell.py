@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from lstm_fast import ops, options
-from lstm_fast.lstm import _are_plain, _fits, _is_state, _scriptable
+from lstm_fast.lstm import (
+    _are_plain,
+    _fits,
+    _is_state,
+    _is_traced,
+    _scriptable,
+    _traced_call,
+)
 
 _Pair = tuple[Tensor, Tensor]
 
@@ -84,6 +91,8 @@ class LSTMCell(torch.nn.LSTMCell):
             ValueError: `reset` is not as described.
         """
         if self._lstm_options is not None or reset is not None:
+            if _is_traced(self, input, LSTMCell):
+                return _traced_call(self, input, hx, reset=reset)
             return options.forward_cell(self, input, hx, reset)
         if isinstance(input, Tensor) and input.dim() == 1 and _is_state(hx, dim=1):
             h, c = LSTMCell.forward(
@@ -112,6 +121,8 @@ class LSTMCell(torch.nn.LSTMCell):
             if results is not None:
                 return results
         if not self._is_fused(input, hx, params):
+            if _is_traced(self, input, LSTMCell):
+                return _traced_call(self, input, hx)
             return super().forward(input, hx)
         h0, c0 = (None, None) if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
         _, h, c = ops.lstm(input.unsqueeze(0), None, h0, c0, params, has_biases, 1, False)

@@ -521,6 +521,35 @@ def torchscript(layer: Layer) -> None:
         assert_all_close(compiled(X), expected, CLOSE)
 
 
+class Forecaster(nn.Module):
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.lstm = layer(**SIZES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, (h_n, _) = self.lstm(x)
+        result: Tensor = output[-1] + h_n[0]
+        return result
+
+
+@tool("`torch.fx.symbolic_trace`, as a leaf")
+def fx(layer: Layer) -> None:
+    model = Forecaster(layer)
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["lstm"]
+    torch.testing.assert_close(traced(X), model(X), rtol=0, atol=0)
+
+
+@tool("`quantize_dynamic` through `restore`")
+def dynamic_quantization(layer: Layer) -> None:
+    model = Forecaster(layer).eval()
+    expected = model(X)
+    quantized = torch.ao.quantization.quantize_dynamic(restore(model), {nn.LSTM})
+    assert "quantized" in type(quantized.lstm).__module__
+    # Weights of order 1 and states are 8 bits wide.
+    torch.testing.assert_close(quantized(X), expected, rtol=0, atol=0.05)
+
+
 @tool("ONNX through `restore`, in ONNX Runtime", needs=("onnx", "onnxruntime", "onnxscript"))
 def onnx(layer: Layer) -> None:
     import onnxruntime

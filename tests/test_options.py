@@ -623,6 +623,28 @@ def test_transforms_and_tracing():
     torch.testing.assert_close(parts(traced(x[1])), parts(module(x[1])))
 
 
+@pytest.mark.parametrize("cls", [LSTM, LSTMCell])
+def test_fx(cls: Any):
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain, self.options = cls(I, I), cls(I, H, learned_state=True)
+
+        def forward(self, x: Tensor, reset: Tensor) -> Tensor:
+            x = self.plain(x)[0]
+            h = self.options(x, reset=reset)[0]
+            result: Tensor = h if cls is LSTM else self.options(x, (h, h))[0]
+            return result
+
+    model = Model()
+    x, reset = torch.randn(T, B, I), torch.rand(T, B) < 0.5
+    inputs = (x, reset) if cls is LSTM else (x[0], reset[0])
+    traced = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(traced(*inputs), model(*inputs), rtol=0, atol=0)
+    with pytest.raises(torch.fx.proxy.TraceError):  # as of torch's
+        torch.fx.symbolic_trace(cls(I, H))
+
+
 def test_devices_without_kernels():
     module = LSTM(I, H, device="meta", **STACK, **OPTIONS["all"])
     output, (h_n, c_n), cells = module(torch.empty(T, B, I, device="meta"))
