@@ -68,12 +68,13 @@ COMPAT ?= 2.10.0 2.13.0
 OF_SOURCES := packaging cuda_build cuda_kernels cuda_ops cuda_variant
 compat: wheel
 	set -e; for version in $(COMPAT); do \
-		rm -rf build/compat && mkdir -p build/compat && cp -r tests benchmarks docs pyproject.toml README.md build/compat; \
-		$(PYTHON) -m venv build/compat-$$version; \
-		build/compat-$$version/bin/python -m pip uninstall --quiet --yes lstm-fast; \
-		build/compat-$$version/bin/python -m pip --disable-pip-version-check install --quiet \
+		venv=$(abspath build)/compat-$$version; \
+		$(PYTHON) -m venv $$venv; \
+		rm -rf $$venv/suite && mkdir $$venv/suite && cp -r tests benchmarks docs pyproject.toml README.md $$venv/suite; \
+		$$venv/bin/python -m pip uninstall --quiet --yes lstm-fast; \
+		$$venv/bin/python -m pip --disable-pip-version-check install --quiet \
 			torch==$$version pytest hypothesis scipy "$$(echo dist/*.whl)[tune]"; \
-		(cd build/compat && ../compat-$$version/bin/python -m pytest -k 'not test_nn_lstm' \
+		(cd $$venv/suite && $$venv/bin/python -m pytest -k 'not test_nn_lstm' \
 			$(OF_SOURCES:%=--ignore=tests/test_%.py) --ignore=tests/clients --ignore=tests/fuzz); \
 	done
 
