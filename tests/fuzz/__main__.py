@@ -2,6 +2,8 @@
 [--cases=3000]`.
 
 With `--seconds`, libFuzzer looks for cases that reach new code; that needs clang (`CXX=clang++`).
+It looks in the kernels for any CPU, whose source is that of all. What it found is run, besides
+random cases, by the next call without `--seconds`, on every instruction set of the host.
 """
 
 from __future__ import annotations
@@ -16,23 +18,28 @@ FOLDER = Path("tests") / "fuzz"
 PROGRAMS = ("stack", "variant")
 
 
-def build(sanitizers: str, guided: bool) -> Path:
-    """The programs, linked from the CPU floor alone, in this folder. Raises CompileError."""
-    folder = Path("build") / f"fuzz-{sanitizers.replace(',', '-')}{'-guided' * guided}"
+def folder_of(sanitizers: str, guided: bool) -> Path:
+    return Path("build") / f"fuzz-{sanitizers.replace(',', '-')}{'-guided' * guided}"
+
+
+def build(sanitizers: str, guided: bool) -> None:
+    """The programs, linked from the CPU floor alone. Raises CompileError."""
+    folder = folder_of(sanitizers, guided)
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
-    kept = [flag for flag in setup.CXX_FLAGS if flag not in ("-g0", "-O3", "-DNDEBUG")]
+    left = {"-g0", "-O3", "-DNDEBUG"} | ({"-DLSTM_FAST_X86"} if guided else set())
+    kept = [flag for flag in setup.CXX_FLAGS if flag not in left]
     includes = [f"-I{setup.CSRC}", f"-I{setup.CSRC / 'cpu'}"]
     cover, link = ["-fsanitize=fuzzer-no-link"] * guided, ["-fsanitize=fuzzer"] * guided
     ninja = setup.NinjaFile(
         setup.find_compiler(), build=folder, flags=[*kept, *flags, *cover, *includes]
     )
-    random = [] if guided else ["-DLSTM_FAST_RANDOM_CASES"]
-    floor = [*setup.add_common_objects(ninja), *setup.add_cpu_objects(ninja)]
+    main = [] if guided else ["-DLSTM_FAST_RANDOM_CASES"]
+    floor = setup.add_common_objects(ninja)
+    floor += setup.add_cpu_objects(ninja, *([["baseline"]] if guided else []))
     for name in PROGRAMS:
-        objects = [*floor, ninja.compile(FOLDER / f"{name}.cpp", random)]
+        objects = [*floor, ninja.compile(FOLDER / f"{name}.cpp", main)]
         ninja.link_program(folder / name, objects, [*flags, *link, "-pthread"])
     ninja.run()
-    return setup.ROOT / folder
 
 
 def main() -> None:
@@ -41,14 +48,16 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=3000)
     parser.add_argument("--seconds", type=int)
     arguments = parser.parse_args()
-    folder = build(arguments.sanitizers, guided=arguments.seconds is not None)
+    guided = arguments.seconds is not None
+    build(arguments.sanitizers, guided)
+    folder = setup.ROOT / folder_of(arguments.sanitizers, guided)
     for name in PROGRAMS:
-        if arguments.seconds is None:
-            options = [str(arguments.cases)]
-        else:
-            corpus = folder / f"corpus-{name}"
-            corpus.mkdir(exist_ok=True)
+        corpus = setup.ROOT / "build" / f"fuzz-corpus-{name}"
+        corpus.mkdir(exist_ok=True)
+        if guided:
             options = [f"-max_total_time={arguments.seconds}", "-max_len=96", str(corpus)]
+        else:
+            options = [str(arguments.cases), *sorted(map(str, corpus.iterdir()))]
         print(name, flush=True)
         subprocess.run([folder / name, *options], cwd=folder, check=True)
 

@@ -10,9 +10,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -133,6 +136,7 @@ void run_twice(Problem problem, int64_t threads) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
 #ifdef LSTM_FAST_RANDOM_CASES
+// So many random cases, and those of files.
 int main(int argc, char** argv) {
   const long count = argc > 1 ? std::atol(argv[1]) : 1000;
   std::mt19937 random(2);
@@ -141,6 +145,11 @@ int main(int argc, char** argv) {
     for (uint8_t& byte : data) byte = static_cast<uint8_t>(random());
     LLVMFuzzerTestOneInput(data.data(), data.size());
   }
-  std::printf("%ld cases, nothing found\n", count);
+  for (int i = 2; i < argc; ++i) {
+    std::ifstream file(argv[i], std::ios::binary);
+    const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+    LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
+  }
+  std::printf("%ld random cases and %d known ones, nothing found\n", count, std::max(0, argc - 2));
 }
 #endif
