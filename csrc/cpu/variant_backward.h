@@ -23,7 +23,8 @@ struct VariantBackwardWeights {
   Operand<T> hh, hr;
 
   VariantBackwardWeights(const VariantShape& s, const T* packed)
-      : hh{packed, 4 * s.H, s.P, parts_of(4 * s.H, s.parts)}, hr{packed + hh.size(), s.P, s.H, 0} {}
+      : hh{packed, 4 * s.H, s.P, parts_of(4 * s.H, s.parts)},
+        hr{offset_or_null(packed, hh.size()), s.P, s.H, 0} {}
 };
 
 template <typename T>

@@ -21,8 +21,8 @@ struct VariantForwardWeights {
 
   VariantForwardWeights(const VariantShape& s, const T* packed)
       : ih{packed, s.I, 4 * s.H, parts_of(s.I, s.parts)},
-        hh{packed + ih.size(), s.P, 4 * s.H, parts_of(s.P, s.parts)},
-        hr{hh.data + hh.size(), s.H, s.P, 0} {}
+        hh{offset_or_null(packed, ih.size()), s.P, 4 * s.H, parts_of(s.P, s.parts)},
+        hr{offset_or_null(hh.data, hh.size()), s.H, s.P, 0} {}
 };
 
 // With room for a transposed matrix after the packed ones, where these are made of parts.

@@ -55,7 +55,8 @@ def main() -> None:
         corpus = setup.ROOT / "build" / f"fuzz-corpus-{name}"
         corpus.mkdir(exist_ok=True)
         if guided:
-            options = [f"-max_total_time={arguments.seconds}", "-max_len=96", str(corpus)]
+            options = [f"-max_total_time={arguments.seconds}", "-max_len=96"]
+            options += ["-len_control=0", str(corpus)]
         else:
             options = [str(arguments.cases), *sorted(map(str, corpus.iterdir()))]
         print(name, flush=True)
