@@ -62,22 +62,27 @@ wheel: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 	$(BIN)/auditwheel show dist/*.whl
 
-# Built once, tested under each: in an environment of its own, away from the checkout. What torch
-# does to nn.LSTM differs from one to another, so that this column of the table is left out.
+# Built once, tested under each: in an environment of its own, away from the checkout, but for the
+# tests that compile or build. What torch does to nn.LSTM differs from one to another, so that this
+# column of the table is left out.
 COMPAT ?= 2.10.0 2.13.0
+OF_SOURCES := packaging cuda_build cuda_kernels cuda_ops cuda_variant
 compat: wheel
 	set -e; for version in $(COMPAT); do \
-		rm -rf build/compat && mkdir -p build/compat && cp -r tests benchmarks docs pyproject.toml README.md build/compat; \
-		$(PYTHON) -m venv build/compat-$$version; \
-		build/compat-$$version/bin/python -m pip --disable-pip-version-check install --quiet \
-			torch==$$version pytest hypothesis scipy "$$(echo dist/*.whl)[forecast]"; \
-		(cd build/compat && ../compat-$$version/bin/python -m pytest \
-			--ignore=tests/test_packaging.py --ignore=tests/clients --ignore=tests/fuzz -k 'not test_nn_lstm'); \
+		venv=$(abspath build)/compat-$$version; \
+		$(PYTHON) -m venv $$venv; \
+		rm -rf $$venv/suite && mkdir $$venv/suite && cp -r tests benchmarks docs pyproject.toml README.md $$venv/suite; \
+		$$venv/bin/python -m pip uninstall --quiet --yes lstm-fast; \
+		$$venv/bin/python -m pip --disable-pip-version-check install --quiet \
+			torch==$$version pytest hypothesis scipy "$$(echo dist/*.whl)[tune]"; \
+		(cd $$venv/suite && $$venv/bin/python -m pytest -k 'not test_nn_lstm' \
+			$(OF_SOURCES:%=--ignore=tests/test_%.py) --ignore=tests/clients --ignore=tests/fuzz); \
 	done
 
-# The kernel tests in Python under the first two (Python itself has none, so that its leaks are not
-# ours to find), then arbitrary arguments on threads under all three.
+# Kernels, ops, streams and the way past the dispatcher in Python under the first two (Python itself
+# has none, so that its leaks are not ours to find), then arbitrary arguments on threads under all three.
 SANITIZED := build/sanitized
+SANITIZED_TESTS := kernels variant stream ops
 sanitize: $(VENV)/.dev $(VENV)/.built
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r csrc lstm_fast tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
@@ -85,7 +90,7 @@ sanitize: $(VENV)/.dev $(VENV)/.built
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-		PYTHONPATH=. $(abspath $(BIN))/python -m pytest tests/test_kernels.py
+		PYTHONPATH=. $(abspath $(BIN))/python -m pytest $(SANITIZED_TESTS:%=tests/test_%.py)
 	$(BIN)/python -m tests.fuzz address,undefined
 	$(BIN)/python -m tests.fuzz thread
 

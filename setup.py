@@ -365,13 +365,13 @@ def sources(folder: Path, suffix: str = ".cpp") -> list[Path]:
     return sorted(path.relative_to(ROOT) for path in (ROOT / folder).glob(f"*{suffix}"))
 
 
-def add_cpu_objects(ninja: NinjaFile) -> list[Path]:
+def add_cpu_objects(ninja: NinjaFile, isas: Iterable[str] = tuple(ISA_FLAGS)) -> list[Path]:
     """csrc/cpu: kernels.cpp once per instruction set, everything else once, for any CPU."""
     objects = []
     for source in sources(CSRC / "cpu"):
         if source.name == "kernels.cpp":
-            for isa, isa_flags in ISA_FLAGS.items():
-                flags = [f"-DLSTM_FAST_ISA={isa}", *KERNEL_FLAGS, *isa_flags]
+            for isa in isas:
+                flags = [f"-DLSTM_FAST_ISA={isa}", *KERNEL_FLAGS, *ISA_FLAGS[isa]]
                 objects.append(ninja.compile(source, flags, f".{isa}"))
         else:
             objects.append(ninja.compile(source))

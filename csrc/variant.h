@@ -21,6 +21,7 @@ struct VariantShape {
 };
 
 // Scales of the layer norms, and the shift of that of the cell; its biases are those of the layer.
+// All null where nothing is normalised.
 template <typename T>
 struct NormWeights {
   const T* ih;      // [G]

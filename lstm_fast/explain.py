@@ -29,7 +29,7 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
     weight: Any = module._flat_weights[0]
     if not isinstance(module, LSTM) or not _are_plain([data, weight]) or not _fits(data, weight):
         return "torch.nn.LSTM"
-    if not options.is_plain(module._lstm_options or options.PLAIN, module.training, None):
+    if not options.is_plain(module._lstm_options or options.PLAIN, module.training):
         if data.is_cpu:
             return f"CPU kernels, {build_info()['isa']}, packed weights, step by step"
         return "CUDA kernels, stepwise, exact products"

@@ -126,12 +126,8 @@ class LSTM(torch.nn.LSTM):
             device,
             dtype,
         )
-        if chosen != options.PLAIN:
-            self._lstm_options = chosen
-            options.register(self, self._parameter_shapes(chosen), device, dtype)
-        if forget_bias is not None:
-            self._lstm_forget_bias = forget_bias
-        options.set_constants(self)
+        shapes = self._parameter_shapes(chosen)
+        options.install(self, chosen, forget_bias, shapes, device, dtype)
 
     def _parameter_shapes(self, chosen: options.Options) -> dict[str, tuple[int, ...]]:
         """Of the parameters that options add."""
@@ -183,6 +179,8 @@ class LSTM(torch.nn.LSTM):
             ValueError: `lengths` or `reset` is not as described.
         """
         if self._lstm_options is not None or lengths is not None or reset is not None:
+            if _is_traced(self, input, LSTM):
+                return _traced_call(self, input, hx, lengths=lengths, reset=reset)
             return options.forward(self, input, hx, lengths, reset)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
@@ -200,6 +198,8 @@ class LSTM(torch.nn.LSTM):
 
     def _forward_unbatched(self, input: Tensor, hx: _Pair | None) -> tuple[Tensor, _Pair]:
         if not isinstance(input, Tensor) or input.dim() != 2 or not _is_state(hx, dim=2):
+            if _is_traced(self, input, LSTM):
+                return _traced_call(self, input, hx)
             return super().forward(input, hx)
         batch_dim = 0 if self.batch_first else 1
         if hx is not None:
@@ -270,7 +270,7 @@ class LSTM(torch.nn.LSTM):
                 B = h0.size(1)
             else:
                 B = int(batch_sizes[0])
-        if T == 0 or input_size != state["input_size"]:
+        if T == 0 or input_size == 0 or input_size != state["input_size"]:
             return None
         if h0 is not None and c0 is not None:
             runs = 2 * num_layers if bidirectional else num_layers
@@ -355,6 +355,21 @@ def _scriptable(
     twin = stock.__new__(stock)
     twin.__dict__ = module.__dict__
     return twin
+
+
+def _is_traced(module: torch.nn.Module, input: Any, fast: type[torch.nn.Module]) -> bool:
+    """Whether torch.fx traces a model in which torch's module would be a leaf of the graph."""
+    if not isinstance(input, torch.fx.Proxy) or type(module).forward is not fast.forward:
+        return False
+    tracer: Any = input.tracer
+    return tracer.root is not module
+
+
+def _traced_call(module: torch.nn.Module, input: Any, hx: Any, **kwargs: Any) -> Any:
+    tracer = input.tracer
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    args = (input,) if hx is None else (input, hx)
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
 
 
 _TENSOR_TYPES = frozenset((Tensor, Parameter))

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from lstm_fast import ops, options
-from lstm_fast.lstm import _are_plain, _fits, _is_state, _scriptable
+from lstm_fast.lstm import (
+    _are_plain,
+    _fits,
+    _is_state,
+    _is_traced,
+    _scriptable,
+    _traced_call,
+)
 
 _Pair = tuple[Tensor, Tensor]
 
@@ -57,15 +64,10 @@ class LSTMCell(torch.nn.LSTMCell):
         options.check_forget_bias(forget_bias, bias)
         super().__init__(input_size, hidden_size, bias, device, dtype)
         H = self.hidden_size
-        if chosen != options.PLAIN:
-            self._lstm_options = chosen
-            shapes = chosen.parameter_shapes(H, bias)
-            if learned_state:
-                shapes |= {"initial_h": (H,), "initial_c": (H,)}
-            options.register(self, shapes, device, dtype)
-        if forget_bias is not None:
-            self._lstm_forget_bias = forget_bias
-        options.set_constants(self)
+        shapes = chosen.parameter_shapes(H, bias)
+        if learned_state:
+            shapes |= {"initial_h": (H,), "initial_c": (H,)}
+        options.install(self, chosen, forget_bias, shapes, device, dtype)
 
     def reset_parameters(self) -> None:
         """As `torch.nn.LSTMCell.reset_parameters`; what the options add begins as constructed."""
@@ -89,6 +91,8 @@ class LSTMCell(torch.nn.LSTMCell):
             ValueError: `reset` is not as described.
         """
         if self._lstm_options is not None or reset is not None:
+            if _is_traced(self, input, LSTMCell):
+                return _traced_call(self, input, hx, reset=reset)
             return options.forward_cell(self, input, hx, reset)
         if isinstance(input, Tensor) and input.dim() == 1 and _is_state(hx, dim=1):
             h, c = LSTMCell.forward(
@@ -117,6 +121,8 @@ class LSTMCell(torch.nn.LSTMCell):
             if results is not None:
                 return results
         if not self._is_fused(input, hx, params):
+            if _is_traced(self, input, LSTMCell):
+                return _traced_call(self, input, hx)
             return super().forward(input, hx)
         h0, c0 = (None, None) if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
         _, h, c = ops.lstm(input.unsqueeze(0), None, h0, c0, params, has_biases, 1, False)
@@ -133,7 +139,7 @@ class LSTMCell(torch.nn.LSTMCell):
         ):
             return False
         shape, state = input.shape, self.__dict__
-        if len(shape) != 2 or shape[1] != state["input_size"]:
+        if len(shape) != 2 or shape[1] == 0 or shape[1] != state["input_size"]:
             return False
         if hx is None:
             return True

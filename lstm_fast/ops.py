@@ -93,6 +93,11 @@ def lstm(
         or (c0 is not None and c0.requires_grad)
         or any([p.requires_grad for p in params])
     ):
+        if num_layers > 1 and not (input.requires_grad or params[0].requires_grad):
+            first = _first_trained_layer(h0, c0, params, num_layers)
+            if first > 0:
+                args = input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
+                return _in_two(first, *args)
         if torch.compiler.is_dynamo_compiling():
             # Dynamo refuses a tensor that is given twice: one state as h0 and c0, tied weights.
             h0, c0 = (None if t is None else t.view_as(t) for t in (h0, c0))
@@ -103,6 +108,53 @@ def lstm(
     options = has_biases, num_layers, bidirectional
     results = _forward(input, batch_sizes, h0, c0, list(params), *options, False, _parts(input))
     return results[:3]
+
+
+def _first_trained_layer(
+    h0: Tensor | None, c0: Tensor | None, params: Sequence[Tensor], num_layers: int
+) -> int:
+    """The first that a gradient is wanted of; that of the input is not."""
+    if (h0 is not None and h0.requires_grad) or (c0 is not None and c0.requires_grad):
+        return 0
+    first = next(i for i, p in enumerate(params) if p.requires_grad)
+    return first // (len(params) // num_layers)
+
+
+def _in_two(
+    below: int,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lstm` of the layers below a number, and of the others on what comes of them."""
+    runs, count = 2 * below if bidirectional else below, len(params) // num_layers * below
+    output, *states = lstm(
+        input,
+        batch_sizes,
+        None if h0 is None else h0[:runs],
+        None if c0 is None else c0[:runs],
+        params[:count],
+        has_biases,
+        below,
+        bidirectional,
+    )
+    output, *others = lstm(
+        output,
+        batch_sizes,
+        None if h0 is None else h0[runs:],
+        None if c0 is None else c0[runs:],
+        params[count:],
+        has_biases,
+        num_layers - below,
+        bidirectional,
+    )
+    h_n, c_n = (torch.cat(pair) for pair in zip(states, others, strict=True))
+    return output, h_n, c_n
 
 
 def infer(*args: Any) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -276,7 +328,7 @@ def _saved_per_row(
     """Numbers that the kernels keep for backward, for each of the N rows: i, f, g, o and c; m with
     a projection; h where it is not the output itself (below the last layer, or in halves)."""
     H, P = weights.ih.shape[0] // 4, weights.hh.shape[1]
-    inner = num_layers if dtype in (torch.float16, torch.bfloat16) else num_layers - 1
+    inner = num_layers if dtype in reference.HALVES else num_layers - 1
     states = 5 * H if weights.hr is None else 6 * H
     return directions * (num_layers * states + inner * P)
 

@@ -6,9 +6,10 @@ the formulas.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lstm_fast.lstm_cell import LSTMCell
 
 _Pair = tuple[Tensor, Tensor]
+_Direction = tuple[Tensor, Tensor, Tensor, Tensor]  # output, h_n, c_n and cells of one direction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +73,22 @@ class Options:
     def __str__(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.used().items())
 
+    def norms(self, bias: bool) -> list[str]:
+        """The parameters that one direction of one layer has more than torch's."""
+        if not self.layer_norm:
+            return []
+        return ["norm_ih", "norm_hh", "norm_c"] + ["norm_bias_c"] * bias
+
     def parameter_shapes(self, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
-        """Of the parameters that one direction of one layer has more than torch's."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        if self.layer_norm:
-            shapes |= {"norm_ih": (4 * H,), "norm_hh": (4 * H,), "norm_c": (H,)}
-            shapes |= {"norm_bias_c": (H,)} if bias else {}
-        return shapes
+        """Of these, with H hidden units."""
+        return {name: (H,) if name.endswith("_c") else (4 * H,) for name in self.norms(bias)}
 
 
 PLAIN = Options()
+
+_INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
+_GATE_ACTIVATIONS = list(reference.GATE_ACTIVATIONS)
+_CELL_ACTIVATIONS = list(reference.CELL_ACTIVATIONS)
 
 
 def pair(name: str, value: float | tuple[float, float]) -> tuple[float, float]:
@@ -103,16 +111,23 @@ def check_forget_bias(forget_bias: float | None, bias: bool) -> None:
         raise ValueError("forget_bias needs bias=True")
 
 
-def register(
-    module: torch.nn.Module,
+def install(
+    module: Any,
+    chosen: Options,
+    forget_bias: float | None,
     shapes: dict[str, tuple[int, ...]],
     device: torch.device | str | int | None,
     dtype: torch.dtype | None,
 ) -> None:
-    """Add parameters by name, for `set_constants` to fill."""
+    """Give a module, constructed as torch's, its options and the parameters of these shapes."""
+    if chosen != PLAIN:
+        module._lstm_options = chosen
+    if forget_bias is not None:
+        module._lstm_forget_bias = forget_bias
     for name, shape in shapes.items():
         parameter = Parameter(torch.empty(shape, device=device, dtype=dtype))
         module.register_parameter(name, parameter)
+    set_constants(module)
 
 
 def used(module: Any) -> str:
@@ -143,11 +158,13 @@ def set_constants(module: Any) -> None:
 
 
 class _Rows(NamedTuple):
-    """Where the rows of a batch lie, for masks: dense [T, B] or those of a packed sequence."""
+    """Where the rows of a batch lie: dense [T, B], of `lengths` [B] or whole, or those of a packed
+    sequence."""
 
     T: int
     B: int
-    batch_sizes: Tensor | None
+    batch_sizes: Tensor | None = None
+    lengths: Tensor | None = None
 
     def _places(self, n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Of each of the n rows: the batch row, the rows of its step and of the step after it."""
@@ -223,7 +240,7 @@ def forward(
         reset = _time_major(module, reset, T, B)
     if lengths is None:
         reset = None if reset is None else reset.reshape(-1)
-        result = _run(module, x, _Rows(T, B, None), state, reset)
+        result = _run(module, x, _Rows(T, B), state, reset)
     else:
         result = _run_lengths(module, x, state, lengths, reset)
     if module.batch_first:
@@ -271,35 +288,41 @@ def _forward_packed(
 def _run_lengths(
     module: LSTM, x: Tensor, state: _Pair, lengths: Any, reset: Tensor | None
 ) -> _Result:
-    """Run padded sequences x [T, B, I] of these lengths, which may be zero.
+    """Run padded sequences x [T, B, I] of these lengths, which may be zero; reset [T, B] or None.
 
     They are packed, without those that have no step. Output past an end is zero.
     """
     T, B = x.shape[:2]
-    lengths = torch.as_tensor(lengths, device="cpu")
-    if lengths.dim() != 1 or lengths.numel() != B or lengths.is_floating_point():
+    is_compiling = torch.compiler.is_compiling()
+    lengths = torch.as_tensor(lengths, device=x.device if is_compiling else "cpu")
+    if lengths.dim() != 1 or lengths.numel() != B or lengths.dtype not in _INTEGERS:
         raise ValueError(
             f"lengths must be {B} integers, one for each sequence, got {lengths.tolist()}"
         )
-    if B and not 0 <= int(lengths.min()) <= int(lengths.max()) <= T:
-        raise ValueError(
-            f"lengths must be from 0 to {T}, the steps of input, got {lengths.tolist()}"
-        )
-    falling, order = lengths.sort(descending=True, stable=True)
-    order = order[: int((lengths > 0).sum())]
-    is_alive = falling[: len(order)] > torch.arange(int(lengths.max()) if B else 0).unsqueeze(1)
-    t, b = is_alive.nonzero(as_tuple=True)
-    places = (t * B + order[b]).to(x.device)
-    order = order.to(x.device)
+    if is_compiling:
+        # A graph can't have sizes that depend on numbers: `_run_to_ends` takes the sequences whole.
+        within = ((lengths >= 0) & (lengths <= T)).all()
+        torch._assert_async(within, "lengths must be from 0 to the steps of input")
+        if reset is not None:
+            reset = (reset & (torch.arange(T, device=x.device).unsqueeze(1) < lengths)).reshape(-1)
+        return _run(module, x, _Rows(T, B, lengths=lengths), state, reset)
+    ends = lengths.numpy().astype(numpy.int64)
+    longest = int(ends.max(initial=0))
+    if ends.min(initial=0) < 0 or longest > T:
+        raise ValueError(f"lengths must be from 0 to {T}, the steps of input, got {ends.tolist()}")
+    falling = numpy.argsort(-ends, kind="stable")[: numpy.count_nonzero(ends)]
+    is_alive = ends[falling] > numpy.arange(longest)[:, None]
+    t, b = is_alive.nonzero()
+    places, order = (torch.from_numpy(n).to(x.device) for n in (t * B + falling[b], falling))
     if len(order) == 0:
-        rows = _Rows(1, 0, None)
+        rows = _Rows(1, 0)
         result = _run(module, x[:1, :0], rows, (state[0][:, :0], state[1][:, :0]), None)
     else:
-        batch_sizes = is_alive.sum(1)
+        batch_sizes = torch.from_numpy(is_alive.sum(1))
         result = _run(
             module,
             x.reshape(T * B, -1).index_select(0, places),
-            _Rows(len(batch_sizes), len(order), batch_sizes),
+            _Rows(longest, len(order), batch_sizes),
             (state[0].index_select(1, order), state[1].index_select(1, order)),
             None if reset is None else reset.reshape(-1)[places],
         )
@@ -327,41 +350,45 @@ def _run(module: LSTM, input: Tensor, rows: _Rows, state: _Pair, reset: Tensor |
     reset: [N] or None.
     """
     options = module._lstm_options or PLAIN
-    weights = list(module._current_weights())
-    is_hh = [name.startswith("weight_hh") for name in module._flat_weights_names]
-    if options.weight_dropout and module.training:
+    training, L = module.training, module.num_layers
+    weights = module._current_weights()
+    if options.weight_dropout and training:
         dropout = torch.nn.functional.dropout
         weights = [
-            dropout(w, options.weight_dropout) if hh else w
-            for w, hh in zip(weights, is_hh, strict=True)
+            dropout(w, options.weight_dropout) if name.startswith("weight_hh") else w
+            for name, w in zip(module._flat_weights_names, weights, strict=True)
         ]
-    input, h0, c0, *weights = ops.autocast(input, *state, *weights)
-    if is_plain(options, module.training, reset):
-        if module.dropout and module.training and module.num_layers > 1:
+    h0, c0 = state
+    if torch._C._is_any_autocast_enabled():
+        input, h0, c0, *weights = ops.autocast(input, h0, c0, *weights)
+    if rows.lengths is None and reset is None and is_plain(options, training):
+        if module.dropout and training and L > 1:
             return _Result(*module._layer_by_layer(input, rows.batch_sizes, h0, c0, weights), None)
         args = input, rows.batch_sizes, h0, c0, weights, module.bias
-        return _Result(*ops.lstm(*args, module.num_layers, module.bidirectional), None)
+        return _Result(*ops.lstm(*args, L, module.bidirectional), None)
 
-    dtype, wide = input.dtype, reference._wide
-    first = None
+    dtype, first = input.dtype, None
     if options.learned_state and reset is not None:
-        first = [wide(t) for t in ops.autocast(input, module.initial_h, module.initial_c)[1:]]
+        first = module.initial_h.to(dtype), module.initial_c.to(dtype)
+    if dtype in reference.HALVES:
+        input, h0, c0, *weights = map(reference._wide, (input, h0, c0, *weights))
+        first = first and (first[0].float(), first[1].float())
     resets = [reset]
     if module.bidirectional:
         resets.append(None if reset is None else rows.reversed_resets(reset))
     directions = len(resets)
-    per_layer = len(weights) // (module.num_layers * directions)
-    x, h0, c0 = wide(input), wide(h0), wide(c0)
+    per_layer = len(weights) // (L * directions)
+    x = input
     h_n, c_n = [], []
-    for layer in range(module.num_layers):
-        if layer > 0 and module.dropout and module.training:
+    for layer in range(L):
+        if layer > 0 and module.dropout and training:
             x = torch.nn.functional.dropout(x, module.dropout)
-        if options.variational_dropout[0] and module.training:
+        if options.variational_dropout[0] and training:
             x = x * rows.repeat(_dropped(x, rows.B, x.shape[-1], options.variational_dropout[0]), x)
         results = []
         for direction in range(directions):
             k = layer * directions + direction
-            params = [wide(w) for w in weights[k * per_layer : (k + 1) * per_layer]]
+            params = weights[k * per_layer : (k + 1) * per_layer]
             suffix = f"_l{layer}{'_reverse' if direction else ''}"
             first_of = None if first is None else (first[0][k], first[1][k])
             results.append(
@@ -372,20 +399,21 @@ def _run(module: LSTM, input: Tensor, rows: _Rows, state: _Pair, reset: Tensor |
         x = torch.cat([r[0] for r in results], dim=-1) if directions > 1 else results[0][0]
         h_n += [r[1] for r in results]
         c_n += [r[2] for r in results]
-    cells = torch.cat([r[3] for r in results], dim=-1) if options.return_cells else None
-    return _Result(
-        x.to(dtype),
-        torch.stack(h_n).to(dtype),
-        torch.stack(c_n).to(dtype),
-        None if cells is None else cells.to(dtype),
-    )
+    cells = None
+    if options.return_cells:
+        cells = torch.cat([r[3] for r in results], dim=-1) if directions > 1 else results[0][3]
+    result = _Result(x, _stacked(h_n), _stacked(c_n), cells)
+    return result.map(lambda t: t.to(dtype), lambda t: t.to(dtype)) if x.dtype != dtype else result
 
 
-def is_plain(options: Options, training: bool, reset: Tensor | None) -> bool:
+def _stacked(states: list[Tensor]) -> Tensor:
+    return states[0].unsqueeze(0) if len(states) == 1 else torch.stack(states)
+
+
+def is_plain(options: Options, training: bool) -> bool:
     """Whether the kernels of `nn.LSTM` are enough."""
     return (
-        reset is None
-        and not options.layer_norm
+        not options.layer_norm
         and not options.return_cells
         and not any(options.zoneout)
         and not (training and any(options.variational_dropout))
@@ -418,34 +446,77 @@ def _run_direction(
     params: Sequence[Tensor],
     reset: Tensor | None,
     first: _Pair | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> _Direction:
     """One direction of one layer, whose parameters have this suffix; first: the state [P], [H] to
     reset to, None for zeros."""
     options = module._lstm_options or PLAIN
     h0, c0 = state
-    P, H = h0.shape[-1], c0.shape[-1]
-    names = options.parameter_shapes(H, bool(module.bias))
+    B, P, H, bias = rows.B, h0.shape[-1], c0.shape[-1], bool(module.bias)
     rate = options.variational_dropout[1]
     zone_c, zone_h = options.zoneout
-    N = rows.T * rows.B if rows.batch_sizes is None else x.shape[0]
-    return variant(
-        x,
-        rows.batch_sizes,
-        h0,
-        c0,
-        params,
-        [reference._wide(getattr(module, name + suffix)) for name in names],
-        bool(module.bias),
-        suffix.endswith("_reverse"),
-        list(reference.GATE_ACTIVATIONS).index(options.gate_activation),
-        list(reference.CELL_ACTIVATIONS).index(options.cell_activation),
-        reset,
-        None if first is None else first[0].expand(rows.B, -1),
-        None if first is None else first[1].expand(rows.B, -1),
-        _dropped(x, rows.B, P, rate) if rate and module.training else None,
-        _zones(module, x, N, P, zone_h),
-        _zones(module, x, N, H, zone_c),
-    )
+    N = rows.T * B if rows.batch_sizes is None else x.shape[0]
+
+    def run(x: Tensor, reset: Tensor | None, reverse: bool) -> _Direction:
+        return variant(
+            x,
+            rows.batch_sizes,
+            h0,
+            c0,
+            params,
+            [reference._wide(getattr(module, name + suffix)) for name in options.norms(bias)],
+            bias,
+            reverse,
+            _GATE_ACTIVATIONS.index(options.gate_activation),
+            _CELL_ACTIVATIONS.index(options.cell_activation),
+            reset,
+            None if first is None else first[0].expand(B, -1),
+            None if first is None else first[1].expand(B, -1),
+            _dropped(x, B, P, rate) if rate and module.training else None,
+            _zones(module, x, N, P, zone_h),
+            _zones(module, x, N, H, zone_c),
+        )
+
+    reverse = suffix.endswith("_reverse")
+    if rows.lengths is None:
+        return run(x, reset, reverse)
+    return _run_to_ends(run, x, rows.lengths, state, reset, reverse)
+
+
+def _run_to_ends(
+    run: Callable[[Tensor, Tensor | None, bool], _Direction],
+    x: Tensor,
+    lengths: Tensor,
+    state: _Pair,
+    reset: Tensor | None,
+    reverse: bool,
+) -> _Direction:
+    """One direction on sequences x [T, B, I] of these lengths, by operations whose sizes do not
+    depend on them.
+
+    All steps are run, in reverse those of each sequence from its own end on; past an end they begin
+    anew with zeros, and what comes of them is dropped.
+    """
+    steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    ended = steps >= lengths
+    order = (lengths - 1 - steps).clamp(min=0)
+
+    def in_order(rows: Tensor) -> Tensor:
+        """[T, B, C] as the direction meets it, and back."""
+        return rows.gather(0, order.unsqueeze(-1).expand_as(rows)) if reverse else rows
+
+    def cut(rows: Tensor) -> Tensor:
+        return rows.masked_fill(ended.unsqueeze(-1), 0)
+
+    def last(rows: Tensor, before: Tensor) -> Tensor:
+        at = (lengths - 1).clamp(min=0).view(1, -1, 1).expand(1, *before.shape)
+        return torch.where((lengths > 0).unsqueeze(1), rows.gather(0, at)[0], before)
+
+    begins = ended
+    if reset is not None:
+        begins = begins | in_order(reset.view_as(ended).unsqueeze(-1)).squeeze(-1)
+    output, _, _, cells = run(cut(in_order(x)), begins.reshape(-1), False)
+    h0, c0 = state
+    return cut(in_order(output)), last(output, h0), last(cells, c0), cut(in_order(cells))
 
 
 def forward_cell(module: LSTMCell, input: Tensor, hx: _Pair | None, reset: Tensor | None) -> _Pair:
@@ -477,7 +548,7 @@ def forward_cell(module: LSTMCell, input: Tensor, hx: _Pair | None, reset: Tenso
     params = [module.weight_ih, module.weight_hh]
     params += [module.bias_ih, module.bias_hh] if module.bias else []
     input, h0, c0, *params = ops.autocast(input, h0, c0, *params)
-    wide, rows = reference._wide, _Rows(1, B, None)
+    wide, rows = reference._wide, _Rows(1, B)
     x, state = wide(input).unsqueeze(0), (wide(h0), wide(c0))
     if first is not None:
         first = (wide(first[0].to(input.dtype)), wide(first[1].to(input.dtype)))

@@ -33,6 +33,8 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+HALVES = frozenset((torch.float16, torch.bfloat16))
+
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
 
@@ -189,7 +191,7 @@ class _Stack(NamedTuple):
 
 def _wide(tensor: Tensor) -> Tensor:
     """Halves are computed in float32."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.dtype in HALVES else tensor
 
 
 def _run_stack(

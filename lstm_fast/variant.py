@@ -5,6 +5,7 @@ With `ops.py`, the only Python files that know `torch.ops.lstm_fast`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,21 +171,10 @@ def _variant_fake(
     params: Sequence[Tensor],
     norms: Sequence[Tensor],
     has_biases: bool,
-    reverse: bool,
-    gate_activation: int,
-    cell_activation: int,
-    reset: Tensor | None,
-    reset_h: Tensor | None,
-    reset_c: Tensor | None,
-    drop_h: Tensor | None,
-    zone_h: Tensor | None,
-    zone_c: Tensor | None,
-    save: bool,
-    parts: int = 0,
+    *rest: Any,  # up to save, and parts if they are not the default
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    H, P = c0.shape[-1], h0.shape[-1]
+    H, P, save = c0.shape[-1], h0.shape[-1], rest[9]
     rows = input.shape[:-1]
-    N = rows[0] if len(rows) == 1 else rows[0] * rows[1]
     is_projected = len(params) == (5 if has_biases else 3)
     saved = 4 * H + P + (H if is_projected else 0) + (8 * H + 2 if norms else 0)
     return (
@@ -192,7 +182,7 @@ def _variant_fake(
         input.new_empty(h0.shape),
         input.new_empty(c0.shape),
         input.new_empty((*rows, H)),
-        input.new_empty(N * saved if save else 0),
+        input.new_empty(math.prod(rows) * saved if save else 0),
     )
 
 
@@ -208,22 +198,11 @@ def _variant_backward_fake(
     c0: Tensor,
     params: Sequence[Tensor],
     norms: Sequence[Tensor],
-    has_biases: bool,
-    reverse: bool,
-    gate_activation: int,
-    cell_activation: int,
-    reset: Tensor | None,
-    reset_h: Tensor | None,
-    reset_c: Tensor | None,
-    drop_h: Tensor | None,
-    zone_h: Tensor | None,
-    zone_c: Tensor | None,
-    cells: Tensor,
-    saved: Tensor,
-    need_input: bool,
-    need_params: bool,
+    *rest: Any,  # from has_biases to need_params
     parts: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    reset_h, reset_c = rest[5:7]
+    need_input, need_params = rest[12:14]
     return (
         input.new_empty(input.shape if need_input else 0),
         input.new_empty(h0.shape),

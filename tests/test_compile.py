@@ -146,6 +146,18 @@ def test_cell(batched: bool):
         assert_equal(function(x, state), cell(x, state))
 
 
+def test_frozen_layers():
+    module = LSTM(4, 5, num_layers=3)
+    for name, p in module.named_parameters():
+        p.requires_grad_(name.endswith("_l2"))
+    trained = [p for p in module.parameters() if p.requires_grad]
+    x = torch.randn(6, 3, 4)
+    got, expected = compiled(module)(x), module(x)
+    assert_equal(got, expected)
+    grads = [torch.autograd.grad(r[0].sum(), trained) for r in (got, expected)]
+    assert_equal(grads[0], grads[1])
+
+
 def test_unbatched():
     module = LSTM(4, 5)
     x = torch.randn(3, 4)

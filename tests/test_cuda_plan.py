@@ -173,9 +173,13 @@ def test_tf32_is_allowed_as_for_cudnn(monkeypatch: pytest.MonkeyPatch):
     for allowed in (False, True):
         monkeypatch.setattr(cudnn, "allow_tf32", allowed)
         assert (ops._parts(on_cuda) == 2) == allowed
-    for setting in ("tf32", "ieee"):
-        monkeypatch.setattr(cudnn.rnn, "fp32_precision", setting)
-        assert (ops._parts(on_cuda) == 2) == (setting == "tf32")
+    before = cudnn.rnn.fp32_precision  # no attribute that monkeypatch could put back
+    try:
+        for setting in ("tf32", "ieee"):
+            cudnn.rnn.fp32_precision = setting
+            assert (ops._parts(on_cuda) == 2) == (setting == "tf32")
+    finally:
+        cudnn.rnn.fp32_precision = before
 
 
 def test_large_tiles_only_where_they_fill_the_device():

@@ -355,6 +355,14 @@ def frozen(layer: Layer) -> None:
     assert_all_close(x.grad, in_float32(expected.grad), CLOSE)
     assert all(p.grad is None for p in module.parameters())
 
+    trained = [p.requires_grad_() for name, p in module.named_parameters() if name.endswith("_l1")]
+    loss(module(X)).backward()
+    of_all = exact_gradients(module, X)
+    for name, p in module.named_parameters():
+        if name.endswith("_l1"):
+            assert_all_close(p.grad, of_all[name], CLOSE)
+    assert sum(p.grad is not None for p in module.parameters()) == len(trained)
+
 
 @tool("DistributedDataParallel and FSDP2, two processes", slow=True)
 def two_processes(layer: Layer) -> None:
@@ -513,6 +521,35 @@ def torchscript(layer: Layer) -> None:
         assert_all_close(compiled(X), expected, CLOSE)
 
 
+class Forecaster(nn.Module):
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.lstm = layer(**SIZES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, (h_n, _) = self.lstm(x)
+        result: Tensor = output[-1] + h_n[0]
+        return result
+
+
+@tool("`torch.fx.symbolic_trace`, as a leaf")
+def fx(layer: Layer) -> None:
+    model = Forecaster(layer)
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["lstm"]
+    torch.testing.assert_close(traced(X), model(X), rtol=0, atol=0)
+
+
+@tool("`quantize_dynamic` through `restore`")
+def dynamic_quantization(layer: Layer) -> None:
+    model = Forecaster(layer).eval()
+    expected = model(X)
+    quantized = torch.ao.quantization.quantize_dynamic(restore(model), {nn.LSTM})
+    assert "quantized" in type(quantized.lstm).__module__
+    # Weights of order 1 and states are 8 bits wide.
+    torch.testing.assert_close(quantized(X), expected, rtol=0, atol=0.05)
+
+
 @tool("ONNX through `restore`, in ONNX Runtime", needs=("onnx", "onnxruntime", "onnxscript"))
 def onnx(layer: Layer) -> None:
     import onnxruntime
@@ -566,13 +603,13 @@ def test_frozen_weights_skip_the_work(monkeypatch: pytest.MonkeyPatch):
     backward = ops._backward
 
     def noting(*args: Any) -> Any:
-        *_, need_input, need_hx, need_params, _ = args
-        asked.append((need_input, need_hx, need_params))
+        *_, layers, _, _, _, need_input, need_hx, need_params, _ = args
+        asked.append((layers, need_input, need_hx, need_params))
         return backward(*args)
 
     monkeypatch.setattr(ops, "_backward", noting)
     frozen(LSTM)
-    assert asked == [(True, False, False)]
+    assert asked == [(2, True, False, False), (1, False, False, True)]
 
 
 def table() -> str:

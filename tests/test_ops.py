@@ -269,6 +269,26 @@ def test_gradients_only_of_what_requires_grad(
     assert all(t.grad is None for t in tensors_of(args) if t is not tensor)
 
 
+@pytest.mark.parametrize("name", ["deep", "packed_deep"])
+def test_frozen_layers_below_the_others_are_not_run_back(
+    name: str, forward_spy: Spy, backward_spy: Spy
+):
+    args = op_arguments(CONFIGS[name])
+    params, L = args[4], args[6]
+    trained = [p.requires_grad_() for p in params[len(params) // L * (L - 1) :]]
+    expected = reference.lstm(*args)
+    got = ops.lstm(*args)
+    assert_close(named(got), named(expected), CONFIGS[name])
+    grads = [torch.autograd.grad(r[0].sum() + r[2].sum(), trained) for r in (got, expected)]
+    assert_close(named(grads[0]), named(grads[1]), CONFIGS[name])
+    assert [(layers, save) for *_, layers, _, save, _ in forward_spy.calls] == [
+        (L - 1, False),
+        (1, True),
+    ]
+    (call,) = backward_spy.calls
+    assert call[-4:-1] == (False, False, True)
+
+
 @pytest.mark.parametrize("used", [0, 1, 2])
 def test_outputs_without_gradient_are_passed_as_none(used: int, backward_spy: Spy):
     args = op_arguments(CONFIGS["packed_deep"])

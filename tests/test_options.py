@@ -518,15 +518,74 @@ def test_compile(options: dict[str, Any]):
     assert all(p.grad is not None for p in module.parameters())
 
 
-def test_compile_of_packed_sequences_and_lengths():
+def test_compile_of_packed_sequences():
     torch._dynamo.reset()
     module = make(dtype=torch.float32, bidirectional=True, **OPTIONS["all"]).eval()
     compiled = torch.compile(module, backend="aot_eager")
-    x, lengths = torch.randn(T, B, I), torch.tensor([2, 0, 1])
-    packed = pack_padded_sequence(x, [2, T, 1], enforce_sorted=False)
+    packed = pack_padded_sequence(torch.randn(T, B, I), [2, T, 1], enforce_sorted=False)
     torch.testing.assert_close(parts(compiled(packed)), parts(module(packed)))
-    results = compiled(x, lengths=lengths)
-    torch.testing.assert_close(parts(results), parts(module(x, lengths=lengths)))
+
+
+@all_options
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_compile_of_lengths(options: dict[str, Any], batch_first: bool):
+    """One graph for all lengths; what lies past an end, NaN included, has no effect."""
+    torch._dynamo.reset()
+    module = make(batch_first=batch_first, **STACK, **options).eval()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    turn = (lambda t: t.transpose(0, 1)) if batch_first else (lambda t: t)
+    hx, reset = (draw(4, B, 3), draw(4, B, H)), torch.rand(T, B) < 0.3
+
+    def run(call: Any, x: Tensor, lengths: Tensor, *rest: Any, **kwargs: Any) -> Any:
+        x = x.clone().requires_grad_()
+        results = parts(call(turn(x), *rest, lengths=lengths, **kwargs))
+        loss = sum(((i + 1) * t.square().sum() for i, t in enumerate(results)), torch.zeros(()))
+        return results, torch.autograd.grad(loss, (x, *module.parameters()), allow_unused=True)
+
+    for stance, lengths in (("default", [2, 0, T]), ("fail_on_recompile", [T, T, 1])):
+        ends, x = torch.tensor(lengths), draw(T, B, I)
+        beyond = x.masked_fill((torch.arange(T).unsqueeze(1) >= ends).unsqueeze(-1), float("nan"))
+        with torch.compiler.set_stance(stance):
+            for arguments in ((), (hx,)):
+                got = run(compiled, beyond, ends, *arguments, reset=turn(reset))
+                expected = run(module, x, ends, *arguments, reset=turn(reset))
+                torch.testing.assert_close(got, expected)
+            torch.testing.assert_close(run(compiled, beyond, ends), run(module, x, ends))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_lengths(strict: bool):
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = LSTM(I, H, **STACK)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Any:
+            return self.lstm(x, lengths=lengths)
+
+    model, dynamic = Model().eval(), torch.export.Dim.DYNAMIC
+    program = torch.export.export(
+        model,
+        (torch.randn(T, B, I), torch.tensor([2, 0, T])),
+        dynamic_shapes=({0: dynamic, 1: dynamic}, {0: dynamic}),
+        strict=strict,
+    )
+    x, lengths = torch.randn(2 * T, 4, I), torch.tensor([2, 0, 2 * T, 1])
+    torch.testing.assert_close(program.module()(x, lengths), model(x, lengths))
+    with pytest.raises(RuntimeError, match="lengths must be from 0 to the steps of input"):
+        program.module()(x, lengths + T)
+
+
+def test_compile_of_wrong_lengths():
+    torch._dynamo.reset()
+    compiled = torch.compile(make(), backend="aot_eager", fullgraph=True)
+    x = draw(T, B, I)
+    torch.testing.assert_close(
+        parts(compiled(x, lengths=[1, 2, T])), parts(compiled(x, lengths=torch.tensor([1, 2, T])))
+    )
+    for lengths in ([1, 2, T + 1], [1, -2, 3]):
+        with pytest.raises(RuntimeError, match="lengths must be from 0 to the steps of input"):
+            compiled(x, lengths=torch.tensor(lengths))
 
 
 @pytest.mark.slow
@@ -549,8 +608,10 @@ def test_export_and_compile_with_any_size():
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
     for inputs in (x, larger):
         reset = torch.rand(inputs.shape[:2]) < 0.3
-        results = compiled(inputs, reset=reset)
-        torch.testing.assert_close(parts(results), parts(module(inputs, reset=reset)))
+        lengths = torch.randint(1 + inputs.shape[0], inputs.shape[1:2])
+        for kwargs in ({"reset": reset}, {"reset": reset, "lengths": lengths}):
+            results = compiled(inputs, **kwargs)
+            torch.testing.assert_close(parts(results), parts(module(inputs, **kwargs)))
 
 
 def test_transforms_and_tracing():
@@ -560,6 +621,28 @@ def test_transforms_and_tracing():
     torch.testing.assert_close(mapped, torch.stack([module(x)[0] for x in x]))
     traced = torch.jit.trace(module, x[0], check_trace=False)
     torch.testing.assert_close(parts(traced(x[1])), parts(module(x[1])))
+
+
+@pytest.mark.parametrize("cls", [LSTM, LSTMCell])
+def test_fx(cls: Any):
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain, self.options = cls(I, I), cls(I, H, learned_state=True)
+
+        def forward(self, x: Tensor, reset: Tensor) -> Tensor:
+            x = self.plain(x)[0]
+            h = self.options(x, reset=reset)[0]
+            result: Tensor = h if cls is LSTM else self.options(x, (h, h))[0]
+            return result
+
+    model = Model()
+    x, reset = torch.randn(T, B, I), torch.rand(T, B) < 0.5
+    inputs = (x, reset) if cls is LSTM else (x[0], reset[0])
+    traced = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(traced(*inputs), model(*inputs), rtol=0, atol=0)
+    with pytest.raises(torch.fx.proxy.TraceError):  # as of torch's
+        torch.fx.symbolic_trace(cls(I, H))
 
 
 def test_devices_without_kernels():

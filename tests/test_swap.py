@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import lstm_fast
 from lstm_fast import LSTM, LSTMCell, accelerate, patch, restore
@@ -99,6 +100,46 @@ def test_training_goes_on_with_the_same_parameters(fused: list[None]):
     assert len(fused) == 3 * (2 + 2 + 1)
     model.eval()
     assert not model.encoder.training
+
+
+def test_averages_go_on():
+    """Of a moving average that was begun before the swap, and of one begun after it."""
+    model, twin = Model().eval(), Model().eval()
+    twin.load_state_dict(model.state_dict())
+    averages = []
+    for m in (model, twin):
+        decay = get_ema_multi_avg_fn(0.5)
+        early = AveragedModel(m, multi_avg_fn=decay)
+        if m is model:
+            accelerate(m)
+            accelerate(early)
+        late = AveragedModel(m, multi_avg_fn=decay)
+        optimizer = torch.optim.SGD(m.parameters(), 0.1)
+        for _ in range(3):
+            train_step(m, optimizer)
+            early.update_parameters(m)
+            late.update_parameters(m)
+        averages.append((early, late))
+    for got, expected in zip(*averages, strict=True):
+        assert type(got.module.encoder) is LSTM
+        assert_all_close(got(X), expected(X), CONFIGS["deep"])
+
+
+def test_tied_weights_stay_tied(fused: list[None]):
+    model: Any = nn.ModuleList([nn.LSTM(5, 5), nn.LSTM(5, 5)])
+    first, second = model
+    second.weight_hh_l0 = first.weight_hh_l0
+    accelerate(model)
+    assert second.weight_hh_l0 is first.weight_hh_l0
+    assert len(list(model.parameters())) == 7
+    second(first(torch.randn(3, 2, 5))[0])[0].sum().backward()
+    tied = first.weight_hh_l0.grad
+    with torch.no_grad():
+        first.weight_hh_l0.zero_()
+    x = torch.randn(3, 2, 5)
+    assert_all_close(second(x), nn.LSTM.forward(second, x), CONFIGS["plain"])
+    assert tied is not None
+    assert len(fused) == 3
 
 
 def test_client_classes_keep_their_methods(fused: list[None]):

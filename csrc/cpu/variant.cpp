@@ -75,74 +75,62 @@ LayerShape weight_grad_shape(const LayerKernels<T>& k, const VariantShape& s, in
   return all_rows(s, I, P, projected, unit_parts(k, s, I + P));
 }
 
+// What forward lays out in its workspace; null to learn how large that is.
 template <typename T>
 struct ForwardPlan {
   VariantShape shape;  // of the steps
   int64_t slices;
-  T* packed;
-  T* scratch;  // one piece a slice
-  int64_t scratch_size;
-  int64_t workspace_size;
+  T *packed, *scratch;  // one piece a slice
+  int64_t scratch_size, workspace_size;
+
+  ForwardPlan(const LayerKernels<T>& k, const VariantForward<T>& p, const Threads& threads,
+              T* workspace)
+      : shape(step_shape(k, p, threads)), slices(row_slices(p.shape, threads)) {
+    Arena<T> arena(workspace);
+    packed = arena.take(k.variant.forward_weights_size(shape));
+    scratch_size = k.variant.forward_scratch(shape, largest_slice(shape, slices), p.save);
+    scratch = arena.take(slices * scratch_size);
+    workspace_size = arena.used();
+  }
 };
 
-template <typename T>
-ForwardPlan<T> plan_forward(const Kernels& kernels, const VariantForward<T>& p,
-                            const Threads& threads, T* workspace) {
-  const LayerKernels<T>& k = kernels.of(T());
-  Arena<T> arena(workspace);
-  ForwardPlan<T> plan;
-  plan.shape = step_shape(k, p, threads);
-  plan.slices = row_slices(p.shape, threads);
-  plan.packed = arena.take(k.variant.forward_weights_size(plan.shape));
-  plan.scratch_size =
-      k.variant.forward_scratch(plan.shape, largest_slice(p.shape, plan.slices), p.save);
-  plan.scratch = arena.take(plan.slices * plan.scratch_size);
-  plan.workspace_size = arena.used();
-  return plan;
-}
-
+// Likewise for backward.
 template <typename T>
 struct BackwardPlan {
   VariantShape shape;  // of the steps
   int64_t slices, threads;
-  T *packed, *packed_input;
-  T *grad_gates, *grad_ih, *grad_hh, *grad_hidden, *grad_norm_c, *norm_c;
+  T *packed, *packed_input{};
+  T *grad_gates, *grad_ih, *grad_hh, *grad_hidden{}, *grad_norm_c{}, *norm_c{};
   T* scratch;  // one piece a thread
-  int64_t scratch_size;
-  int64_t workspace_size;
-};
+  int64_t scratch_size, workspace_size;
 
-template <typename T>
-BackwardPlan<T> plan_backward(const Kernels& kernels, const VariantProblemBackward<T>& p,
-                              const Threads& threads, T* workspace) {
-  const VariantShape& s = p.rows.shape;
-  const LayerKernels<T>& k = kernels.of(T());
-  const int64_t N = s.steps.total();
-  Arena<T> arena(workspace);
-  BackwardPlan<T> plan{};
-  plan.slices = row_slices(s, threads);
-  plan.threads = threads_for(step_flops(s), threads);
-  plan.shape = step_shape(k, p, threads);
-  plan.packed = arena.take(k.variant.backward_weights_size(plan.shape));
-  if (p.grad_x) plan.packed_input = arena.take(k.input_grad_weights_size(input_grad_shape(k, s)));
-  plan.grad_gates = arena.take(N * 4 * s.H);
-  if (s.projected) plan.grad_hidden = arena.take(N * s.P);
-  plan.grad_ih = plan.grad_hh = plan.grad_gates;
-  if (s.normalised) {
-    plan.grad_ih = arena.take(N * 4 * s.H);
-    plan.grad_hh = arena.take(N * 4 * s.H);
-    plan.grad_norm_c = arena.take(N * s.H);
-    plan.norm_c = arena.take(N * s.H);
+  BackwardPlan(const LayerKernels<T>& k, const VariantProblemBackward<T>& p, const Threads& team,
+               T* workspace)
+      : shape(step_shape(k, p, team)),
+        slices(row_slices(p.rows.shape, team)),
+        threads(threads_for(step_flops(p.rows.shape), team)) {
+    const VariantShape& s = p.rows.shape;
+    const int64_t N = s.steps.total();
+    Arena<T> arena(workspace);
+    packed = arena.take(k.variant.backward_weights_size(shape));
+    if (p.grad_x) packed_input = arena.take(k.input_grad_weights_size(input_grad_shape(k, s)));
+    grad_ih = grad_hh = grad_gates = arena.take(N * 4 * s.H);
+    if (s.projected) grad_hidden = arena.take(N * s.P);
+    if (s.normalised) {
+      grad_ih = arena.take(N * 4 * s.H);
+      grad_hh = arena.take(N * 4 * s.H);
+      grad_norm_c = arena.take(N * s.H);
+      norm_c = arena.take(N * s.H);
+    }
+    scratch_size =
+        std::max({k.variant.backward_scratch(shape, largest_slice(s, slices)),
+                  k.backward_scratch(input_grad_shape(k, s), 1),
+                  k.weight_grad_scratch(weight_grad_shape(k, s, s.I, s.P, s.projected))});
+    scratch_size = (scratch_size + 63) / 64 * 64;
+    scratch = arena.take(std::max(slices, threads) * scratch_size);
+    workspace_size = arena.used();
   }
-  plan.scratch_size =
-      std::max({k.variant.backward_scratch(plan.shape, largest_slice(s, plan.slices)),
-                k.backward_scratch(input_grad_shape(k, s), 1),
-                k.weight_grad_scratch(weight_grad_shape(k, s, s.I, s.P, s.projected))});
-  plan.scratch_size = (plan.scratch_size + 63) / 64 * 64;
-  plan.scratch = arena.take(std::max(plan.slices, plan.threads) * plan.scratch_size);
-  plan.workspace_size = arena.used();
-  return plan;
-}
+};
 
 template <typename T>
 void weight_grads(const LayerKernels<T>& k, const WeightGrad<T>& grads, const BackwardPlan<T>& plan,
@@ -181,28 +169,28 @@ void norm_grads(const VariantKernels<T>& k, const VariantProblemBackward<T>& p,
 template <typename T>
 int64_t variant_forward_workspace_size(const Kernels& kernels, const VariantForward<T>& p,
                                        const Threads& threads) {
-  return plan_forward<T>(kernels, p, threads, nullptr).workspace_size;
+  return ForwardPlan<T>(kernels.of(T()), p, threads, nullptr).workspace_size;
 }
 
 template <typename T>
 void variant_forward(const Kernels& kernels, VariantForward<T> p, const Threads& threads,
                      T* workspace) {
-  const VariantKernels<T>& k = kernels.of(T()).variant;
-  const ForwardPlan<T> plan = plan_forward(kernels, p, threads, workspace);
+  const LayerKernels<T>& k = kernels.of(T());
+  const ForwardPlan<T> plan(k, p, threads, workspace);
   p.shape = plan.shape;
   p.packed = plan.packed;
-  k.pack_forward(p.shape, p.plain, plan.packed);
+  k.variant.pack_forward(p.shape, p.plain, plan.packed);
   run(Threads{plan.slices, threads.run}, plan.slices, [&](int64_t task) {
-    k.forward_rows(p, part(p.shape.steps.B, plan.slices, task),
-                   part(p.shape.steps.B, plan.slices, task + 1),
-                   plan.scratch + task * plan.scratch_size);
+    k.variant.forward_rows(p, part(p.shape.steps.B, plan.slices, task),
+                           part(p.shape.steps.B, plan.slices, task + 1),
+                           plan.scratch + task * plan.scratch_size);
   });
 }
 
 template <typename T>
 int64_t variant_backward_workspace_size(const Kernels& kernels, const VariantProblemBackward<T>& p,
                                         const Threads& threads) {
-  return plan_backward<T>(kernels, p, threads, nullptr).workspace_size;
+  return BackwardPlan<T>(kernels.of(T()), p, threads, nullptr).workspace_size;
 }
 
 template <typename T>
@@ -210,7 +198,7 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
                       T* workspace) {
   const VariantShape s = p.rows.shape;
   const LayerKernels<T>& k = kernels.of(T());
-  const BackwardPlan<T> plan = plan_backward(kernels, p, threads, workspace);
+  const BackwardPlan<T> plan(k, p, threads, workspace);
   const int64_t N = s.steps.total();
   const Threads team{plan.threads, threads.run};
 

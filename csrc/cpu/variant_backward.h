@@ -23,7 +23,8 @@ struct VariantBackwardWeights {
   Operand<T> hh, hr;
 
   VariantBackwardWeights(const VariantShape& s, const T* packed)
-      : hh{packed, 4 * s.H, s.P, parts_of(4 * s.H, s.parts)}, hr{packed + hh.size(), s.P, s.H, 0} {}
+      : hh{packed, 4 * s.H, s.P, parts_of(4 * s.H, s.parts)},
+        hr{offset_or_null(packed, hh.size()), s.P, s.H, 0} {}
 };
 
 template <typename T>
@@ -124,28 +125,15 @@ INLINE void cell_row_grad(const VariantBackward<T>& p, const VariantBackwardScra
   });
   const T scale = s.normalised ? standardise_row(fresh, H) : T(1);
 
-  for_each_vectors<T>(H, [&](int64_t u, auto vectors) {
-    constexpr int W = decltype(vectors)::value;
-    Vec<T> c[W], a[W];
-    for (int w = 0; w < W; ++w) {
-      const int64_t v = u + w * kLanes<T>, left = H - v;
-      c[w] = load(fresh + v, left);
-      if (s.normalised) c[w] *= load(p.norms.c + v, left);
-      if (p.norms.c_bias) c[w] += load(p.norms.c_bias + v, left);
+  for_each_active_cell<C>(p.norms, fresh, H, [&](int64_t u, int64_t left, Vec<T> a) {
+    const Vec<T> o = load(gates + 3 * H + u, left), d = load(dm + u, left);
+    store(dz + 3 * H + u, d * a * gate_slope<G, T>(o), left);
+    Vec<T> from_h = d * o * cell_slope<C, T>(a);
+    if (s.normalised) {
+      store(p.grad_norm_c + n * H + u, from_h, left);
+      from_h *= load(p.norms.c + u, left);
     }
-    activate_cells<C, T, W>(c, a);
-    for (int w = 0; w < W; ++w) {
-      const int64_t v = u + w * kLanes<T>, left = H - v;
-      const Vec<T> o = load(gates + 3 * H + v, left), d = load(dm + v, left);
-      store(dz + 3 * H + v, d * a[w] * gate_slope<G, T>(o), left);
-      const Vec<T> from_h = d * o * cell_slope<C, T>(a[w]);
-      if (!s.normalised) {
-        store(scratch.from_h + v, from_h, left);
-        continue;
-      }
-      store(p.grad_norm_c + n * H + v, from_h, left);
-      store(scratch.from_h + v, from_h * load(p.norms.c + v, left), left);
-    }
+    store(scratch.from_h + u, from_h, left);
   });
   if (s.normalised) standardise_row_grad<T>(scratch.from_h, fresh, scale, H, scratch.from_h);
 

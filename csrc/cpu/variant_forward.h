@@ -21,8 +21,8 @@ struct VariantForwardWeights {
 
   VariantForwardWeights(const VariantShape& s, const T* packed)
       : ih{packed, s.I, 4 * s.H, parts_of(s.I, s.parts)},
-        hh{packed + ih.size(), s.P, 4 * s.H, parts_of(s.P, s.parts)},
-        hr{hh.data + hh.size(), s.H, s.P, 0} {}
+        hh{offset_or_null(packed, ih.size()), s.P, 4 * s.H, parts_of(s.P, s.parts)},
+        hr{offset_or_null(hh.data, hh.size()), s.H, s.P, 0} {}
 };
 
 // With room for a transposed matrix after the packed ones, where these are made of parts.
@@ -163,20 +163,8 @@ INLINE void cell_row(const VariantForward<T>& p, int64_t b, int64_t n, T* gates,
     if (p.cells) store(p.cells + n * H + u, next, left);
   });
   if (s.normalised) standardise_row(fresh, H);
-  for_each_vectors<T>(H, [&](int64_t u, auto vectors) {
-    constexpr int W = decltype(vectors)::value;
-    Vec<T> c[W], a[W];
-    for (int w = 0; w < W; ++w) {
-      const int64_t v = u + w * kLanes<T>, left = H - v;
-      c[w] = load(fresh + v, left);
-      if (s.normalised) c[w] *= load(p.norms.c + v, left);
-      if (p.norms.c_bias) c[w] += load(p.norms.c_bias + v, left);
-    }
-    activate_cells<C, T, W>(c, a);
-    for (int w = 0; w < W; ++w) {
-      const int64_t v = u + w * kLanes<T>, left = H - v;
-      store(hidden + v, load(gates + 3 * H + v, left) * a[w], left);
-    }
+  for_each_active_cell<C>(p.norms, fresh, H, [&](int64_t u, int64_t left, Vec<T> a) {
+    store(hidden + u, load(gates + 3 * H + u, left) * a, left);
   });
 }
 

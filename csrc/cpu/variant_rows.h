@@ -118,13 +118,13 @@ INLINE void activate_gates(const Vec<T> (&z)[4], Vec<T> (&gates)[4]) {
 template <GateActivation A, typename T>
 INLINE Vec<T> gate_slope(Vec<T> y) {
   if constexpr (A == GateActivation::Sigmoid) return y * (T(1) - y);
-  return (y <= T(0)) | (y >= T(1)) ? Vec<T>{} : broadcast(T(1) / T(6));
+  return ((y <= T(0)) | (y >= T(1))) ? Vec<T>{} : broadcast(T(1) / T(6));
 }
 template <CellActivation A, typename T>
 INLINE Vec<T> cell_slope(Vec<T> y) {
   if constexpr (A == CellActivation::Tanh) return T(1) - y * y;
   if constexpr (A == CellActivation::Relu) return y <= T(0) ? Vec<T>{} : broadcast(T(1));
-  return (y <= T(-1)) | (y >= T(1)) ? Vec<T>{} : broadcast(T(1));
+  return ((y <= T(-1)) | (y >= T(1))) ? Vec<T>{} : broadcast(T(1));
 }
 
 template <typename T>
@@ -167,6 +167,25 @@ INLINE void standardise_row_grad(const T* d, const T* standardised, T scale, int
   for_each_vector<T>(C, [&](int64_t c, int64_t left) {
     const Vec<T> v = load(d + c, left) - mean - load(standardised + c, left) * along;
     store(grad + c, v * scale, left);
+  });
+}
+
+// Calls f(column, columns left, a) for each vector of a(fresh), where the cells of a row were
+// standardised before if they are normalised.
+template <CellActivation C, typename T, typename F>
+INLINE void for_each_active_cell(const NormWeights<T>& norms, const T* fresh, int64_t H,
+                                 const F& f) {
+  for_each_vectors<T>(H, [&](int64_t u, auto vectors) {
+    constexpr int W = decltype(vectors)::value;
+    Vec<T> c[W], a[W];
+    for (int w = 0; w < W; ++w) {
+      const int64_t v = u + w * kLanes<T>, left = H - v;
+      c[w] = load(fresh + v, left);
+      if (norms.c) c[w] *= load(norms.c + v, left);
+      if (norms.c_bias) c[w] += load(norms.c_bias + v, left);
+    }
+    activate_cells<C, T, W>(c, a);
+    for (int w = 0; w < W; ++w) f(u + w * kLanes<T>, H - u - w * kLanes<T>, a[w]);
   });
 }
 

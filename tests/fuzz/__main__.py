@@ -1,6 +1,9 @@
-"""Builds stack.cpp with sanitizers and runs it: `python -m tests.fuzz [thread] [--cases=3000]`.
+"""Builds stack.cpp and variant.cpp with sanitizers and runs them: `python -m tests.fuzz [thread]
+[--cases=3000]`.
 
 With `--seconds`, libFuzzer looks for cases that reach new code; that needs clang (`CXX=clang++`).
+It looks in the kernels for any CPU, whose source is that of all. What it found is run, besides
+random cases, by the next call without `--seconds`, on every instruction set of the host.
 """
 
 from __future__ import annotations
@@ -12,23 +15,31 @@ from pathlib import Path
 import setup
 
 FOLDER = Path("tests") / "fuzz"
+PROGRAMS = ("stack", "variant")
 
 
-def build(sanitizers: str, guided: bool) -> Path:
-    """The program, linked from the CPU floor alone. Raises CompileError."""
-    folder = Path("build") / f"fuzz-{sanitizers.replace(',', '-')}{'-guided' * guided}"
+def folder_of(sanitizers: str, guided: bool) -> Path:
+    return Path("build") / f"fuzz-{sanitizers.replace(',', '-')}{'-guided' * guided}"
+
+
+def build(sanitizers: str, guided: bool) -> None:
+    """The programs, linked from the CPU floor alone. Raises CompileError."""
+    folder = folder_of(sanitizers, guided)
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
-    kept = [flag for flag in setup.CXX_FLAGS if flag not in ("-g0", "-O3", "-DNDEBUG")]
+    left = {"-g0", "-O3", "-DNDEBUG"} | ({"-DLSTM_FAST_X86"} if guided else set())
+    kept = [flag for flag in setup.CXX_FLAGS if flag not in left]
     includes = [f"-I{setup.CSRC}", f"-I{setup.CSRC / 'cpu'}"]
     cover, link = ["-fsanitize=fuzzer-no-link"] * guided, ["-fsanitize=fuzzer"] * guided
     ninja = setup.NinjaFile(
         setup.find_compiler(), build=folder, flags=[*kept, *flags, *cover, *includes]
     )
-    random = [] if guided else ["-DLSTM_FAST_RANDOM_CASES"]
-    objects = [*setup.add_cpu_objects(ninja), ninja.compile(FOLDER / "stack.cpp", random)]
-    ninja.link_program(folder / "stack", objects, [*flags, *link, "-pthread"])
+    main = [] if guided else ["-DLSTM_FAST_RANDOM_CASES"]
+    floor = setup.add_common_objects(ninja)
+    floor += setup.add_cpu_objects(ninja, *([["baseline"]] if guided else []))
+    for name in PROGRAMS:
+        objects = [*floor, ninja.compile(FOLDER / f"{name}.cpp", main)]
+        ninja.link_program(folder / name, objects, [*flags, *link, "-pthread"])
     ninja.run()
-    return setup.ROOT / folder / "stack"
 
 
 def main() -> None:
@@ -37,14 +48,19 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=3000)
     parser.add_argument("--seconds", type=int)
     arguments = parser.parse_args()
-    program = build(arguments.sanitizers, guided=arguments.seconds is not None)
-    if arguments.seconds is None:
-        command = [str(program), str(arguments.cases)]
-    else:
-        corpus = program.parent / "corpus"
+    guided = arguments.seconds is not None
+    build(arguments.sanitizers, guided)
+    folder = setup.ROOT / folder_of(arguments.sanitizers, guided)
+    for name in PROGRAMS:
+        corpus = setup.ROOT / "build" / f"fuzz-corpus-{name}"
         corpus.mkdir(exist_ok=True)
-        command = [str(program), f"-max_total_time={arguments.seconds}", "-max_len=96", str(corpus)]
-    raise SystemExit(subprocess.run(command, cwd=program.parent).returncode)
+        if guided:
+            options = [f"-max_total_time={arguments.seconds}", "-max_len=96"]
+            options += ["-len_control=0", str(corpus)]
+        else:
+            options = [str(arguments.cases), *sorted(map(str, corpus.iterdir()))]
+        print(name, flush=True)
+        subprocess.run([folder / name, *options], cwd=folder, check=True)
 
 
 if __name__ == "__main__":

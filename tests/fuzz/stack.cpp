@@ -2,106 +2,16 @@
 // kernels behind it on buffers of exactly the promised sizes: with the sanitizers, a search for
 // what reads or writes beyond, divides by zero, overflows or races. Checked as well: the bits of
 // the results do not depend on the number of threads.
-//
-// A case is a string of bytes that choose sizes, options and numbers. LLVMFuzzerTestOneInput is
-// called by libFuzzer, which looks for strings that reach new code, or by main below with random
-// ones (-DLSTM_FAST_RANDOM_CASES).
-#include <algorithm>
-#include <atomic>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <limits>
-#include <memory>
-#include <random>
+#include <numeric>
 #include <stdexcept>
 #include <string>
-#include <thread>
-#include <vector>
 
 #include "arguments.h"
+#include "cases.h"
 #include "stack.h"
 
 namespace lstm_fast {
 namespace {
-
-[[noreturn]] void fail(const char* what) {
-  std::fprintf(stderr, "%s\n", what);
-  std::abort();
-}
-
-// The case: numbers out of its bytes, zeros when they are used up.
-class Bytes {
- public:
-  Bytes(const uint8_t* data, size_t size) : data_(data), end_(data + size) {}
-
-  int64_t below(int64_t bound) { return byte() % bound; }
-  bool flag() { return byte() & 1; }
-
-  // Mostly small; now and then what nobody should pass.
-  int64_t any() {
-    constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
-    constexpr int64_t kOdd[] = {-1, -kMax - 1, kMax, kMax / 2 + 1, int64_t{1} << 32};
-    const int64_t kind = below(24);
-    return kind < 5 ? kOdd[kind] : below(20);
-  }
-
- private:
-  uint8_t byte() { return data_ < end_ ? *data_++ : 0; }
-  const uint8_t* data_;
-  const uint8_t* end_;
-};
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
-// Exactly so many elements: sanitizers watch the borders.
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t size, int fill = 0, bool aligned = false) : size_(size) {
-    const size_t bytes = static_cast<size_t>(size) * sizeof(T);
-    void* p = aligned ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : std::malloc(bytes);
-    data_.reset(static_cast<T*>(p));
-    std::memset(p, fill, bytes);
-  }
-  Buffer(int64_t size, std::mt19937& random) : Buffer(size) {
-    constexpr float kSpecial[] = {0, 1e30f, -1e30f, 1e-40f, std::numeric_limits<float>::infinity()};
-    for (int64_t i = 0; i < size; ++i) {
-      const uint32_t bits = random();
-      data_[i] = bits % 97 < 5 ? kSpecial[bits % 97] : static_cast<float>(bits) * 4.7e-10f - 1;
-    }
-  }
-  T* get() { return size_ ? data_.get() : nullptr; }
-  // The same bits, but for those of NaN, which carry no promise.
-  bool equals(const Buffer& other) const {
-    for (int64_t i = 0; i < size_; ++i) {
-      const T a = data_[i], b = other.data_[i];
-      if (std::memcmp(&a, &b, sizeof(T)) != 0 && (a == a || b == b)) return false;
-    }
-    return true;
-  }
-
- private:
-  int64_t size_;
-  std::unique_ptr<T[], Free> data_;
-};
-
-void on_threads(int64_t tasks, void (*f)(const void*, int64_t), const void* context) {
-  std::atomic<int64_t> next{0};
-  std::vector<std::thread> threads;
-  for (int64_t i = 0; i < std::min<int64_t>(tasks, 4); ++i) {
-    threads.emplace_back([&] {
-      for (int64_t task; (task = next++) < tasks;) f(context, task);
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
-
-void on_this_thread(int64_t tasks, void (*f)(const void*, int64_t), const void* context) {
-  for (int64_t task = 0; task < tasks; ++task) f(context, task);
-}
 
 int64_t elements(const Dims& dims) {
   int64_t product = 1;
@@ -127,13 +37,8 @@ struct Case {
     a.bidirectional = D == 2;
     a.has_biases = bytes.flag();
     if (bytes.flag()) {
-      int64_t rows = B, total = 0;
-      for (int64_t t = 0; t < T; ++t) {
-        batch_sizes.push_back(rows);
-        total += rows;
-        rows -= std::min(rows - 1, bytes.below(3));
-      }
-      a.input = {2, {total, I}};
+      batch_sizes = falling(bytes, T, B);
+      a.input = {2, {std::accumulate(batch_sizes.begin(), batch_sizes.end(), int64_t{0}), I}};
     } else {
       a.input = {3, {T, B, I}};
     }
@@ -191,12 +96,6 @@ struct Case {
   }
 };
 
-const Kernels& kernels_of(int64_t isa) {
-  const Kernels* const* list;
-  const int count = available_kernels(&list);
-  return *list[isa % count];
-}
-
 template <typename T>
 struct Problem {
   const Case& c;
@@ -225,8 +124,7 @@ struct Problem {
 
   const T* given(const Dims* dims, Buffer<T>& buffer) { return dims ? buffer.get() : nullptr; }
 
-  // All results of forward and backward. Memory is filled with the byte `fill` before, so that what
-  // is read or left unwritten shows when two runs are compared.
+  // All results of forward and backward.
   std::vector<Buffer<T>> run(const Threads& threads, int fill) {
     const Kernels& kernels = kernels_of(c.isa);
     const SavedLayout layout{s, c.keep_output};
@@ -281,16 +179,6 @@ struct Problem {
   }
 };
 
-template <typename T>
-void run(const Case& c, const StackShape& shape) {
-  Problem<T> problem(c, shape);
-  const auto alone = problem.run({1, on_this_thread}, 0xff);
-  const auto together = problem.run({c.threads, on_threads}, 0x40);
-  for (size_t i = 0; i < alone.size(); ++i) {
-    if (!alone[i].equals(together[i])) fail("the result depends on the number of threads");
-  }
-}
-
 }  // namespace
 }  // namespace lstm_fast
 
@@ -310,19 +198,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   // Sizes that are no tensor's, as nothing shows them to be wrong, or too large to be run here.
   constexpr int64_t kLimit = 1 << 10;
   if (shape.steps.T > kLimit || shape.steps.B > kLimit || shape.I > kLimit) return 0;
-  c.is_double ? run<double>(c, shape) : run<float>(c, shape);
+  c.is_double ? run_twice(Problem<double>(c, shape), c.threads)
+              : run_twice(Problem<float>(c, shape), c.threads);
   return 0;
 }
-
-#ifdef LSTM_FAST_RANDOM_CASES
-int main(int argc, char** argv) {
-  const long count = argc > 1 ? std::atol(argv[1]) : 1000;
-  std::mt19937 random(2);
-  std::vector<uint8_t> data(96);
-  for (long i = 0; i < count; ++i) {
-    for (uint8_t& byte : data) byte = static_cast<uint8_t>(random());
-    LLVMFuzzerTestOneInput(data.data(), data.size());
-  }
-  std::printf("%ld cases, nothing found\n", count);
-}
-#endif
