@@ -74,3 +74,15 @@ STEPS = [
     Case(1, 1, 16, 64, 2),
     Case(64, 1, 16, 64, 1),
 ]
+
+# Packed sequences of ragged lengths, on average of T steps.
+PACKED = [
+    Case(4, 24, 20, 200, 2),
+    Case(16, 48, 40, 300, 1),
+    Case(32, 24, 1, 64, 2),
+    Case(32, 42, 64, 100, 2, 2),
+    Case(32, 96, 8, 128, 2),
+    Case(64, 24, 24, 20, 2),
+    Case(128, 48, 8, 50, 1, 2),
+    Case(256, 30, 4, 32, 2),
+]

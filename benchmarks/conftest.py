@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lstm_fast
-from benchmarks.cases import GRID, QUICK, STEPS
+from benchmarks.cases import GRID, PACKED, QUICK, STEPS
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -39,6 +39,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("step_case", STEPS[1:2] if quick else STEPS, ids=str)
     if "case" in names:
         metafunc.parametrize("case", QUICK if quick else GRID, ids=str)
+    if "packed_case" in names:
+        metafunc.parametrize("packed_case", PACKED[2:3] if quick else PACKED, ids=str)
     if "threads" in names:
         wanted = [int(n) for n in metafunc.config.getoption("--threads").split(",")]
         available = len(os.sched_getaffinity(0))

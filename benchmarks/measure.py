@@ -7,13 +7,16 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from benchmarks.cases import Case
 
 Run = Callable[[], None]
+Input = Tensor | PackedSequence
 
 # Shorter samples would measure the clock and a loop of Python as much as the function.
 MIN_SAMPLE_SECONDS = 200e-6
@@ -94,7 +97,7 @@ def gemm_rate(dtype: torch.dtype, seconds: float) -> float:
     return 2 * 1024**3 / timing.low
 
 
-def inference(module: nn.Module, x: Tensor) -> Run:
+def inference(module: nn.Module, x: Input) -> Run:
     """A forward pass without gradients."""
     module.eval()
 
@@ -105,12 +108,14 @@ def inference(module: nn.Module, x: Tensor) -> Run:
     return run
 
 
-def training(module: nn.Module, x: Tensor) -> Run:
+def training(module: nn.Module, x: Input) -> Run:
     """Forward and backward with a loss on the outputs of all steps."""
+    if isinstance(x, PackedSequence):
+        return _training(module, x, lambda output: output.data.square().mean())
     return _training(module, x, lambda output: output.square().mean())
 
 
-def training_last(module: nn.Module, x: Tensor) -> Run:
+def training_last(module: nn.Module, x: Input) -> Run:
     """Forward and backward with a loss on the output of the last step alone.
 
     For long sequences the gradients of early steps fall below 1e-38: subnormal numbers.
@@ -118,7 +123,7 @@ def training_last(module: nn.Module, x: Tensor) -> Run:
     return _training(module, x, lambda output: output[-1].square().mean())
 
 
-def _training(module: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Run:
+def _training(module: nn.Module, x: Input, loss: Callable[[Any], Tensor]) -> Run:
     parameters = list(module.parameters())
 
     def run() -> None:
@@ -147,7 +152,7 @@ def step(module: nn.Module, x: Tensor) -> Run:
     return run
 
 
-WORKS: dict[str, Callable[[nn.Module, Tensor], Run]] = {
+WORKS: dict[str, Callable[[nn.Module, Input], Run]] = {
     "inference": inference,
     "training": training,
     "training_last": training_last,

@@ -1,18 +1,27 @@
 """ONNX Runtime beside torch.nn.LSTM and ours, inference in float32:
 
     pip install onnx onnxruntime
-    python -m benchmarks.onnx_runtime [--threads 1] [--seconds 1]
+    python -m benchmarks.onnx_runtime [--threads 1] [--seconds 1] [--json RESULTS.json]
+    python -m benchmarks.onnx_runtime --show RESULTS.json
 
 The grid of `cases.py` without states, then single steps with the state carried, where ours is
-`lstm_fast.Stream`. Prints Markdown: microseconds, lowest decile of an interleaved run.
+`lstm_fast.Stream`. Prints Markdown: microseconds, lowest decile of an interleaved run. What is kept
+in benchmarks/results/ holds all of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import datetime
 import io
+import json
+import platform
+import shlex
 import statistics
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -24,7 +33,7 @@ import lstm_fast
 from benchmarks import measure
 from benchmarks.cases import GRID, STEPS, Case
 from benchmarks.measure import Run
-from benchmarks.table import markdown
+from benchmarks.table import Info, markdown, shape
 
 
 class WithStates(nn.Module):
@@ -53,6 +62,8 @@ def session(module: nn.LSTM, case: Case, threads: int) -> Callable[[dict[str, An
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Between its turns its threads would otherwise go on spinning, on the cores of the others.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     made = onnxruntime.InferenceSession(
         graph.getvalue(), options, providers=["CPUExecutionProvider"]
     )
@@ -90,59 +101,102 @@ def stream_step(module: nn.LSTM, case: Case, x: Tensor) -> Run:
     return step
 
 
-def row(case: Case, runs: tuple[Run, Run, Run], seconds: float) -> tuple[list[str], float, float]:
-    """A line of the table, and the best peer's time and nn.LSTM's over ours."""
-    ours, theirs, onnx = (timing.low * 1e6 for timing in measure.interleave(runs, seconds))
-    best = min(theirs, onnx) / ours
-    shape = " ".join(str(getattr(case, letter)) for letter in "BTIHLD")
-    times = [f"{value:,.1f}" for value in (ours, theirs, onnx)]
-    return [shape, *times, f"{best:.2f}", f"{onnx / ours:.2f}"], best, onnx / ours
+def timed(work: str, case: Case, runs: tuple[Run, Run, Run], seconds: float) -> Info:
+    """Microseconds of ours, torch.nn.LSTM's and ONNX Runtime's turn."""
+    lows = [timing.low * 1e6 for timing in measure.interleave(runs, seconds)]
+    times = dict(zip(("ours_us", "torch_us", "onnx_us"), lows, strict=True))
+    return {"work": work, **dataclasses.asdict(case), **times}
 
 
-def table(title: str, rows: list[tuple[list[str], float, float]]) -> None:
+def measured(threads: int, seconds: float) -> list[Info]:
+    rows = []
+    for work, cases in (("inference", GRID), ("step", STEPS)):
+        for case in cases:
+            ours, theirs = (
+                measure.build(of, case, torch.float32) for of in (lstm_fast.LSTM, nn.LSTM)
+            )
+            assert isinstance(theirs, nn.LSTM)
+            theirs.eval()
+            x = measure.inputs(case, torch.float32)
+            if work == "step":
+                runs = (
+                    stream_step(theirs, case, x),
+                    measure.step(theirs, x),
+                    onnx_step(theirs, case, x, threads),
+                )
+            else:
+                runs = (
+                    measure.inference(ours, x),
+                    measure.inference(theirs, x),
+                    onnx_inference(theirs, case, x, threads),
+                )
+            rows.append(timed(work, case, runs, seconds))
+    return rows
+
+
+def table(rows: list[Info]) -> str:
+    """A row a case; geometric mean and worst of the ratios below."""
     header = ["B T I H L D", "ours", "torch.nn.LSTM", "ONNX Runtime"]
-    print(f"\n{title}\n")
-    print(markdown([*header, "best of both / ours", "ONNX / ours"], [line for line, *_ in rows]))
-    for name, of in (("best of both", 1), ("ONNX Runtime", 2)):
-        ratios = [float(line[of]) for line in rows]  # type: ignore[arg-type]
-        mean = statistics.geometric_mean(ratios)
-        print(f"\n{name}: geometric mean {mean:.2f}, worst {min(ratios):.2f}")
+    ratios = [
+        (min(row["torch_us"], row["onnx_us"]) / row["ours_us"], row["onnx_us"] / row["ours_us"])
+        for row in rows
+    ]
+    lines = [
+        [shape(row), *(f"{row[name]:,.1f}" for name in ("ours_us", "torch_us", "onnx_us"))]
+        + [f"{ratio:.2f}" for ratio in of]
+        for row, of in zip(rows, ratios, strict=True)
+    ]
+    for name, reduce in (("geometric mean", statistics.geometric_mean), ("worst", min)):
+        lines.append([name, "", "", "", *(f"{reduce(of):.2f}" for of in zip(*ratios, strict=True))])
+    return markdown([*header, "best of both / ours", "ONNX / ours"], lines)
+
+
+def report(results: Info) -> str:
+    """All of a result as Markdown."""
+    built, threads = results["lstm_fast"], results["threads"]
+    parts = [
+        f"{results['cpu']}, {built['isa']}, torch {results['torch']}, ONNX Runtime "
+        f"{results['onnxruntime']}, lstm-fast {built['version']}, float32, {results['date']}, "
+        f"threads: {threads}; microseconds, lowest decile of an interleaved run: "
+        f"`{results['command']}`"
+    ]
+    for title, work in (("Inference:", "inference"), ("One step through Stream:", "step")):
+        parts += [title, table([row for row in results["rows"] if row["work"] == work])]
+    return "\n\n".join(parts)
+
+
+def cpu_name() -> str:
+    """As Linux tells it; elsewhere the architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each case")
+    parser.add_argument("--json", type=Path, help="keep the result here")
+    parser.add_argument("--show", type=Path, metavar="JSON", help="print a result that was kept")
     args = parser.parse_args()
+    if args.show:
+        print(report(json.loads(args.show.read_text())))
+        return
     torch.set_num_threads(args.threads)
-
-    def build(case: Case) -> tuple[Any, Any, Tensor]:
-        ours, theirs = (
-            measure.build(of, case, torch.float32) for of in (lstm_fast.LSTM, torch.nn.LSTM)
-        )
-        return ours, theirs.eval(), measure.inputs(case, torch.float32)
-
-    rows = []
-    for case in GRID:
-        ours, theirs, x = build(case)
-        runs = (
-            measure.inference(ours, x),
-            measure.inference(theirs, x),
-            onnx_inference(theirs, case, x, args.threads),
-        )
-        rows.append(row(case, runs, args.seconds))
-    table(f"Inference, threads: {args.threads}", rows)
-
-    rows = []
-    for case in STEPS:
-        _, theirs, x = build(case)
-        runs = (
-            stream_step(theirs, case, x),
-            measure.step(theirs, x),
-            onnx_step(theirs, case, x, args.threads),
-        )
-        rows.append(row(case, runs, args.seconds))
-    table("One step through Stream", rows)
+    results = {
+        "command": shlex.join(["python", "-m", "benchmarks.onnx_runtime", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "lstm_fast": lstm_fast.build_info(),
+        "threads": args.threads,
+        "rows": measured(args.threads, args.seconds),
+    }
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    print(report(results))
 
 
 if __name__ == "__main__":

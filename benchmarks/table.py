@@ -95,7 +95,7 @@ def report(results: Info) -> str:
 
 
 def newest() -> Path:
-    results = sorted(RESULTS.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    results = sorted(RESULTS.glob("[0-9]*.json"), key=lambda path: path.stat().st_mtime)
     if not results:
         raise SystemExit(f"no results in {RESULTS.name}/: run `make bench` first")
     return results[-1]

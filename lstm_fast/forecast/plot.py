@@ -12,7 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
 
 from lstm_fast.forecast.metrics import levels_of
 
@@ -300,6 +306,44 @@ def plot_bars(
     axes.spines[["top", "right"]].set_visible(False)
     _title(figure, title)
     _legend(figure, axes)
+    return figure
+
+
+def plot_growth(times: pd.DataFrame, *, title: str) -> Figure:
+    """Draw how times grow with sizes, all axes logarithmic: a line of panels for each work.
+
+    Args:
+        times: columns ``work``, ``size`` (what varies, a panel for each), ``value``, ``name`` (a
+            curve for each; the last one is a limit, and dashed) and ``seconds``.
+    """
+    works, sizes, names = (list(times[column].unique()) for column in ("work", "size", "name"))
+    figure = Figure(figsize=(3 * len(sizes), 2.7 * len(works) + 0.8), dpi=150, layout="constrained")
+    grid = figure.subplots(len(works), len(sizes), squeeze=False, sharex="col", sharey="row")
+    looks: list[dict[str, Any]] = [
+        {"color": color, "lw": 1.6, "marker": "o", "ms": 3.5} for color in _COLORS
+    ]
+    looks[len(names) - 1] = {"color": _INK, "lw": 1.1, "ls": "--"}
+    for (work, size), part in times.groupby(["work", "size"], sort=False):
+        axes: Axes = grid[works.index(work), sizes.index(size)]
+        for name, look in zip(names, looks, strict=False):
+            curve = part[part["name"] == name].sort_values("value")
+            axes.plot(curve["value"], 1e3 * curve["seconds"], label=name, **look)
+        _style(axes)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.margins(x=0.05)
+        values = sorted(part["value"].unique())
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.tick_params(labelsize=8)
+        if work == works[-1]:
+            axes.set_xlabel(str(size), fontsize=9)
+        if size == sizes[0]:
+            axes.set_ylabel(f"{work}, ms", fontsize=9)
+    _title(figure, title)
+    _legend(figure, grid[0, 0])
     return figure
 
 

@@ -11,6 +11,7 @@ from lstm_fast.forecast.plot import (
     plot_backtest,
     plot_bars,
     plot_forecasts,
+    plot_growth,
     plot_search,
     plot_training,
 )
@@ -106,3 +107,23 @@ def test_bars(tmp_path):
     assert figure.axes[0].get_xscale() == "log"
     low, high = figure.axes[0].get_xlim()
     assert low < 1 < 3 < high
+
+
+def test_growth(tmp_path):
+    names = {"ours": 1, "theirs": 2, "limit": 0.1}
+    times = [
+        {"work": work, "size": size, "value": n, "name": name, "seconds": factor * 1e-5 * n}
+        for work in ("inference", "training")
+        for size, values in (("steps", (4, 1, 16)), ("threads", (1, 2)))
+        for n in values
+        for name, factor in names.items()
+    ]
+    figure = plot_growth(pd.DataFrame(times), title="growth")
+    assert len(draw(figure, tmp_path)) == 4
+    steps = figure.axes[0]
+    assert [line.get_label() for line in steps.lines] == list(names)
+    assert steps.lines[1].get_xydata() == pytest.approx(
+        np.array([[1, 0.02], [4, 0.08], [16, 0.32]])
+    )
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["1", "2"]
+    assert figure.axes[2].get_ylabel() == "training, ms"
