@@ -9,7 +9,7 @@
 #   make sanitize  the CPU floor under the address, undefined-behaviour and thread sanitizers
 #   make fuzz     looks for arguments that break it; needs clang;   SECONDS=60
 #   make backtest forecast real series over again, table and pictures (half an hour)
-#   make bench    measure against torch.nn.LSTM;     BENCH=--quick for the short table
+#   make bench    measure against torch.nn.LSTM, draw how cost grows;   BENCH=--quick for the short table
 #   make gpu      on a machine with a CUDA device: build, test on it, measure against cuDNN
 #   make clean    remove everything that was built, the environment included
 
@@ -101,6 +101,7 @@ fuzz: $(VENV)/.dev
 bench: $(VENV)/.dev $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-json=$(RESULTS) $(BENCH)
 	$(BIN)/python -m benchmarks.table $(RESULTS)
+	$(BIN)/python -m benchmarks.growth
 
 # Installs nothing: for $(PYTHON), an interpreter that has a torch with CUDA and what the build and
 # the tests need. Under nine minutes; whatever is cut off then goes on when it is run again.

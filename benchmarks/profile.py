@@ -125,11 +125,11 @@ def loaded_at(library: str) -> tuple[str, int]:
 
 def inlined(addresses: Iterable[int]) -> dict[int, list[tuple[str, str]]]:
     """Of each address in our library the functions and files of its line, innermost first."""
-    path, base = loaded_at(OURS)
+    path, base = loaded_at(OURS)  # versions of perf differ in whether they have subtracted it
     asked = sorted(set(addresses))
     answer = subprocess.run(
         ["addr2line", "-a", "-f", "-C", "-i", "-e", path],
-        input="\n".join(f"{address - base:#x}" for address in asked),
+        input="\n".join(f"{address - base * (address >= base):#x}" for address in asked),
         check=True,
         capture_output=True,
         text=True,

@@ -70,9 +70,33 @@ def step_table(infos: Sequence[Info]) -> str:
     return markdown(header, rows)
 
 
+def overhead_table(infos: Sequence[Info]) -> str:
+    rows = [[info["work"], microseconds(info), ratio(info["ratio"])] for info in infos]
+    return markdown(["of one unit, one step, one row", "us", "x nn.LSTM"], rows)
+
+
+def packed_table(infos: Sequence[Info]) -> str:
+    """A row a case, spread of lengths and number of threads, three columns a piece of work."""
+    works = list(dict.fromkeys(info["work"] for info in infos))
+    header = ["B T I H L D", "spread", "threads"]
+    for work in works:
+        header += [f"{work}: us", "x padded", "x nn.LSTM"]
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for info in infos:
+        key = (shape(info), info["spread"], str(info["threads"]))
+        cells = [microseconds(info), ratio(info["of_padded"]), ratio(info["ratio"])]
+        rows.setdefault(key, []).extend(cells)
+    return markdown(header, [[*key, *cells] for key, cells in rows.items()])
+
+
 def report(results: Info) -> str:
     """The whole result as Markdown: what it was measured on, then the tables."""
-    infos = [b["extra_info"] for b in results["benchmarks"] if "lstm_fast" in b["param"]]
+    ours = (b for b in results["benchmarks"] if b["params"].get("implementation") != 1)
+    every = [b["extra_info"] for b in ours]
+    packed, overheads = (
+        [info for info in every if info["work"].startswith(kind)] for kind in ("packed", "overhead")
+    )
+    infos = [info for info in every if info not in packed and info not in overheads]
     machine = results["machine_info"]
     built = machine["lstm_fast"]
     parts = [
@@ -91,6 +115,10 @@ def report(results: Info) -> str:
     steps = [info for info in infos if info["work"] == "step"]
     if steps:
         parts.append(step_table(steps))
+    if overheads:
+        parts.append(overhead_table(overheads))
+    if packed:
+        parts.append(packed_table(packed))
     return "\n\n".join(parts)
 
 

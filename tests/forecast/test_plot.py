@@ -94,7 +94,7 @@ def test_search(tmp_path):
     assert [axes.get_xlabel() for axes in figure.axes] == [
         "trial", "activation", "learning_rate", "hidden_size",
     ]  # fmt: skip
-    ticks = [tick.get_text() for tick in figure.axes[1].get_xticklabels()]
+    ticks = [tick.get_text() for tick in figure.axes[3].get_xticklabels()]
     assert ticks == ["gelu", "relu", "tanh"]
 
 
@@ -125,5 +125,5 @@ def test_growth(tmp_path):
     assert steps.lines[1].get_xydata() == pytest.approx(
         np.array([[1, 0.02], [4, 0.08], [16, 0.32]])
     )
-    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["1", "2"]
+    assert [tick.get_text() for tick in figure.axes[3].get_xticklabels()] == ["1", "2"]
     assert figure.axes[2].get_ylabel() == "training, ms"
