@@ -2,7 +2,7 @@
 
 Needs Linux's perf and a build that says which line an instruction is of, and who called it:
 
-    CXXFLAGS='-g -fno-omit-frame-pointer' make -B build
+    CXXFLAGS='-g -fno-omit-frame-pointer' .venv/bin/python setup.py build_ext --inplace
 
 CASE is written as in the names of the benchmarks, such as B32_T96_I8_H128_L2_D1; works are those of
 `measure.py` and "step". Calls go on for some seconds while perf takes samples of this process. A
