@@ -94,7 +94,7 @@ def test_search(tmp_path):
     assert [axes.get_xlabel() for axes in figure.axes] == [
         "trial", "activation", "learning_rate", "hidden_size",
     ]  # fmt: skip
-    ticks = [tick.get_text() for tick in figure.axes[3].get_xticklabels()]
+    ticks = [tick.get_text() for tick in figure.axes[1].get_xticklabels()]
     assert ticks == ["gelu", "relu", "tanh"]
 
 
