@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "row_slices.h"
+
 namespace lstm_fast {
 namespace {
 
@@ -28,10 +30,8 @@ LayerShape widest_layer(const StackShape& s) {
   return widest;
 }
 
-// Slices that the rows of the batch are cut into, for each direction.
-int64_t row_slices(const StackShape& s, int64_t threads) {
-  return std::max<int64_t>(1, std::min(s.steps.B, threads / s.D));
-}
+// For each direction.
+RowSlices row_slices(const StackShape& s, int64_t threads) { return {s.steps, threads / s.D}; }
 
 // Whether the matrix unit is faster than packed weights and vectors. A tile of 16 rows takes it as
 // long for each product of parts as the vector units take for a row; it takes terms by blocks of
@@ -66,7 +66,7 @@ bool unit_weights_pay(const StackShape& s, int64_t slices, int64_t rows) {
 template <typename T>
 struct ForwardPlan {
   int64_t threads;
-  int64_t slices;                       // of the rows
+  RowSlices slices;
   std::vector<LayerForward<T>> layers;  // [L][D]
   std::vector<T*> packed;               // [L][D] weights of the layers; none if plain
   std::vector<T*> scratch;              // [D][slices] of forward_rows
@@ -120,8 +120,9 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
     }
     x = y;
   }
-  const int64_t scratch = k.forward_scratch(widest_layer(s), (B + plan.slices - 1) / plan.slices);
-  for (int64_t i = 0; i < s.D * plan.slices; ++i) plan.scratch.push_back(arena.take(scratch));
+  const int64_t scratch = k.forward_scratch(widest_layer(s), plan.slices.largest());
+  for (int64_t i = 0; i < s.D * plan.slices.count(); ++i)
+    plan.scratch.push_back(arena.take(scratch));
   plan.workspace_size = arena.used();
   return plan;
 }
@@ -136,7 +137,8 @@ struct BackwardPlan {
   T* input_weights[2];
   T* scratch;            // one piece a thread
   int64_t scratch_size;  // of a piece
-  int64_t threads, slices;
+  int64_t threads;
+  RowSlices slices;
   int64_t workspace_size;
 };
 
@@ -161,7 +163,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
   }
   plan.threads = threads_for(stack_flops(s) / s.L, threads);
   plan.slices = row_slices(s, plan.threads);
-  plan.scratch_size = k.backward_scratch(widest, (B + plan.slices - 1) / plan.slices);
+  plan.scratch_size = k.backward_scratch(widest, plan.slices.largest());
   if (p.grad_weights)
     plan.scratch_size = std::max(plan.scratch_size, k.weight_grad_scratch(widest));
   plan.scratch_size = (plan.scratch_size + 15) / 16 * 16;  // whole cache lines
@@ -201,7 +203,7 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
   p.plain = s.steps.T == 1 && (s.steps.B <= kPlainStepRows || s.parts == 0);
-  const int64_t slices = row_slices(s, forward_threads(p, threads));
+  const int64_t slices = row_slices(s, forward_threads(p, threads)).count();
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
   bool unit = k.has_matrix_unit && !p.plain &&
               (unit_pays(s, slices) || unit_pays_with_few_terms(s, slices)) &&
@@ -218,7 +220,7 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
 template <typename T>
 void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
-  const int64_t slices = row_slices(s, threads_for(stack_flops(s) / s.L, threads));
+  const int64_t slices = row_slices(s, threads_for(stack_flops(s) / s.L, threads)).count();
   const bool unit = kernels.of(T()).has_matrix_unit && unit_pays(s, slices) &&
                     unit_weights_pay(s, slices, kPairOfRowTiles / 2) &&
                     s.steps.total() > kPlainRows;
@@ -251,12 +253,12 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
 
   // Rows are independent of each other through all layers, so that one direction needs no barrier
   // at all. With two, a layer waits for both directions of the one below.
+  const RowSlices& slices = plan.slices;
   const int64_t stages = s.D == 1 ? 1 : s.L, layers_per_stage = s.L / stages;
   for (int64_t stage = 0; stage < stages; ++stage) {
-    run(team, s.D * plan.slices, [&](int64_t task) {
-      const int64_t d = task / plan.slices, slice = task % plan.slices;
-      const int64_t b0 = part(s.steps.B, plan.slices, slice);
-      const int64_t b1 = part(s.steps.B, plan.slices, slice + 1);
+    run(team, s.D * slices.count(), [&](int64_t task) {
+      const int64_t d = task / slices.count(), slice = task % slices.count();
+      const int64_t b0 = slices.begin(slice), b1 = slices.end(slice);
       for (int64_t l = stage * layers_per_stage; l < (stage + 1) * layers_per_stage; ++l) {
         k.forward_rows(plan.layers[l * s.D + d], b0, b1, plan.scratch[task]);
       }
@@ -292,9 +294,9 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       });
     }
 
-    const int64_t slices = plan.slices;
-    run(team, s.D * slices, [&](int64_t task) {
-      const int64_t d = task / slices, slice = task % slices, i = l * s.D + d;
+    const RowSlices& slices = plan.slices;
+    run(team, s.D * slices.count(), [&](int64_t task) {
+      const int64_t d = task / slices.count(), slice = task % slices.count(), i = l * s.D + d;
       LayerBackward<T> layer{};
       layer.shape = s.layer(l, d);
       layer.weights = plan.recurrent_weights[d];
@@ -310,7 +312,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       layer.grad_hidden = plan.grad_hidden[d];
       layer.grad_h0 = offset(p.grad_h0, i * B * s.P);
       layer.grad_c0 = p.grad_c0 ? p.grad_c0 + i * B * s.H : plan.grad_c0[d];
-      k.backward_rows(layer, part(B, slices, slice), part(B, slices, slice + 1),
+      k.backward_rows(layer, slices.begin(slice), slices.end(slice),
                       plan.scratch + task * plan.scratch_size);
     });
 

@@ -1,17 +1,15 @@
 #include "variant.h"
 
+#include "row_slices.h"
+
 namespace lstm_fast {
 namespace {
 
 int64_t step_flops(const VariantShape& s) { return 2 * s.steps.total() * 4 * s.H * (s.I + s.P); }
 
 // Threads own rows of the batch through all steps.
-int64_t row_slices(const VariantShape& s, const Threads& threads) {
-  return std::max<int64_t>(1, std::min(s.steps.B, threads_for(step_flops(s), threads)));
-}
-
-int64_t largest_slice(const VariantShape& s, int64_t slices) {
-  return (s.steps.B + slices - 1) / slices;
+RowSlices row_slices(const VariantShape& s, const Threads& threads) {
+  return {s.steps, threads_for(step_flops(s), threads)};
 }
 
 // All rows as those of a single step: for the products over all rows at once, in which inputs and
@@ -27,8 +25,9 @@ constexpr int64_t kMinStepRows = 8;
 
 template <typename T>
 bool unit_pays_in_steps(const LayerKernels<T>& k, const VariantShape& s, const Threads& threads) {
-  return k.has_matrix_unit && s.steps.T > 1 && s.steps.B >= kMinStepRows * row_slices(s, threads) &&
-         s.H >= kMinUnitHidden && s.P + s.I >= kMinUnitColumns;
+  return k.has_matrix_unit && s.steps.T > 1 &&
+         s.steps.B >= kMinStepRows * row_slices(s, threads).count() && s.H >= kMinUnitHidden &&
+         s.P + s.I >= kMinUnitColumns;
 }
 
 // The shape with the parts that the products of steps are made of: 0 where float32 arithmetic is
@@ -79,7 +78,7 @@ LayerShape weight_grad_shape(const LayerKernels<T>& k, const VariantShape& s, in
 template <typename T>
 struct ForwardPlan {
   VariantShape shape;  // of the steps
-  int64_t slices;
+  RowSlices slices;
   T *packed, *scratch;  // one piece a slice
   int64_t scratch_size, workspace_size;
 
@@ -88,8 +87,8 @@ struct ForwardPlan {
       : shape(step_shape(k, p, threads)), slices(row_slices(p.shape, threads)) {
     Arena<T> arena(workspace);
     packed = arena.take(k.variant.forward_weights_size(shape));
-    scratch_size = k.variant.forward_scratch(shape, largest_slice(shape, slices), p.save);
-    scratch = arena.take(slices * scratch_size);
+    scratch_size = k.variant.forward_scratch(shape, slices.largest(), p.save);
+    scratch = arena.take(slices.count() * scratch_size);
     workspace_size = arena.used();
   }
 };
@@ -98,7 +97,8 @@ struct ForwardPlan {
 template <typename T>
 struct BackwardPlan {
   VariantShape shape;  // of the steps
-  int64_t slices, threads;
+  RowSlices slices;
+  int64_t threads;
   T *packed, *packed_input{};
   T *grad_gates, *grad_ih, *grad_hh, *grad_hidden{}, *grad_norm_c{}, *norm_c{};
   T* scratch;  // one piece a thread
@@ -123,11 +123,11 @@ struct BackwardPlan {
       norm_c = arena.take(N * s.H);
     }
     scratch_size =
-        std::max({k.variant.backward_scratch(shape, largest_slice(s, slices)),
+        std::max({k.variant.backward_scratch(shape, slices.largest()),
                   k.backward_scratch(input_grad_shape(k, s), 1),
                   k.weight_grad_scratch(weight_grad_shape(k, s, s.I, s.P, s.projected))});
     scratch_size = (scratch_size + 63) / 64 * 64;
-    scratch = arena.take(std::max(slices, threads) * scratch_size);
+    scratch = arena.take(std::max(slices.count(), threads) * scratch_size);
     workspace_size = arena.used();
   }
 };
@@ -180,9 +180,8 @@ void variant_forward(const Kernels& kernels, VariantForward<T> p, const Threads&
   p.shape = plan.shape;
   p.packed = plan.packed;
   k.variant.pack_forward(p.shape, p.plain, plan.packed);
-  run(Threads{plan.slices, threads.run}, plan.slices, [&](int64_t task) {
-    k.variant.forward_rows(p, part(p.shape.steps.B, plan.slices, task),
-                           part(p.shape.steps.B, plan.slices, task + 1),
+  run(Threads{plan.slices.count(), threads.run}, plan.slices.count(), [&](int64_t task) {
+    k.variant.forward_rows(p, plan.slices.begin(task), plan.slices.end(task),
                            plan.scratch + task * plan.scratch_size);
   });
 }
@@ -211,9 +210,8 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
   p.rows.grad_hidden = plan.grad_hidden;
   p.rows.grad_norm_c = plan.grad_norm_c;
   p.rows.norm_c = plan.norm_c;
-  run(Threads{plan.slices, threads.run}, plan.slices, [&](int64_t task) {
-    k.variant.backward_rows(p.rows, part(s.steps.B, plan.slices, task),
-                            part(s.steps.B, plan.slices, task + 1),
+  run(Threads{plan.slices.count(), threads.run}, plan.slices.count(), [&](int64_t task) {
+    k.variant.backward_rows(p.rows, plan.slices.begin(task), plan.slices.end(task),
                             plan.scratch + task * plan.scratch_size);
   });
 
