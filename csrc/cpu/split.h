@@ -296,6 +296,8 @@ class Product {
         steps_(pair_ ? 2 * blocks_ : blocks_) {}
 
   int64_t steps_left() const { return steps_ - step_; }
+  // Whether a step is long enough to be done in pieces: with one part it is but one of them.
+  bool has_pieces() const { return parts_ > 1; }
 
   // Does the next step.
   INLINE void advance() {

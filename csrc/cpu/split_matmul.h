@@ -65,19 +65,24 @@ INLINE void for_each_product_tile(int64_t rows, int64_t panels, const MakeProduc
     const auto tile = [&](int64_t row, auto size, const auto& background) {
       f(row, panel, size, sums[item % 2] + (row - begin) * kPanel<T>, background);
     };
-    int64_t row = begin;
-    if (item + 1 < items) {
-      Product<T> next = start(item + 1);
+    Product<T> next = start(min(item + 1, items - 1));
+    int64_t row = begin, steps = item + 1 < items ? next.steps_left() : 0;
+    if (steps && next.has_pieces()) {
       // As many rows a step as use up both at the same time.
-      with_size<Most>(ceil_div(end - begin, next.steps_left()), [&](auto size) {
+      with_size<Most>(ceil_div(end - begin, steps), [&](auto size) {
         constexpr int R = decltype(size)::value;
         for (; row + R <= end && next.steps_left(); row += R) {
           tile(row, size, typename Product<T>::Step{next});
         }
       });
       while (next.steps_left()) next.advance();
+      steps = 0;
     }
-    for_each_tile(row, end, [&](int64_t r, auto size) { tile(r, size, NoBackground{}); });
+    const int64_t steps_a_tile = ceil_div(steps, ceil_div(end - begin, kTileRows));
+    for_each_tile(row, end, [&](int64_t r, auto size) {
+      for (int64_t i = 0; i < steps_a_tile && next.steps_left(); ++i) next.advance();
+      tile(r, size, NoBackground{});
+    });
   }
 }
 
