@@ -30,7 +30,7 @@ LayerShape widest_layer(const StackShape& s) {
   return widest;
 }
 
-// For each direction.
+// Of the rows, for each direction.
 RowSlices row_slices(const StackShape& s, int64_t threads) { return {s.steps, threads / s.D}; }
 
 // Whether the matrix unit is faster than packed weights and vectors. A tile of 16 rows takes it as
