@@ -51,6 +51,8 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
             threads=torch.get_num_threads(),
         )
         threads = "1 thread" if plan["threads"] == 1 else f"{plan['threads']} threads"
+        if plan["members"] > 1:
+            threads += f" in teams of {plan['members']}"
         return f"CPU kernels, {build_info()['isa']}, {plan['path']}, {threads}"
     properties: Any = torch.cuda.get_device_properties(data.device)
     plan = load_kernels().cuda_plan(

@@ -37,13 +37,30 @@ def test_threads():
     assert (tiny["threads"], large["threads"]) == (1, 8)
 
 
-def test_explain():
+def test_teams():
+    def members(B: int, H: int, **more: Any) -> tuple[int, int]:
+        plan = _kernels.cpu_plan("float32", [B] * 24, 32, H, parts=0, **more)
+        return plan["members"], plan["backward_members"]
+
+    assert members(2, 400, threads=2) == (2, 2)  # a row each would read all weights twice
+    assert members(2, 400, threads=1) == (1, 1)
+    assert members(2, 400, threads=2, D=2) == (1, 1)  # a direction each
+    assert members(2, 400, threads=4, D=2) == (2, 2)
+    assert members(2, 400, threads=2, P=8) == (1, 1)
+    assert members(64, 64, threads=2) == (1, 1)  # rows enough
+    assert members(2, 32, threads=2) == (1, 1)  # too short a step to wait for each other
+    assert members(1, 512, threads=64)[0] == 16
+
+
+def test_explain(monkeypatch):
     x = torch.ones(5, 2, 3)
     module = lstm_fast.LSTM(3, 4)
     assert lstm_fast.explain(module, x) == f"CPU kernels, {ISA}, packed weights, 1 thread"
     packed = torch.nn.utils.rnn.pack_padded_sequence(x, [5, 3])
     assert lstm_fast.explain(module, packed) == f"CPU kernels, {ISA}, packed weights, 1 thread"
     assert lstm_fast.explain(module, x[:1]) == f"CPU kernels, {ISA}, single step, 1 thread"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert lstm_fast.explain(lstm_fast.LSTM(3, 400), x).endswith(", 2 threads in teams of 2")
     assert lstm_fast.explain(torch.nn.LSTM(3, 4), x) == "torch.nn.LSTM"
     assert lstm_fast.explain(module, x.double()) == "torch.nn.LSTM"
     assert lstm_fast.explain(lstm_fast.LSTM(3, 4, device="meta"), x.to("meta")) == "torch.nn.LSTM"

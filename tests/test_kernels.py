@@ -79,7 +79,7 @@ def test_matches_numpy(problem, dtype, isa):
         np.testing.assert_allclose(g, e, rtol=0, atol=tolerance(problem, dtype) * scale)
 
 
-# Large enough for work to be spread over threads (kFlopsPerThread in stack.cpp).
+# Large enough for work to be spread over threads, the last two over teams (plan.cpp).
 SPREAD = [
     Problem(T=1, B=3, I=300, H=200),
     Problem(T=1, B=50, I=150, H=60, D=2),
@@ -87,6 +87,8 @@ SPREAD = [
     Problem(T=20, B=29, I=8, H=40, L=2),
     Problem(T=20, B=13, I=40, H=48, D=2, P=17),
     Problem(T=30, B=9, I=50, H=64, L=2, D=2, lengths=[30, 29, 29, 20, 20, 12, 11, 5, 1]),
+    Problem(T=5, B=3, I=40, H=390, L=2),
+    Problem(T=4, B=4, I=30, H=401, D=2, lengths=[4, 3, 3, 1]),
 ]
 
 
@@ -128,7 +130,7 @@ def test_vector_units_agree_to_the_bit():
         np.testing.assert_array_equal(a, b)
 
 
-# Batches and sizes that the matrix unit is used for (unit_pays in stack.cpp), with odd tails.
+# Batches and sizes that the matrix unit is used for (unit_pays in plan.cpp), with odd tails.
 FOR_THE_UNIT = [
     Problem(T=5, B=16, I=40, H=50, states=False),
     Problem(T=4, B=35, I=1, H=64, L=2, D=2),
@@ -136,6 +138,8 @@ FOR_THE_UNIT = [
     Problem(T=40, B=17, I=45, H=77),
     Problem(T=6, B=20, I=60, H=70, P=40, L=2),
     Problem(T=7, B=24, I=65, H=100, L=2, lengths=[7] * 9 + [5] * 8 + [2, 2, 2, 1, 1, 1, 1]),
+    Problem(T=4, B=16, I=45, H=200),  # by two threads in a team, like the next one
+    Problem(T=5, B=16, I=40, H=203, lengths=[5] * 9 + [3] * 6 + [1]),
 ]
 needs_unit = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no matrix unit")
 

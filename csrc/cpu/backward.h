@@ -40,7 +40,7 @@ int64_t backward_weights_size(const LayerShape& s) {
 
 template <typename T>
 int64_t backward_scratch(const LayerShape& s, int64_t rows) {
-  return s.parts ? split_size(max(rows, kSplitRowsAtOnce), 4 * s.H, s.parts) : 0;
+  return s.parts ? split_size(rows, 4 * s.H, s.parts) : 0;
 }
 
 template <typename T>
@@ -64,10 +64,12 @@ void pack_backward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
   if (s.projected) pack_columns(w.weight_hr, s.P, s.H, out + packed_hh_size<T>(s));
 }
 
-// The rows [begin, end) of the batch at one step. Pointers are to batch row 0; null means zeros.
+// The rows [begin, end) of the batch at one step, and the panels of columns of W_hh that are
+// computed for them. Pointers are to batch row 0; null means zeros.
 template <typename T>
 struct BackwardRun {
   int64_t begin, end;
+  int64_t first_panel, last_panel;
   const T* dz_next;   // [B, G] gradients before the activations at the step that followed
   const T* dh_end;    // [B, P] gradient of the final state, for rows that ended at this step
   const T* dy;        // [B, P], rows grad_y_stride apart
@@ -112,49 +114,44 @@ INLINE void gate_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run,
   }
 }
 
-// Calls f(row, column, accumulators, background) with dh of the run's rows: dy, and what comes back
-// through time.
+// Calls f(row, column, accumulators, background) with the sums of dz_next W_hh, zeros without
+// dz_next.
 template <typename T, typename F>
-INLINE void output_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, T* scratch,
-                             const F& f) {
+INLINE void recurrent_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, T* scratch,
+                                const F& f) {
   const LayerShape& s = p.shape;
-  const int64_t G = 4 * s.H, P = s.P;
-  const auto finish = [&](int64_t b, int64_t column, auto& dh, const auto& background) {
-    if (run.dh_end) add_tile(dh, run.dh_end + b * P, P, column, P);
-    if (run.dy) add_tile(dh, run.dy + b * p.grad_y_stride, p.grad_y_stride, column, P);
-    f(b, column, dh, background);
-  };
+  const int64_t G = 4 * s.H;
   if (s.parts && run.dz_next) {
-    for_each_split_tile(run.begin, run.end, run.dz_next, G, split_matrix(s, p.weights, P), scratch,
-                        finish);
-    return;
+    return for_each_split_tile(run.begin, run.end, Rows<T>{run.dz_next, G},
+                               split_matrix(s, p.weights, s.P), run.first_panel, run.last_panel,
+                               scratch, f);
   }
-  for_each_panel(weight_hh(p), [&](int64_t column, const Columns<T>& panel, auto vectors) {
-    constexpr int W = decltype(vectors)::value;
-    for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
-      constexpr int R = decltype(rows)::value;
-      Vec<T> dh[R][W] = {};
-      if (run.dz_next) accumulate<R, W, T>(dh, {run.dz_next + b * G, G}, panel, G);
-      finish(b, column, dh, NoBackground{});
-    });
-  });
+  const int64_t begin = run.first_panel * kPanel<T>, end = min(s.P, run.last_panel * kPanel<T>);
+  for_each_panel(weight_hh(p), begin, end,
+                 [&](int64_t column, const Columns<T>& panel, auto vectors) {
+                   constexpr int W = decltype(vectors)::value;
+                   for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
+                     constexpr int R = decltype(rows)::value;
+                     Vec<T> dh[R][W] = {};
+                     if (run.dz_next) accumulate<R, W, T>(dh, {run.dz_next + b * G, G}, panel, G);
+                     f(b, column, dh, NoBackground{});
+                   });
+                 });
 }
 
 template <typename T>
 INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run, T* scratch) {
   const int64_t P = p.shape.P;
-  if (!p.shape.projected) {
-    output_gradients(p, run, scratch, [&](int64_t b, int64_t u, auto& dh, const auto& background) {
-      gate_gradients<T>(p, run, b, u, dh, background);
-    });
-    return;
-  }
-  output_gradients(p, run, scratch,
-                   [&](int64_t b, int64_t column, const auto& dh, const auto& background) {
-                     store_tile(dh, run.dh + b * P, P, column, P);
-                     background.advance(0, 1);
-                   });
-  for_each_panel(weight_hr(p), [&](int64_t u, const Columns<T>& panel, auto vectors) {
+  const auto finish = [&](int64_t b, int64_t column, auto& dh, const auto& background) {
+    if (run.dh_end) add_tile(dh, run.dh_end + b * P, P, column, P);
+    if (run.dy) add_tile(dh, run.dy + b * p.grad_y_stride, p.grad_y_stride, column, P);
+    if (!p.shape.projected) return gate_gradients<T>(p, run, b, column, dh, background);
+    store_tile(dh, run.dh + b * P, P, column, P);
+    background.advance(0, 1);
+  };
+  recurrent_gradients(p, run, scratch, finish);
+  if (!p.shape.projected) return;
+  for_each_panel(weight_hr(p), 0, p.shape.H, [&](int64_t u, const Columns<T>& panel, auto vectors) {
     constexpr int W = decltype(vectors)::value;
     for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
       constexpr int R = decltype(rows)::value;
@@ -166,44 +163,57 @@ INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run, T
 }
 
 template <typename T>
-void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1, T* scratch) {
+void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1, TeamMember& member,
+                   T* scratch) {
   const FlushDenormals scope;
   const UnitScope unit(p.shape.parts > 0);
   const LayerShape& s = p.shape;
   const Steps& steps = s.steps;
-  const int64_t G = 4 * s.H;
-  copy_rows(b0, b1, p.grad_c_n, s.H, p.grad_c0, s.H);
-  for (int64_t i = 0; i < steps.T; ++i) {
+  const int64_t G = 4 * s.H, panels = ceil_div(s.P, kPanel<T>);
+  const auto dz = [&](int64_t t) { return p.grad_gates + steps.offset(t) * G; };
+
+  // The gradient of h0 of the rows that step t was the first of.
+  const auto finish_rows = [&](int64_t t, BackwardRun<T>& run) {
+    run.begin = max(b0, steps.carried(t, s.reverse)), run.end = min(b1, steps.rows(t));
+    if (!p.grad_h0 || run.begin >= run.end) return;
+    if (p.plain) {
+      return multiply_rows<T>(run.begin, run.end, {dz(t), G}, weight_hh(p), p.grad_h0, s.P, false);
+    }
+    run.dz_next = dz(t);
+    const auto finish = [&](int64_t b, int64_t column, auto& dh, const auto& background) {
+      store_tile(dh, p.grad_h0 + b * s.P, s.P, column, s.P);
+      background.advance(0, 1);
+    };
+    recurrent_gradients(p, run, scratch, finish);
+  };
+
+  member.round([&](const Share& share) {
+    copy_rows(b0 + share.begin(b1 - b0), b0 + share.end(b1 - b0), p.grad_c_n, s.H, p.grad_c0, s.H);
+  });
+  for (int64_t i = 0; i <= steps.T; ++i) {
     const int64_t t = s.reverse ? i : steps.T - 1 - i;
-    const int64_t end = min(b1, steps.rows(t));
-    if (b0 >= end) continue;
-    const int64_t n = steps.offset(t);
-    const int64_t followed = steps.carried(t, !s.reverse), carried = steps.carried(t, s.reverse);
-    BackwardRun<T> run;
-    run.dy = p.grad_y ? p.grad_y + n * p.grad_y_stride : nullptr;
-    run.gates = p.gates + n * G;
-    run.cells = p.cells + n * s.H;
-    run.dz = p.grad_gates + n * G;
-    run.dh = p.grad_hidden ? p.grad_hidden + n * s.P : nullptr;
-    for (run.begin = b0; run.begin < end; run.begin = run.end) {
-      const bool has_next = run.begin < followed, has_previous = run.begin < carried;
-      run.end = min(end, min(has_next ? followed : end, has_previous ? carried : end));
-      run.dz_next =
-          has_next ? p.grad_gates + steps.offset(Steps::previous(t, !s.reverse)) * G : nullptr;
-      run.dh_end = has_next ? nullptr : p.grad_h_n;
-      run.c_before =
-          has_previous ? p.cells + steps.offset(Steps::previous(t, s.reverse)) * s.H : p.c0;
-      backward_run(p, run, scratch);
-    }
-    if (p.grad_h0) {
-      const int64_t begin = max(b0, carried);
-      if (s.parts) {
-        multiply_rows_split(begin, end, run.dz, G, split_matrix(s, p.weights, s.P), p.grad_h0, s.P,
-                            false, scratch);
-      } else {
-        multiply_rows<T>(begin, end, {run.dz, G}, weight_hh(p), p.grad_h0, s.P, false);
+    member.round([&](const Share& share) {
+      BackwardRun<T> run;
+      run.first_panel = share.begin(panels), run.last_panel = share.end(panels);
+      if (i > 0) finish_rows(Steps::previous(t, !s.reverse), run);
+      if (i == steps.T) return;
+      const int64_t n = steps.offset(t), end = min(b1, steps.rows(t));
+      const int64_t followed = steps.carried(t, !s.reverse), carried = steps.carried(t, s.reverse);
+      run.dy = p.grad_y ? p.grad_y + n * p.grad_y_stride : nullptr;
+      run.gates = p.gates + n * G;
+      run.cells = p.cells + n * s.H;
+      run.dz = dz(t);
+      run.dh = p.grad_hidden ? p.grad_hidden + n * s.P : nullptr;
+      for (run.begin = b0; run.begin < end; run.begin = run.end) {
+        const bool has_next = run.begin < followed, has_previous = run.begin < carried;
+        run.end = min(end, min(has_next ? followed : end, has_previous ? carried : end));
+        run.dz_next = has_next ? dz(Steps::previous(t, !s.reverse)) : nullptr;
+        run.dh_end = has_next ? nullptr : p.grad_h_n;
+        run.c_before =
+            has_previous ? p.cells + steps.offset(Steps::previous(t, s.reverse)) * s.H : p.c0;
+        backward_run(p, run, scratch);
       }
-    }
+    });
   }
 }
 
@@ -216,6 +226,11 @@ template <typename T>
 void pack_input_grad(const LayerShape& s, const T* weight_ih, T* out) {
   if (s.parts) return pack_split(weight_ih, split_matrix<T>(s, nullptr, s.I), out);
   pack_columns(weight_ih, 4 * s.H, s.I, out);
+}
+
+template <typename T>
+int64_t input_grad_scratch(const LayerShape& s) {
+  return s.parts ? split_size(kSplitRowsAtOnce, 4 * s.H, s.parts) : 0;
 }
 
 template <typename T>

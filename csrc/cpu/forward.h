@@ -88,11 +88,12 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
   if (s.projected) pack_transposed_columns(w.weight_hr, s.H, s.P, out);
 }
 
-// The rows [begin, end) of the batch at one step. Pointers are to batch row 0, row b lies b *
-// stride further.
+// The rows [begin, end) of the batch at one step, and the units that are computed for them.
+// Pointers are to batch row 0, row b lies b * stride further.
 template <typename T>
 struct ForwardRun {
   int64_t begin, end;
+  int64_t first_group, last_group;
   Rows<T> x, h;
   T* hidden;
   int64_t hidden_stride;
@@ -181,9 +182,12 @@ INLINE void forward_tile(const LayerForward<T>& p, const ForwardRun<T>& run, int
 // Not inlined: GCC 12 then builds `run` in pieces that loads cannot be forwarded from, and steps of
 // few rows take 1.4 times as long.
 template <typename T>
-__attribute__((noinline)) void forward_run(const LayerForward<T>& p, const ForwardRun<T>& run) {
-  const T* group = p.weights;
-  for (int64_t u = 0; u < p.shape.H; group += group_size<T>(p.shape, u), u += kLanes<T>) {
+__attribute__((noinline)) void forward_run_packed(const LayerForward<T>& p,
+                                                  const ForwardRun<T>& run) {
+  const T* group = p.weights + run.first_group * group_size<T>(p.shape, 0);
+  const int64_t end = min(p.shape.H, run.last_group * kLanes<T>);
+  for (int64_t u = run.first_group * kLanes<T>; u < end;
+       group += group_size<T>(p.shape, u), u += kLanes<T>) {
     const auto group_of = [&](auto vectors) {
       for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
         forward_tile<decltype(rows)::value, decltype(vectors)::value>(p, run, b, group, u, nullptr);
@@ -213,16 +217,19 @@ INLINE void forward_run_split(const LayerForward<T>& p, const ForwardRun<T>& run
   const SplitRows x = split_rows(run.x.data + run.begin * run.x.row, run.x.row, rows, s.I, s.parts,
                                  scratch + split_size(rows, s.P, s.parts));
   const int64_t of_blocks = (1 + split_tail(s.P) + split_tail(s.I)) * 4 * kLanes<T>;
-  const auto group_of = [&](int64_t i) { return p.weights + i * group_size<T>(s, 0); };
+  const auto unit_of = [&](int64_t i) { return (run.first_group + i) * kLanes<T>; };
+  const auto group_of = [&](int64_t i) {
+    return p.weights + (run.first_group + i) * group_size<T>(s, 0);
+  };
   const auto product = [&](int64_t row, int64_t i, int64_t product_rows, T* sums) {
     return Product<T>(h.from(row), blocks_h, x.from(row), blocks_x, group_of(i) + of_blocks,
                       s.parts, product_rows, sums);
   };
   for_each_product_tile<kTileRows, T>(
-      rows, ceil_div(s.H, kLanes<T>), product,
+      rows, run.last_group - run.first_group, product,
       [&](int64_t row, int64_t i, auto tile_rows, const T* sums, const auto& background) {
         forward_tile<decltype(tile_rows)::value, 4>(p, run, run.begin + row, group_of(i),
-                                                    i * kLanes<T>, sums, background);
+                                                    unit_of(i), sums, background);
       });
 }
 
@@ -237,18 +244,21 @@ INLINE void forward_run(const LayerForward<T>& p, const ForwardRun<T>& run, T* s
   if constexpr (kHasMatrixUnit<T>) {
     if (p.shape.parts) return forward_run_split(p, run, scratch);
   }
-  forward_run(p, run);
+  forward_run_packed(p, run);
 }
 
 template <typename T>
-void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, T* scratch) {
+void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, TeamMember& member,
+                  T* scratch) {
   const FlushDenormals scope;
   const UnitScope unit(p.shape.parts > 0);
   const LayerShape& s = p.shape;
   const Steps& steps = s.steps;
   const Matrix<T> weight_hr = {p.weights + all_groups_size<T>(s), s.H, s.P, true};
   const Rows<T> h0 = p.h0 ? Rows<T>{p.h0, s.P} : Rows<T>{p.zeros, 0};
-  copy_rows(b0, b1, p.c0, s.H, p.c_n, s.H);
+  member.round([&](const Share& share) {
+    copy_rows(b0 + share.begin(b1 - b0), b0 + share.end(b1 - b0), p.c0, s.H, p.c_n, s.H);
+  });
   for (int64_t i = 0; i < steps.T; ++i) {
     const int64_t t = s.reverse ? steps.T - 1 - i : i;
     const int64_t end = min(b1, steps.rows(t));
@@ -262,22 +272,30 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, T* scratch) 
     run.gates = p.gates ? p.gates + n * 4 * s.H : nullptr;
     run.cells = p.gates ? p.cells + n * s.H : nullptr;
 
-    const int64_t carried = min(max(b0, steps.carried(t, s.reverse)), end);
-    if (b0 < carried) {
-      run.begin = b0, run.end = carried;
-      run.h = {p.y + steps.offset(Steps::previous(t, s.reverse)) * p.y_stride, p.y_stride};
-      forward_run(p, run, scratch);
-    }
-    if (carried < end) {
-      run.begin = carried, run.end = end;
-      run.h = h0;
-      forward_run(p, run, scratch);
-    }
-    if (s.projected) {
-      multiply_rows<T>(b0, end, {run.hidden, s.H}, weight_hr, y, p.y_stride, false);
-    }
-    const int64_t ending = max(b0, steps.carried(t, !s.reverse));
-    copy_rows(ending, end, y, p.y_stride, p.h_n, s.P);
+    member.round([&](const Share& share) {
+      const int64_t groups = ceil_div(s.H, kLanes<T>);
+      run.first_group = share.begin(groups), run.last_group = share.end(groups);
+      const int64_t carried = min(max(b0, steps.carried(t, s.reverse)), end);
+      if (b0 < carried) {
+        run.begin = b0, run.end = carried;
+        run.h = {p.y + steps.offset(Steps::previous(t, s.reverse)) * p.y_stride, p.y_stride};
+        forward_run(p, run, scratch);
+      }
+      if (carried < end) {
+        run.begin = carried, run.end = end;
+        run.h = h0;
+        forward_run(p, run, scratch);
+      }
+      if (s.projected) {
+        multiply_rows<T>(b0, end, {run.hidden, s.H}, weight_hr, y, p.y_stride, false);
+      }
+      const int64_t ending = max(b0, steps.carried(t, !s.reverse));
+      const int64_t first = s.projected ? 0 : run.first_group * kLanes<T>;
+      const int64_t last = s.projected ? s.P : min(s.H, run.last_group * kLanes<T>);
+      for (int64_t b = ending; b < end; ++b) {
+        copy_row(y + b * p.y_stride + first, p.h_n + b * s.P + first, last - first);
+      }
+    });
   }
 }
 

@@ -28,6 +28,7 @@ constexpr LayerKernels<T> layer_kernels() {
           backward_rows<T>,
           input_grad_weights_size<T>,
           pack_input_grad<T>,
+          input_grad_scratch<T>,
           input_grad_rows<T>,
           weight_grad_panels<T>,
           weight_grad_scratch<T>,

@@ -2,9 +2,9 @@
 // reached through a table of function pointers. Shapes and layouts: ../lstm.h. Contracts:
 //
 // - Row-sliced functions (`*_rows`) work on the batch rows [b0, b1) alone, through all steps, and
-// write nothing of
-//   other rows: slices may run at the same time on different threads and give the same bits in any
-//   partition.
+//   write nothing of other rows: slices may run at the same time on different threads and give the
+//   same bits in any partition. Those that take a TeamMember are called by each member of a team,
+//   with the same arguments; layers with a projection take teams of one.
 // - Unless said otherwise a pointer is read-only or written completely; nothing needs initialising,
 // and no two
 //   buffers of a call overlap.
@@ -13,6 +13,7 @@
 #pragma once
 
 #include "../lstm.h"
+#include "team.h"
 #include "variant_kernels.h"
 
 namespace lstm_fast {
@@ -96,9 +97,9 @@ struct LayerKernels {
 
   int64_t (*forward_weights_size)(const LayerShape&);
   void (*pack_forward)(const LayerShape&, const LayerWeights<T>&, T* packed);
-  // `scratch` of forward_scratch(shape, b1 - b0) elements.
+  // `scratch` of forward_scratch(shape, b1 - b0) elements, of each member's own.
   int64_t (*forward_scratch)(const LayerShape&, int64_t rows);
-  void (*forward_rows)(const LayerForward<T>&, int64_t b0, int64_t b1, T* scratch);
+  void (*forward_rows)(const LayerForward<T>&, int64_t b0, int64_t b1, TeamMember&, T* scratch);
 
   // The single step of a batch with T == 1, for rows [b0, b1) and units [u0, u1), straight from
   // torch's weights. u0 must be a multiple of unit_group, the units that are computed together;
@@ -109,13 +110,14 @@ struct LayerKernels {
 
   int64_t (*backward_weights_size)(const LayerShape&);
   void (*pack_backward)(const LayerShape&, const LayerWeights<T>&, T* packed);
-  // `scratch` of backward_scratch(shape, b1 - b0) elements; input_grad_rows' of
-  // backward_scratch(shape, 1).
+  // `scratch` of backward_scratch(shape, b1 - b0) elements, of each member's own.
   int64_t (*backward_scratch)(const LayerShape&, int64_t rows);
-  void (*backward_rows)(const LayerBackward<T>&, int64_t b0, int64_t b1, T* scratch);
+  void (*backward_rows)(const LayerBackward<T>&, int64_t b0, int64_t b1, TeamMember&, T* scratch);
 
   int64_t (*input_grad_weights_size)(const LayerShape&);
   void (*pack_input_grad)(const LayerShape&, const T* weight_ih, T* packed);
+  // `scratch` of input_grad_scratch(shape) elements.
+  int64_t (*input_grad_scratch)(const LayerShape&);
   void (*input_grad_rows)(const InputGrad<T>&, int64_t b0, int64_t b1, T* scratch);
 
   // Column panels of the product that gives all weight gradients; a range of them can be computed

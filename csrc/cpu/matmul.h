@@ -14,10 +14,11 @@ struct Matrix {
   bool packed;
 };
 
-// Calls f(column, Columns, Size<vectors>) for panels of columns that cover the matrix.
+// Calls f(column, Columns, Size<vectors>) for panels of columns that cover the columns [begin,
+// end); `begin` is that of a panel.
 template <typename T, typename F>
-INLINE void for_each_panel(const Matrix<T>& m, const F& f) {
-  for (int64_t column = 0; column < m.C; column += kPanel<T>) {
+INLINE void for_each_panel(const Matrix<T>& m, int64_t begin, int64_t end, const F& f) {
+  for (int64_t column = begin; column < end; column += kPanel<T>) {
     const int64_t vectors = panel_vectors<T>(m.C, column), width = vectors * kLanes<T>;
     const Columns<T> columns = m.packed ? Columns<T>{m.data + m.K * column, width, width}
                                         : Columns<T>{m.data + column, m.C, m.C - column};
@@ -35,7 +36,7 @@ void multiply_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& b, T*
   for (int64_t k = 0; k < b.K; k += step) {
     const int64_t K = min(step, b.K - k);
     const Matrix<T> some = b.packed ? b : Matrix<T>{b.data + k * b.C, K, b.C, false};
-    for_each_panel(some, [&](int64_t column, const Columns<T>& columns, auto vectors) {
+    for_each_panel(some, 0, b.C, [&](int64_t column, const Columns<T>& columns, auto vectors) {
       constexpr int W = decltype(vectors)::value;
       for_each_tile(begin, end, [&](int64_t row, auto rows) {
         constexpr int R = decltype(rows)::value;

@@ -86,33 +86,35 @@ INLINE void for_each_product_tile(int64_t rows, int64_t panels, const MakeProduc
   }
 }
 
-// Calls f(row, column, accumulators, background) for tiles of a[begin:end, K] x b. `scratch` has
-// split_size(end - begin, K, parts) elements.
+// Calls f(row, column, accumulators, background) for tiles of a[begin:end, K] x the panels [panel0,
+// panel1) of b. `scratch` has split_size(end - begin, K, parts) elements.
 template <typename T, typename F>
-INLINE void for_each_split_tile(int64_t begin, int64_t end, const T* a, int64_t a_row,
-                                const SplitMatrix<T>& b, T* scratch, const F& f) {
+INLINE void for_each_split_tile(int64_t begin, int64_t end, const Rows<T>& a,
+                                const SplitMatrix<T>& b, int64_t panel0, int64_t panel1, T* scratch,
+                                const F& f) {
   if constexpr (kHasMatrixUnit<T>) {
     const int64_t tail = b.tail();
-    const SplitRows left = split_rows(a + begin * a_row, a_row, end - begin, b.K, b.parts, scratch);
+    const SplitRows left =
+        split_rows(a.data + begin * a.row, a.row, end - begin, b.K, b.parts, scratch);
     const auto product = [&](int64_t row, int64_t panel, int64_t rows, T* sums) {
-      return Product<T>(left.from(row), split_blocks(b.K), {}, 0, b.blocks(panel), b.parts, rows,
-                        sums);
+      return Product<T>(left.from(row), split_blocks(b.K), {}, 0, b.blocks(panel0 + panel), b.parts,
+                        rows, sums);
     };
     const auto tile = [&](int64_t row, int64_t panel, auto tile_rows, const T* sums,
                           const auto& background) {
       constexpr int R = decltype(tile_rows)::value;
+      row += begin, panel += panel0;
       const int64_t column = panel * kPanel<T>;
-      row += begin;
       with_size<kTileVectors>(panel_vectors<T>(b.C, column), [&](auto vectors) {
         constexpr int W = decltype(vectors)::value;
         Vec<T> acc[R][W];
         load_tile<R, W, T>(acc, sums, kPanel<T>, 0, kPanel<T>);
-        accumulate<R, W, T>(acc, {a + row * a_row + b.K - tail, a_row}, b.panel(panel), tail,
+        accumulate<R, W, T>(acc, {a.data + row * a.row + b.K - tail, a.row}, b.panel(panel), tail,
                             kPanel<T>);
         f(row, column, acc, background);
       });
     };
-    for_each_product_tile<4, T>(end - begin, b.panels(), product, tile);
+    for_each_product_tile<4, T>(end - begin, panel1 - panel0, product, tile);
   }
 }
 
@@ -125,7 +127,7 @@ void multiply_rows_split(int64_t begin, int64_t end, const T* a, int64_t a_row,
                          const SplitMatrix<T>& b, T* y, int64_t y_row, bool add, T* scratch) {
   for (; begin < end; begin += kSplitRowsAtOnce) {
     const int64_t stop = min(end, begin + kSplitRowsAtOnce);
-    for_each_split_tile(begin, stop, a, a_row, b, scratch,
+    for_each_split_tile(begin, stop, Rows<T>{a, a_row}, b, 0, b.panels(), scratch,
                         [&](int64_t row, int64_t column, auto& acc, const auto& background) {
                           T* out = y + row * y_row;
                           if (add) add_tile(acc, out, y_row, column, b.C);

@@ -3,73 +3,21 @@
 #include <algorithm>
 #include <vector>
 
-#include "row_slices.h"
+#include "plan.h"
 
 namespace lstm_fast {
 namespace {
 
-// Up to so many rows in all, weights are used too few times to win back their packing: in backward,
-// and in a single step, which dot products suit better.
-constexpr int64_t kPlainRows = 16, kPlainStepRows = 32;
-
-// Multiply-adds of one pass over the recurrent and input weights of a layer in one direction, as
-// operations.
-int64_t layer_flops(const StackShape& s, int64_t layer) {
-  return 2 * s.steps.total() * 4 * s.H * (s.input_size(layer) + s.P);
-}
-
-int64_t stack_flops(const StackShape& s) {
-  int64_t flops = 0;
-  for (int64_t l = 0; l < s.L; ++l) flops += s.D * layer_flops(s, l);
-  return flops;
-}
-
-LayerShape widest_layer(const StackShape& s) {
-  LayerShape widest = s.layer(0, 0);
-  if (s.L > 1) widest.I = std::max(s.I, s.D * s.P);
-  return widest;
-}
-
-// Of the rows, for each direction.
-RowSlices row_slices(const StackShape& s, int64_t threads) { return {s.steps, threads / s.D}; }
-
-// Whether the matrix unit is faster than packed weights and vectors. A tile of 16 rows takes it as
-// long for each product of parts as the vector units take for a row; it takes terms by blocks of
-// 32. Measured on Sapphire Rapids.
-constexpr int64_t kUnitRowsPerSlice[] = {0, 2, 4, 8};  // of 1, 2 and 3 parts
-constexpr int64_t kMinUnitTerms = 64, kMinUnitHidden = 16;
-constexpr int64_t kPairOfRowTiles = 32;
-
-bool unit_pays(const StackShape& s, int64_t slices) {
-  return s.parts && s.steps.B >= kUnitRowsPerSlice[s.parts] * slices && s.H >= kMinUnitHidden &&
-         s.P + (s.L > 1 ? std::min(s.I, s.D * s.P) : s.I) >= kMinUnitTerms;
-}
-
-// Fewer terms are hidden behind the gates in the forward pass, if no lane of the tiles is idle and
-// so many rows are multiplied in all that packing does not count.
-constexpr int64_t kFewUnitTerms = 32, kFewTermsRows = 1024, kUnitColumns = 16;
-
-bool unit_pays_with_few_terms(const StackShape& s, int64_t slices) {
-  return s.parts && s.steps.B >= kPairOfRowTiles * slices && s.steps.total() >= kFewTermsRows &&
-         s.H % kUnitColumns == 0 && s.P >= kFewUnitTerms;
-}
-
-// Weights in parts that leave the second cache (2 MiB) pay when they serve enough rows each time:
-// 32 in forward, 16 in backward, most of which is products over all steps.
-constexpr int64_t kPartBytes = 2, kCachedSplitBytes = 3 << 19;
-
-bool unit_weights_pay(const StackShape& s, int64_t slices, int64_t rows) {
-  const int64_t bytes = 4 * s.H * (s.P + widest_layer(s).I) * s.parts * kPartBytes;
-  return bytes <= kCachedSplitBytes || s.steps.B >= rows * slices;
-}
+// Up to so many rows, a single step suits dot products better than packed weights.
+constexpr int64_t kPlainStepRows = 32;
 
 template <typename T>
 struct ForwardPlan {
   int64_t threads;
-  RowSlices slices;
+  Division division;
   std::vector<LayerForward<T>> layers;  // [L][D]
   std::vector<T*> packed;               // [L][D] weights of the layers; none if plain
-  std::vector<T*> scratch;              // [D][slices] of forward_rows
+  std::vector<T*> scratch;              // of the tasks of forward_rows
   T* zeros;                             // [P]
   int64_t workspace_size;
 };
@@ -83,8 +31,8 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
   Arena<T> arena(p.workspace);
   ForwardPlan<T> plan;
-  plan.threads = forward_threads(p, threads);
-  plan.slices = row_slices(s, plan.threads);
+  plan.threads = threads_of(s, Pass::Forward, threads);
+  plan.division = divide(s, Pass::Forward, plan.threads, sizeof(T));
   plan.zeros = arena.take(s.P);
   T* between[2] = {};  // outputs of inner layers, taken in turn
   if (!p.saved) {
@@ -120,8 +68,8 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
     }
     x = y;
   }
-  const int64_t scratch = k.forward_scratch(widest_layer(s), plan.slices.largest());
-  for (int64_t i = 0; i < s.D * plan.slices.count(); ++i)
+  const int64_t scratch = k.forward_scratch(widest_layer(s), plan.division.slices.largest());
+  for (int64_t i = 0; i < s.D * plan.division.tasks(); ++i)
     plan.scratch.push_back(arena.take(scratch));
   plan.workspace_size = arena.used();
   return plan;
@@ -138,7 +86,7 @@ struct BackwardPlan {
   T* scratch;            // one piece a thread
   int64_t scratch_size;  // of a piece
   int64_t threads;
-  RowSlices slices;
+  Division division;
   int64_t workspace_size;
 };
 
@@ -161,15 +109,28 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
     plan.recurrent_weights[d] = arena.take(k.backward_weights_size(widest));
     if (s.L > 1 || p.grad_x) plan.input_weights[d] = arena.take(k.input_grad_weights_size(widest));
   }
-  plan.threads = threads_for(stack_flops(s) / s.L, threads);
-  plan.slices = row_slices(s, plan.threads);
-  plan.scratch_size = k.backward_scratch(widest, plan.slices.largest());
+  plan.threads = threads_of(s, Pass::Backward, threads);
+  plan.division = divide(s, Pass::Backward, plan.threads, sizeof(T));
+  plan.scratch_size = k.backward_scratch(widest, plan.division.slices.largest());
+  if (s.L > 1 || p.grad_x)
+    plan.scratch_size = std::max(plan.scratch_size, k.input_grad_scratch(widest));
   if (p.grad_weights)
     plan.scratch_size = std::max(plan.scratch_size, k.weight_grad_scratch(widest));
   plan.scratch_size = (plan.scratch_size + 15) / 16 * 16;  // whole cache lines
   plan.scratch = arena.take(std::max(plan.threads, s.D) * plan.scratch_size);
   plan.workspace_size = arena.used();
   return plan;
+}
+
+// The teams of all directions; none where every task works alone.
+std::vector<Team> make_teams(const StackShape& s, const Division& division) {
+  if (division.members == 1) return {};
+  return std::vector<Team>(s.D * division.teams, Team(division.members));
+}
+
+TeamMember member_of(std::vector<Team>& teams, const Division& division, int64_t task) {
+  if (teams.empty()) return {nullptr, 0};
+  return {&teams[task / division.members], task % division.members};
 }
 
 // Layer after layer, with rows or units, whichever are more, spread over the threads.
@@ -203,11 +164,10 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
   p.plain = s.steps.T == 1 && (s.steps.B <= kPlainStepRows || s.parts == 0);
-  const int64_t slices = row_slices(s, forward_threads(p, threads)).count();
+  const Division division =
+      divide(s, Pass::Forward, threads_of(s, Pass::Forward, threads), sizeof(T));
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
-  bool unit = k.has_matrix_unit && !p.plain &&
-              (unit_pays(s, slices) || unit_pays_with_few_terms(s, slices)) &&
-              unit_weights_pay(s, slices, kPairOfRowTiles) &&
+  bool unit = k.has_matrix_unit && !p.plain && unit_pays(s, Pass::Forward, division) &&
               ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
   for (int64_t i = 0; unit && i < s.L * s.D; ++i) {
     const LayerWeights<T>& w = p.weights[i];
@@ -220,16 +180,11 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
 template <typename T>
 void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
-  const int64_t slices = row_slices(s, threads_for(stack_flops(s) / s.L, threads)).count();
-  const bool unit = kernels.of(T()).has_matrix_unit && unit_pays(s, slices) &&
-                    unit_weights_pay(s, slices, kPairOfRowTiles / 2) &&
-                    s.steps.total() > kPlainRows;
+  const LayerKernels<T>& k = kernels.of(T());
+  const Division division =
+      divide(s, Pass::Backward, threads_of(s, Pass::Backward, threads), sizeof(T));
+  const bool unit = k.has_matrix_unit && unit_pays(s, Pass::Backward, division);
   if (!unit) s.parts = 0;
-}
-
-template <typename T>
-int64_t forward_threads(const StackForward<T>& p, const Threads& threads) {
-  return threads_for(stack_flops(p.shape), threads);
 }
 
 template <typename T>
@@ -251,17 +206,20 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
   run(team, s.L * s.D,
       [&](int64_t i) { k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]); });
 
-  // Rows are independent of each other through all layers, so that one direction needs no barrier
-  // at all. With two, a layer waits for both directions of the one below.
-  const RowSlices& slices = plan.slices;
+  // Rows are independent of each other through all layers, so that teams need no barrier between
+  // them. With two directions, a layer waits for both of the one below.
+  const Division& division = plan.division;
   const int64_t stages = s.D == 1 ? 1 : s.L, layers_per_stage = s.L / stages;
   for (int64_t stage = 0; stage < stages; ++stage) {
-    run(team, s.D * slices.count(), [&](int64_t task) {
-      const int64_t d = task / slices.count(), slice = task % slices.count();
-      const int64_t b0 = slices.begin(slice), b1 = slices.end(slice);
-      for (int64_t l = stage * layers_per_stage; l < (stage + 1) * layers_per_stage; ++l) {
-        k.forward_rows(plan.layers[l * s.D + d], b0, b1, plan.scratch[task]);
-      }
+    std::vector<Team> teams = make_teams(s, division);
+    run(team, s.D * division.tasks(), [&](int64_t task) {
+      const int64_t i = task / division.members, d = i / division.teams;
+      TeamMember member = member_of(teams, division, task);
+      division.for_each_slice(i % division.teams, [&](int64_t b0, int64_t b1) {
+        for (int64_t l = stage * layers_per_stage; l < (stage + 1) * layers_per_stage; ++l) {
+          k.forward_rows(plan.layers[l * s.D + d], b0, b1, member, plan.scratch[task]);
+        }
+      });
     });
   }
 }
@@ -294,9 +252,11 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       });
     }
 
-    const RowSlices& slices = plan.slices;
-    run(team, s.D * slices.count(), [&](int64_t task) {
-      const int64_t d = task / slices.count(), slice = task % slices.count(), i = l * s.D + d;
+    const Division& division = plan.division;
+    std::vector<Team> teams = make_teams(s, division);
+    run(team, s.D * division.tasks(), [&](int64_t task) {
+      const int64_t team_of = task / division.members, d = team_of / division.teams;
+      const int64_t i = l * s.D + d;
       LayerBackward<T> layer{};
       layer.shape = s.layer(l, d);
       layer.weights = plan.recurrent_weights[d];
@@ -312,8 +272,10 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       layer.grad_hidden = plan.grad_hidden[d];
       layer.grad_h0 = offset(p.grad_h0, i * B * s.P);
       layer.grad_c0 = p.grad_c0 ? p.grad_c0 + i * B * s.H : plan.grad_c0[d];
-      k.backward_rows(layer, slices.begin(slice), slices.end(slice),
-                      plan.scratch + task * plan.scratch_size);
+      TeamMember member = member_of(teams, division, task);
+      division.for_each_slice(team_of % division.teams, [&](int64_t b0, int64_t b1) {
+        k.backward_rows(layer, b0, b1, member, plan.scratch + task * plan.scratch_size);
+      });
     });
 
     if (grad_x) {
@@ -367,8 +329,6 @@ template void plan(const Kernels&, StackForward<float>&, const Threads&);
 template void plan(const Kernels&, StackForward<double>&, const Threads&);
 template void plan(const Kernels&, StackBackward<float>&, const Threads&);
 template void plan(const Kernels&, StackBackward<double>&, const Threads&);
-template int64_t forward_threads(const StackForward<float>&, const Threads&);
-template int64_t forward_threads(const StackForward<double>&, const Threads&);
 template int64_t forward_workspace_size(const Kernels&, const StackForward<float>&, const Threads&);
 template int64_t forward_workspace_size(const Kernels&, const StackForward<double>&,
                                         const Threads&);

@@ -50,10 +50,6 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads);
 template <typename T>
 void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads);
 
-// Threads that work on it, of those there are.
-template <typename T>
-int64_t forward_threads(const StackForward<T>& p, const Threads& threads);
-
 template <typename T>
 int64_t forward_workspace_size(const Kernels& kernels, const StackForward<T>& p,
                                const Threads& threads);

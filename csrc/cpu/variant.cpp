@@ -124,7 +124,7 @@ struct BackwardPlan {
     }
     scratch_size =
         std::max({k.variant.backward_scratch(shape, slices.largest()),
-                  k.backward_scratch(input_grad_shape(k, s), 1),
+                  k.input_grad_scratch(input_grad_shape(k, s)),
                   k.weight_grad_scratch(weight_grad_shape(k, s, s.I, s.P, s.projected))});
     scratch_size = (scratch_size + 63) / 64 * 64;
     scratch = arena.take(std::max(slices.count(), threads) * scratch_size);

@@ -4,6 +4,7 @@
 #include <iterator>
 #include <sstream>
 
+#include "../cpu/plan.h"
 #include "../cpu/stack.h"
 #include "../cuda/plan.h"
 #include "build_info.h"
@@ -186,11 +187,16 @@ py::dict cpu_plan_of(const StackShape& shape, int64_t threads) {
   plan(active_kernels(), p, serial(threads));
   py::dict result;
   result["path"] = p.plain ? "single step" : p.shape.parts ? "matrix unit" : "packed weights";
-  result["threads"] = forward_threads(p, serial(threads));
+  const auto members = [&](const StackShape& s, Pass pass) {
+    return divide(s, pass, threads_of(s, pass, serial(threads)), sizeof(T)).members;
+  };
+  result["threads"] = threads_of(shape, Pass::Forward, serial(threads));
+  result["members"] = p.plain ? 1 : members(p.shape, Pass::Forward);
+  result["backward_members"] = members(shape, Pass::Backward);
   return result;
 }
 
-// What the CPU's planner decides for inference, numbers beyond the matrix unit aside.
+// What the CPU's planner decides, numbers beyond the matrix unit aside.
 py::dict cpu_plan(const std::string& dtype, const std::vector<int64_t>& batch_sizes, int64_t I,
                   int64_t H, std::optional<int64_t> P, int64_t L, int64_t D, int parts,
                   int64_t threads) {
@@ -286,7 +292,7 @@ PYBIND11_MODULE(_kernels, m) {
   using py::literals::operator""_a;
   m.def("cpu_plan", &lstm_fast::cpu_plan, "dtype"_a, "batch_sizes"_a, "I"_a, "H"_a,
         "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "parts"_a = 3, "threads"_a = 1,
-        "How the CPU kernels compute a problem without gradients on this machine.");
+        "How the CPU kernels compute a problem on this machine.");
   m.def("cuda_plan", &lstm_fast::cuda_plan, "dtype"_a, "T"_a, "B"_a, "I"_a, "H"_a,
         "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "allow_tf32"_a = true,
         "compute_capability"_a = 90, "multiprocessors"_a = 132, "shared_bytes"_a = 227 << 10,

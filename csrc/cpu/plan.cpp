@@ -1,0 +1,127 @@
+#include "plan.h"
+
+#include "team.h"
+
+namespace lstm_fast {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Multiply-adds of one pass over the recurrent and input weights of all layers, as operations.
+int64_t stack_flops(const StackShape& s) {
+  int64_t flops = 0;
+  for (int64_t l = 0; l < s.L; ++l) {
+    flops += s.D * 2 * s.steps.total() * 4 * s.H * (s.input_size(l) + s.P);
+  }
+  return flops;
+}
+
+// The product of a step: rows times [terms, columns].
+struct StepProduct {
+  int64_t terms, columns;
+  int64_t shares;  // that the columns can be cut into
+
+  StepProduct(const StackShape& s, Pass pass) {
+    const bool forward = pass == Pass::Forward;
+    terms = forward ? s.P + widest_layer(s).I : 4 * s.H;
+    columns = forward ? 4 * s.H : s.P;
+    shares = ceil_div(columns, 64);
+  }
+};
+
+// Weights that leave the second cache.
+constexpr int64_t kCachedBytes = 3 << 19, kPartBytes = 2;
+
+// --- The matrix unit. A tile of 16 rows takes it as long for each product of parts as the vector
+// units take for a row; it takes terms by blocks of 32.
+
+constexpr int64_t kUnitRows[] = {0, 2, 4, 8};  // of 1, 2 and 3 parts
+constexpr int64_t kMinUnitTerms = 64, kMinUnitHidden = 16;
+constexpr int64_t kPairOfRowTiles = 32;
+
+bool enough_terms(const StackShape& s, Pass pass, int64_t rows) {
+  const int64_t inputs = s.L > 1 ? std::min(s.I, s.D * s.P) : s.I;
+  if (rows >= kUnitRows[s.parts] && s.H >= kMinUnitHidden && s.P + inputs >= kMinUnitTerms) {
+    return true;
+  }
+  // Fewer are hidden behind the gates in the forward pass, if no lane of the tiles is idle and so
+  // many rows are multiplied in all that packing does not count.
+  constexpr int64_t few_terms = 32, many_rows = 1024, columns = 16;
+  return pass == Pass::Forward && rows >= kPairOfRowTiles && s.steps.total() >= many_rows &&
+         s.H % columns == 0 && s.P >= few_terms;
+}
+
+// Weights in parts that leave the cache pay when they serve enough rows each time: 32 in forward,
+// 16 in backward, most of which is products over all steps.
+bool unit_pays(const StackShape& s, Pass pass, int64_t rows, int64_t members) {
+  if (!s.parts || !enough_terms(s, pass, rows)) return false;
+  if (pass == Pass::Backward && s.steps.total() <= kPlainRows) return false;
+  const int64_t bytes = 4 * s.H * (s.P + widest_layer(s).I) * s.parts * kPartBytes;
+  return bytes <= kCachedBytes * members ||
+         rows >= (pass == Pass::Forward ? kPairOfRowTiles : kPairOfRowTiles / 2);
+}
+
+// --- Teams.
+
+// Cycles that a member of a team of so many takes for the product of a step and for waiting.
+int64_t step_cycles(const StackShape& s, Pass pass, int64_t rows, int64_t members,
+                    int64_t element_bytes) {
+  const StepProduct product(s, pass);
+  const bool unit = unit_pays(s, pass, rows, members);
+  // Vectors read each weight once for a tile of rows, which takes as long as multiplying three.
+  const int64_t row_products = unit ? 8 * ceil_div(rows, 16) : std::max<int64_t>(rows, 3);
+  const int64_t columns = ceil_div(product.shares, members) * product.columns / product.shares;
+  const int64_t bytes = product.terms * columns * (unit ? s.parts * kPartBytes : element_bytes);
+  int64_t cycles = row_products * product.terms * columns * element_bytes / 128;
+  constexpr int64_t third_cache_bytes_per_cycle = 7;
+  if (bytes > kCachedBytes) cycles = std::max(cycles, bytes / third_cache_bytes_per_cycle);
+  // What the other members have computed comes from their caches.
+  constexpr int64_t barrier = 3600;
+  return cycles + (members > 1 ? barrier + rows * product.terms : 0);
+}
+
+// A slice has to stay in the second cache from step to step, and to be worth reading the weights.
+constexpr int64_t kSliceBytes = 1 << 19, kMinSliceRows = 256;
+
+}  // namespace
+
+LayerShape widest_layer(const StackShape& s) {
+  LayerShape widest = s.layer(0, 0);
+  if (s.L > 1) widest.I = std::max(s.I, s.D * s.P);
+  return widest;
+}
+
+int64_t threads_of(const StackShape& s, Pass pass, const Threads& threads) {
+  return threads_for(stack_flops(s) / (pass == Pass::Backward ? s.L : 1), threads);
+}
+
+Division divide(const StackShape& s, Pass pass, int64_t threads, int64_t element_bytes) {
+  const int64_t B = std::max<int64_t>(1, s.steps.B);
+  const int64_t of_direction = std::max<int64_t>(1, threads / s.D);
+  const auto teams_of = [&](int64_t members) { return std::min(B, of_direction / members); };
+  Division division;
+  int64_t least = 0;
+  const int64_t most_members = s.projected ? 1 : std::min(of_direction, Team::kMostMembers);
+  for (int64_t members = 1; members <= most_members; members *= 2) {
+    const int64_t rows = ceil_div(B, teams_of(members));
+    const int64_t cycles =
+        most_members > 1 ? step_cycles(s, pass, rows, members, element_bytes) : 0;
+    if (members > 1 && cycles >= least) continue;
+    least = cycles;
+    division.members = members;
+  }
+  division.teams = teams_of(division.members);
+  const int64_t row_bytes =
+      StepProduct(s, pass).terms * (s.parts ? s.parts * kPartBytes : element_bytes);
+  const int64_t rows = std::max(kMinSliceRows, kSliceBytes / std::max<int64_t>(1, row_bytes));
+  division.slices_per_team = ceil_div(B, division.teams * rows);
+  division.slices = {s.steps, division.teams * division.slices_per_team};
+  return division;
+}
+
+bool unit_pays(const StackShape& s, Pass pass, const Division& division) {
+  const int64_t rows = s.steps.B / division.teams;
+  return unit_pays(s, pass, rows, division.members);
+}
+
+}  // namespace lstm_fast

@@ -1,0 +1,45 @@
+// The planner: which kernels compute a stack, and which thread computes what of it. Knows shapes
+// and the number of threads alone. Thresholds were measured on a Xeon of the Sapphire Rapids
+// generation with two cores, 48 KiB of first and 2 MiB of second cache each.
+#pragma once
+
+#include "row_slices.h"
+#include "tasks.h"
+
+namespace lstm_fast {
+
+enum class Pass { Forward, Backward };
+
+// Who computes what of a direction: teams take rows, slice after slice through all steps, and the
+// members of a team share the units of a step (team.h).
+struct Division {
+  int64_t teams = 1, members = 1;
+  int64_t slices_per_team = 1;
+  RowSlices slices;
+
+  int64_t tasks() const { return teams * members; }
+  // Calls f(first row, last row) for the slices of a team.
+  template <typename F>
+  void for_each_slice(int64_t team, const F& f) const {
+    for (int64_t i = team * slices_per_team; i < (team + 1) * slices_per_team; ++i) {
+      f(slices.begin(i), slices.end(i));
+    }
+  }
+};
+
+// Threads that are used, of those there are.
+int64_t threads_of(const StackShape&, Pass, const Threads&);
+
+// How they divide the work. The elements of the stack have element_bytes.
+Division divide(const StackShape&, Pass, int64_t threads, int64_t element_bytes);
+
+// Whether a matrix unit, which shape.parts > 0 allows, is faster than vectors.
+bool unit_pays(const StackShape&, Pass, const Division&);
+
+// The shape of the layer with most inputs.
+LayerShape widest_layer(const StackShape&);
+
+// Up to so many rows in all, weights are used too few times to win back their packing in backward.
+constexpr int64_t kPlainRows = 16;
+
+}  // namespace lstm_fast

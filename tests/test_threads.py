@@ -1,0 +1,65 @@
+"""Threads in teams: the same bits as one thread, and no team that waits forever."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import lstm_fast
+
+SHAPES = [
+    # B, T, I, H, and further arguments of the layer
+    (2, 9, 30, 400, {"num_layers": 2}),
+    (3, 9, 30, 400, {"bidirectional": True}),
+    (16, 6, 40, 200, {}),
+]
+
+
+@pytest.fixture(params=SHAPES, ids=lambda shape: "-".join(map(str, shape[:4])))
+def case(request):
+    B, T, I, H, options = request.param  # noqa: E741
+    torch.manual_seed(0)
+    return lstm_fast.LSTM(I, H, **options), torch.randn(T, B, I)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def forward_and_backward(module, x):
+    x = x.clone().requires_grad_()
+    output, state = module(x)
+    inputs = [x, *module.parameters()]
+    grads = torch.autograd.grad(output.square().sum() + state[1].sum(), inputs)
+    return [output, *state, *grads]
+
+
+def test_the_number_of_threads_changes_no_bit(case, threads, monkeypatch):
+    module, x = case
+    threads(1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        expected = forward_and_backward(module, x)
+        for count in (2, 3, 4, 8):
+            threads(count)
+            for _ in range(20):
+                for e, g in zip(expected, forward_and_backward(module, x), strict=True):
+                    assert torch.equal(e, g)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_more_teams_than_cores(case, threads):
+    """Members that another thread keeps from running are waited for, or done without."""
+    module, x = case
+    threads(2)
+    expected = forward_and_backward(module, x)
+    with ThreadPoolExecutor(6) as pool:
+        for got in pool.map(lambda _: forward_and_backward(module, x), range(30)):
+            for e, g in zip(expected, got, strict=True):
+                torch.testing.assert_close(g, e)
