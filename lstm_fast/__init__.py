@@ -1,6 +1,6 @@
 """torch.nn.LSTM with fused kernels: same interface, same results, less time."""
 
-from lstm_fast._load import BuildInfo, build_info, load_ops
+from lstm_fast._load import BuildInfo, build_info, empty_cache, load_ops
 
 load_ops()
 
@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "build_info",
+    "empty_cache",
     "explain",
     "patch",
     "restore",

@@ -123,6 +123,17 @@ def load_direct() -> ModuleType:
     return kernels
 
 
+def empty_cache() -> None:
+    """Give memory that is kept for further calls back to the operating system.
+
+    Calls on the CPU keep large buffers (of 1 MiB and more, 256 MiB in all) when they are done with
+    them: fresh memory is cleared page by page, which can take longer than the arithmetic on it.
+    Worth calling after a training whose process goes on to do something else.
+    """
+    load_ops()
+    ctypes.CDLL(str(_OPS)).lstm_fast_empty_cache()
+
+
 def build_info() -> BuildInfo:
     """How the compiled part was built and which instruction set is in use."""
     info: BuildInfo = load_kernels().build_info()

@@ -1,14 +1,13 @@
 // What the ops need to run kernels on the CPU: tensors as these read them, memory, torch's threads.
 #pragma once
 
+#include <dlfcn.h>
 #include <pthread.h>
 
-#include <cstdlib>
 #include <memory>
-#include <new>
 
 #include "../cpu/tasks.h"
-#include "huge_pages.h"
+#include "kept_memory.h"
 #include "tensors.h"
 
 namespace lstm_fast {
@@ -19,17 +18,49 @@ inline Tensor prepare(const Tensor& t) {
   return dtype == type ? as_contiguous(t) : as_contiguous(cast(t, type));
 }
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
+struct GiveMemory {
+  void operator()(void* p) const { give_memory(p); }
 };
 
 template <typename T>
-std::unique_ptr<T[], Free> allocate(int64_t elements) {
-  const size_t bytes = (static_cast<size_t>(elements) * sizeof(T) + 63) / 64 * 64;
-  T* p = static_cast<T*>(std::aligned_alloc(64, bytes));
-  if (!p) throw std::bad_alloc();
-  prefer_huge_pages(p, static_cast<int64_t>(bytes));
-  return std::unique_ptr<T[], Free>(p);
+std::unique_ptr<T[], GiveMemory> allocate(int64_t elements) {
+  return std::unique_ptr<T[], GiveMemory>(
+      static_cast<T*>(take_memory(elements * static_cast<int64_t>(sizeof(T)))));
+}
+
+// Torch's function to make a tensor of given memory; null before torch 2.11.
+using FromBlob = AOTITorchError (*)(void* data, int64_t dim, const int64_t* sizes,
+                                    const int64_t* strides, int64_t storage_offset, int32_t dtype,
+                                    int32_t device_type, int32_t device_index,
+                                    AtenTensorHandle* result, int32_t layout,
+                                    const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
+                                    void (*deleter)(void* data, void* context), void* context);
+inline FromBlob from_blob() {
+  static const FromBlob function = [] {
+    void* library = dlopen("libtorch_cpu.so", RTLD_NOLOAD | RTLD_LAZY);
+    return reinterpret_cast<FromBlob>(library ? dlsym(library, "torch_from_blob") : nullptr);
+  }();
+  return function;
+}
+
+// An uninitialised tensor [elements] on the CPU for what is kept until backward.
+template <typename T>
+Tensor empty_saved(int64_t elements, const Tensor& like) {
+  const int64_t bytes = elements * static_cast<int64_t>(sizeof(T)), stride = 1;
+  const bool is_double = sizeof(T) == 8;
+  if (bytes < kLargeBytes || !from_blob()) {
+    return empty({elements}, is_double ? ScalarType::Double : ScalarType::Float, like);
+  }
+  void* memory = take_memory(bytes);
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError error = from_blob()(
+      memory, 1, &elements, &stride, 0,
+      is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
+      aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
+      [](void* data, void*) { give_memory(data); }, nullptr);
+  if (error) give_memory(memory);
+  STABLE_TORCH_ERROR_CODE_CHECK(error);
+  return Tensor(handle);
 }
 
 // OpenMP's threads do not survive a fork, and a child that called on them would wait forever.

@@ -29,10 +29,10 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   const SavedLayout layout = saved_layout(a);
   const bool y_in_saved = save && layout.keep_output;
   Tensor h_n = a.empty_state(s.P, type), c_n = a.empty_state(s.H, type);
-  Tensor y = y_in_saved ? empty({layout.size()}, type, a.input)
+  Tensor y = y_in_saved ? empty_saved<T>(layout.size(), a.input)
              : a.cell   ? h_n
                         : a.empty_output(s.D * s.P, type);
-  Tensor saved = save && !y_in_saved ? empty({layout.size()}, type, a.input) : y;
+  Tensor saved = save && !y_in_saved ? empty_saved<T>(layout.size(), a.input) : y;
 
   const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, const_data<T>(a.params));
   StackForward<T> p{};

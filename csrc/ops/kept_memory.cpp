@@ -1,0 +1,112 @@
+#include "kept_memory.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <list>
+#include <mutex>
+#include <new>
+
+#include "huge_pages.h"
+
+namespace lstm_fast {
+namespace {
+
+// Of all free blocks. The ones that have been free longest are given up first.
+constexpr int64_t kMostKeptBytes = int64_t{256} << 20;
+constexpr int64_t kLine = 64;
+
+// Stands before a block.
+struct Header {
+  int64_t bytes;
+};
+static_assert(sizeof(Header) <= kLine);
+
+char* block_of(void* p) { return static_cast<char*>(p) - kLine; }
+int64_t size_of(void* p) { return reinterpret_cast<Header*>(block_of(p))->bytes; }
+
+void* allocate_block(int64_t bytes) {
+  bytes = (bytes + kLine - 1) / kLine * kLine;
+  auto* block = static_cast<char*>(std::aligned_alloc(kLine, kLine + bytes));
+  if (!block) throw std::bad_alloc();
+  prefer_huge_pages(block, kLine + bytes);
+  new (block) Header{bytes};
+  return block + kLine;
+}
+
+struct Kept {
+  std::mutex mutex;
+  std::list<void*> blocks;  // the latest first
+  int64_t bytes = 0;
+
+  // A block of at least so many bytes and at most twice as many, the smallest there is; or null.
+  void* take(int64_t wanted) {
+    const std::lock_guard lock(mutex);
+    auto best = blocks.end();
+    for (auto i = blocks.begin(); i != blocks.end(); ++i) {
+      const int64_t size = size_of(*i);
+      if (size >= wanted && size / 2 <= wanted && (best == blocks.end() || size < size_of(*best)))
+        best = i;
+    }
+    if (best == blocks.end()) return nullptr;
+    void* p = *best;
+    bytes -= size_of(p);
+    blocks.erase(best);
+    return p;
+  }
+
+  void give(void* p) {
+    const std::lock_guard lock(mutex);
+    blocks.push_front(p);
+    bytes += size_of(p);
+    release(kMostKeptBytes);
+  }
+
+  void release_all() {
+    const std::lock_guard lock(mutex);
+    release(0);
+  }
+
+ private:
+  // Gives up blocks until no more than so many bytes are left.
+  void release(int64_t most) {
+    while (bytes > most) {
+      bytes -= size_of(blocks.back());
+      std::free(block_of(blocks.back()));
+      blocks.pop_back();
+    }
+  }
+};
+
+// Never destroyed: tensors may end after everything else.
+Kept& kept() {
+  static Kept* const instance = [] {
+    auto* kept = new Kept;
+    // A child must not find a lock taken by a thread that it does not have.
+    pthread_atfork([] { lstm_fast::kept().mutex.lock(); }, [] { lstm_fast::kept().mutex.unlock(); },
+                   [] { lstm_fast::kept().mutex.unlock(); });
+    return kept;
+  }();
+  return *instance;
+}
+
+}  // namespace
+
+void* take_memory(int64_t bytes) {
+  if (bytes >= kLargeBytes) {
+    if (void* p = kept().take(bytes)) return p;
+  }
+  return allocate_block(bytes);
+}
+
+void give_memory(void* p) {
+  if (size_of(p) < kLargeBytes) return std::free(block_of(p));
+  kept().give(p);
+}
+
+}  // namespace lstm_fast
+
+extern "C" __attribute__((visibility("default"))) void lstm_fast_empty_cache() {
+  lstm_fast::kept().release_all();
+}

@@ -1,0 +1,101 @@
+"""Large buffers of the CPU ops, which are kept from call to call."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lstm_fast
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+MIB = 1 << 20
+
+# Torch's own way to make a tensor of memory that is given.
+keeps_saved = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def train(module: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters())))
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    lstm_fast.empty_cache()
+    yield
+    lstm_fast.empty_cache()
+
+
+def test_is_kept_and_given_back():
+    module, x = lstm_fast.LSTM(1, 128), torch.randn(200, 64, 1)
+    saved, workspace = 200 * 64 * 5 * 128 * 4, 200 * 64 * 4 * 128 * 4
+    kept = workspace + (saved if keeps_saved else 0)
+    for _ in range(3):
+        train(module, x)
+    with_it = resident()
+    lstm_fast.empty_cache()
+    assert with_it - resident() > 0.9 * kept
+    lstm_fast.empty_cache()  # of nothing
+
+
+def test_no_more_than_so_much_is_kept():
+    module, x = lstm_fast.LSTM(1, 256), torch.randn(1000, 60, 1)  # 307 MB saved
+    before = resident()
+    output = module(x)[0]
+    assert resident() - before > 300 * MIB
+    del output
+    assert resident() - before < 256 * MIB
+    lstm_fast.empty_cache()
+
+
+@pytest.mark.skipif(not keeps_saved, reason="torch 2.10 cannot")
+def test_is_not_used_by_two_at_once():
+    """What several calls save stays theirs until the last that refers to it is gone."""
+    module = lstm_fast.LSTM(1, 128)
+    inputs = [torch.randn(50, 64, 1) for _ in range(3)]
+    expected = [train(module, x) for x in inputs]
+    losses = [module(x)[0].square().sum() for x in inputs]
+    for _ in range(2):
+        for loss, grads in zip(losses, expected, strict=True):
+            got = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True)
+            for g, e in zip(got, grads, strict=True):
+                assert torch.equal(g, e)
+
+
+def test_is_given_back_with_the_graph():
+    module, x = lstm_fast.LSTM(1, 128), torch.randn(50, 64, 1)
+    output = module(x)[0]
+    ended = weakref.ref(output)
+    del output
+    assert ended() is None
+    before = resident()
+    for _ in range(20):  # 33 MB each
+        module(x)
+    assert resident() - before < 100 * MIB
+
+
+def test_in_a_forked_child():
+    """Whose parent has several threads: nothing of torch's own may be large enough to need them."""
+    module, x = lstm_fast.LSTM(1, 128), torch.randn(50, 64, 1)
+
+    def train_by_state() -> list[np.ndarray]:
+        grads = torch.autograd.grad(module(x)[1][0].sum(), list(module.parameters()))
+        return [grad.numpy() for grad in grads]
+
+    expected = train_by_state()
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        same = all(np.allclose(g, e) for g, e in zip(train_by_state(), expected, strict=True))
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
