@@ -83,10 +83,10 @@ struct BackwardPlan {
   T* grad_c0[2];  // used when the caller does not want it
   T* recurrent_weights[2];
   T* input_weights[2];
-  T* forward_weights[2];  // if gates are recomputed, as all to `state`
-  T* hidden[2];
-  T* zeros;              // [P], and
-  T* state[2];           // [B, P + 2H] if forward took a single step
+  T* hidden[2];          // if gates are recomputed
+  T* forward_weights[2];  // likewise, where recurrent_weights come to lie later; or, if forward took a single step,
+  T* state[2];           // [B, P + 2H]
+  T* zeros;              // [P]
   T* scratch;            // one piece a thread
   int64_t scratch_size;  // of a piece
   int64_t threads;
@@ -105,31 +105,33 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
   for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i)
     plan.grad_between[i] = arena.take(N * s.D * s.P);
   const LayerShape widest = widest_layer(s);
+  LayerShape forward = widest;
+  forward.parts = p.forward_parts;
   for (int64_t d = 0; d < s.D; ++d) {
     plan.grad_gates[d] = arena.take(N * 4 * s.H);
     if (s.projected) plan.grad_hidden[d] = arena.take(N * s.P);
     if (!p.grad_c0) plan.grad_c0[d] = arena.take(B * s.H);
-    if (N <= kPlainRows) continue;
-    plan.recurrent_weights[d] = arena.take(k.backward_weights_size(widest));
-    if (s.L > 1 || p.grad_x) plan.input_weights[d] = arena.take(k.input_grad_weights_size(widest));
+    int64_t weights = N > kPlainRows ? k.backward_weights_size(widest) : 0;
+    if (p.recompute_gates) {
+      if (s.projected) plan.hidden[d] = arena.take(N * s.H);
+      if (p.forward_plain) {
+        plan.state[d] = arena.take(B * (s.P + 2 * s.H));
+      } else {
+        weights = std::max(weights, k.forward_weights_size(forward));
+      }
+    }
+    plan.recurrent_weights[d] = plan.forward_weights[d] = arena.take(weights);
+    if (N > kPlainRows && (s.L > 1 || p.grad_x))
+      plan.input_weights[d] = arena.take(k.input_grad_weights_size(widest));
   }
   plan.threads = threads_of(s, Pass::Backward, threads);
   plan.division = divide(s, Pass::Backward, plan.threads, sizeof(T));
   plan.scratch_size = k.backward_scratch(widest, plan.division.slices.largest());
   if (s.L > 1 || p.grad_x)
     plan.scratch_size = std::max(plan.scratch_size, k.input_grad_scratch(widest));
-  if (p.recompute_gates) {
-    LayerShape forward = widest;
-    forward.parts = p.forward_parts;
-    for (int64_t d = 0; d < s.D; ++d) {
-      if (s.projected) plan.hidden[d] = arena.take(N * s.H);
-      if (p.forward_plain) {
-        plan.state[d] = arena.take(B * (s.P + 2 * s.H));
-      } else {
-        plan.forward_weights[d] = arena.take(k.forward_weights_size(forward));
-      }
-    }
-    if (p.forward_plain) plan.zeros = arena.take(s.P);
+  if (p.recompute_gates && p.forward_plain) {
+    plan.zeros = arena.take(s.P);
+  } else if (p.recompute_gates) {
     plan.scratch_size = std::max(plan.scratch_size, k.recompute_scratch(forward));
   }
   if (p.grad_weights)
@@ -200,10 +202,19 @@ void recompute_gates(const LayerKernels<T>& k, const StackBackward<T>& p,
     std::fill_n(plan.zeros, s.P, T(0));
     LayerForward<T> steps[2];
     for (int64_t d = 0; d < s.D; ++d) {
-      const LayerRecompute<T>& of = layers[d];
-      T *h = plan.state[d], *c = h + B * s.P;
-      steps[d] = {of.shape, nullptr, of.x, of.h0,    of.c0,     plan.zeros, h,
-                  s.P,      h,       c,    of.gates, c + B * s.H, of.hidden};
+      LayerForward<T>& step = steps[d];
+      step = {};
+      step.shape = layers[d].shape;
+      step.x = layers[d].x;
+      step.h0 = layers[d].h0;
+      step.c0 = layers[d].c0;
+      step.zeros = plan.zeros;
+      step.y = step.h_n = plan.state[d];
+      step.y_stride = s.P;
+      step.c_n = plan.state[d] + B * s.P;
+      step.cells = step.c_n + B * s.H;
+      step.gates = layers[d].gates;
+      step.hidden = layers[d].hidden;
     }
     return forward_single_step(k, s, steps, weights, team);
   }
