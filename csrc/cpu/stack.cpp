@@ -83,12 +83,13 @@ struct BackwardPlan {
   T* grad_c0[2];  // used when the caller does not want it
   T* recurrent_weights[2];
   T* input_weights[2];
-  T* hidden[2];          // if gates are recomputed
-  T* forward_weights[2];  // likewise, where recurrent_weights come to lie later; or, if forward took a single step,
-  T* state[2];           // [B, P + 2H]
-  T* zeros;              // [P]
-  T* scratch;            // one piece a thread
-  int64_t scratch_size;  // of a piece
+  T* hidden[2];           // if gates are recomputed
+  T* forward_weights[2];  // likewise, where recurrent_weights come to lie later; or, if forward
+                          // took a single step,
+  T* state[2];            // [B, P + 2H]
+  T* zeros;               // [P]
+  T* scratch;             // one piece a thread
+  int64_t scratch_size;   // of a piece
   int64_t threads;
   Division division;
   int64_t workspace_size;

@@ -15,7 +15,8 @@ namespace lstm_fast {
 // arithmetic in one fixed order. 3: of three bfloat16 parts of each number, no less exact. 2: of
 // two parts, or TF32 on CUDA; 1: of one.
 //
-// `recompute_gates`: `saved` has the cells and outputs alone, and backward computes the gates again.
+// `recompute_gates`: `saved` has the cells and outputs alone, and backward computes the gates
+// again.
 constexpr char kForwardSchema[] =
     "lstm(Tensor input, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] params, "
     "bool has_biases, int num_layers, bool bidirectional, bool save, int parts=0, "
