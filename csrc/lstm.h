@@ -82,9 +82,7 @@ struct SavedLayout {
   int64_t N() const { return shape.steps.T ? shape.steps.total() : 0; }
   int64_t size() const { return shape.L * layer_size() - (keep_output ? 0 : output_size()); }
   // Of these, gates and hidden take no room, and must not be used, if they are recomputed.
-  int64_t gates(int64_t l, int64_t d) const {
-    return l * layer_size() + d * N() * gate_columns();
-  }
+  int64_t gates(int64_t l, int64_t d) const { return l * layer_size() + d * N() * gate_columns(); }
   int64_t cells(int64_t l, int64_t d) const { return gates(l, shape.D) + d * N() * shape.H; }
   int64_t hidden(int64_t l, int64_t d) const {
     return cells(l, shape.D) + d * N() * hidden_columns();

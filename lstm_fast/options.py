@@ -367,9 +367,7 @@ def _run(module: LSTM, input: Tensor, rows: _Rows, state: _Pair, reset: Tensor |
         if module.dropout and training and L > 1:
             return _Result(*module._layer_by_layer(input, rows.batch_sizes, h0, c0, weights), None)
         args = input, rows.batch_sizes, h0, c0, weights, module.bias
-        return _Result(
-            *ops.lstm(*args, L, module.bidirectional, module.recompute_gates), None
-        )
+        return _Result(*ops.lstm(*args, L, module.bidirectional, module.recompute_gates), None)
 
     dtype, first = input.dtype, None
     if options.learned_state and reset is not None:
