@@ -50,6 +50,7 @@ KERNELS = (
     "pack_input_grad",
     "input_grad_rows",
     "weight_grad",
+    "recompute_rows",
     "is_ordinary",
 )
 # What the lines of a file do. Those of others, such as simd.h, count for the line they serve.

@@ -15,7 +15,7 @@ struct DirectCall {
   //   params...
   void* const* tensors;
   int64_t count;
-  bool has_biases, bidirectional;
+  bool has_biases, bidirectional, recompute_gates;
   int64_t num_layers, parts;
   // Forward. Of a cell, the tensors lack the dimensions of T and of L * D, and output is h_n.
   bool save, cell;

@@ -73,24 +73,28 @@ struct StackShape {
 
 // What the forward pass keeps for backward, in one buffer. Layer after layer: gates [D][N, G],
 // cells [D][N, H], hidden [D][N, H] if projected, and y [N, D * P], which the last layer lacks
-// unless keep_output.
+// unless keep_output. Of these, cells and y alone if backward is to recompute the others from them.
 struct SavedLayout {
   StackShape shape;
   bool keep_output;
+  bool recompute_gates = false;
 
   int64_t N() const { return shape.steps.T ? shape.steps.total() : 0; }
   int64_t size() const { return shape.L * layer_size() - (keep_output ? 0 : output_size()); }
-  int64_t gates(int64_t l, int64_t d) const { return l * layer_size() + d * N() * 4 * shape.H; }
+  // Of these, gates and hidden take no room, and must not be used, if they are recomputed.
+  int64_t gates(int64_t l, int64_t d) const { return l * layer_size() + d * N() * gate_columns(); }
   int64_t cells(int64_t l, int64_t d) const { return gates(l, shape.D) + d * N() * shape.H; }
-  int64_t hidden(int64_t l, int64_t d) const { return cells(l, shape.D) + d * N() * shape.H; }
-  int64_t output(int64_t l) const {
-    return shape.projected ? hidden(l, shape.D) : cells(l, shape.D);
+  int64_t hidden(int64_t l, int64_t d) const {
+    return cells(l, shape.D) + d * N() * hidden_columns();
   }
+  int64_t output(int64_t l) const { return hidden(l, shape.D); }
 
  private:
+  int64_t gate_columns() const { return recompute_gates ? 0 : 4 * shape.H; }
+  int64_t hidden_columns() const { return shape.projected && !recompute_gates ? shape.H : 0; }
   int64_t output_size() const { return N() * shape.D * shape.P; }
   int64_t layer_size() const {
-    return shape.D * N() * (5 + (shape.projected ? 1 : 0)) * shape.H + output_size();
+    return shape.D * N() * (gate_columns() + shape.H + hidden_columns()) + output_size();
   }
 };
 

@@ -60,6 +60,7 @@ def lstm(
     isa: str | None = None,
     slices: int = 1,
     parts: int = 0,
+    recompute_gates: bool = False,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 def lstm_backward(
     grad_y: _Array | None,
@@ -78,6 +79,7 @@ def lstm_backward(
     isa: str | None = None,
     slices: int = 1,
     parts: int = 0,
+    recompute_gates: bool = False,
 ) -> tuple[_Array, _Array, _Array, list[_Array]]: ...
 def variant(
     x: _Array,

@@ -67,6 +67,7 @@ def lstm(
     has_biases: bool,
     num_layers: int,
     bidirectional: bool,
+    recompute_gates: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run a stack of LSTM layers, differentiable to any order. Semantics are those of `nn.LSTM`.
 
@@ -76,6 +77,7 @@ def lstm(
         h0: [L * D, B, P], or None for zeros; not None for a packed sequence.
         c0: [L * D, B, H], or None for zeros; not None for a packed sequence.
         params: in the order of `nn.LSTM._flat_weights`, see `reference.lstm`.
+        recompute_gates: keep outputs and cells alone for backward, not the gates.
 
     Returns:
         output [T, B, D * P] (or [N, D * P]), h_n [L * D, B, P] and c_n [L * D, B, H]; contiguous.
@@ -97,13 +99,21 @@ def lstm(
             first = _first_trained_layer(h0, c0, params, num_layers)
             if first > 0:
                 args = input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
-                return _in_two(first, *args)
+                return _in_two(first, *args, recompute_gates)
         if torch.compiler.is_dynamo_compiling():
             # Dynamo refuses a tensor that is given twice: one state as h0 and c0, tied weights.
             h0, c0 = (None if t is None else t.view_as(t) for t in (h0, c0))
             params = [p.view_as(p) for p in params]
         return _LSTM.apply(
-            input, batch_sizes, h0, c0, has_biases, num_layers, bidirectional, *params
+            input,
+            batch_sizes,
+            h0,
+            c0,
+            has_biases,
+            num_layers,
+            bidirectional,
+            recompute_gates,
+            *params,
         )
     options = has_biases, num_layers, bidirectional
     results = _forward(input, batch_sizes, h0, c0, list(params), *options, False, _parts(input))
@@ -130,6 +140,7 @@ def _in_two(
     has_biases: bool,
     num_layers: int,
     bidirectional: bool,
+    recompute_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lstm` of the layers below a number, and of the others on what comes of them."""
     runs, count = 2 * below if bidirectional else below, len(params) // num_layers * below
@@ -142,6 +153,7 @@ def _in_two(
         has_biases,
         below,
         bidirectional,
+        recompute_gates,
     )
     output, *others = lstm(
         output,
@@ -152,6 +164,7 @@ def _in_two(
         has_biases,
         num_layers - below,
         bidirectional,
+        recompute_gates,
     )
     h_n, c_n = (torch.cat(pair) for pair in zip(states, others, strict=True))
     return output, h_n, c_n
@@ -172,7 +185,7 @@ def infer_cell(
     """Likewise for one step of one layer: h and c, given input [B, I], h0 [B, H] and c0 [B, H]."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return None
-    options = has_biases, 1, False, False, _cpu_parts(), True
+    options = has_biases, 1, False, False, _cpu_parts(), False, True
     results = _direct.direct_forward(input, None, h0, c0, params, *options)
     return None if results is None else results[1:3]
 
@@ -250,13 +263,14 @@ class _LSTM(torch.autograd.Function):
         has_biases: bool,
         num_layers: int,
         bidirectional: bool,
+        recompute_gates: bool,
         *params: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.options = has_biases, num_layers, bidirectional
-        ctx.parts = _parts(input)
+        ctx.how = _parts(input), recompute_gates
         output, h_n, c_n, saved = _forward(
-            input, batch_sizes, h0, c0, list(params), *ctx.options, True, ctx.parts
+            input, batch_sizes, h0, c0, list(params), *ctx.options, True, *ctx.how
         )
         ctx.save_for_backward(input, batch_sizes, h0, c0, output, saved, *params)
         return output, h_n, c_n
@@ -267,19 +281,20 @@ class _LSTM(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         grads = grad_output, grad_h_n, grad_c_n
         input, batch_sizes, h0, c0, output, saved, *params = ctx.saved_tensors
-        needs_input, _, needs_h0, needs_c0, _, _, _, *needs_params = ctx.needs_input_grad
+        needs_input, _, needs_h0, needs_c0, _, _, _, _, *needs_params = ctx.needs_input_grad
         args: Any = (*grads, input, batch_sizes, h0, c0, params, *ctx.options)
         needs: Any = (needs_input, needs_h0 or needs_c0, any(needs_params))
         if _is_differentiated(grads):
             results: Any = reference.lstm_backward(*args, *needs)
         else:
-            results = _backward(*args, output, saved, *needs, ctx.parts)
+            results = _backward(*args, output, saved, *needs, *ctx.how)
         grad_input, grad_h0, grad_c0, grad_params = results
         return (
             grad_input if needs_input else None,
             None,
             grad_h0 if needs_h0 else None,
             grad_c0 if needs_c0 else None,
+            None,
             None,
             None,
             None,
@@ -299,6 +314,7 @@ def _lstm_fake(
     bidirectional: bool,
     save: bool,
     parts: int = 0,
+    recompute_gates: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     directions = 2 if bidirectional else 1
     weights = reference.split_params(params, has_biases, num_layers, bidirectional)[0]
@@ -314,7 +330,8 @@ def _lstm_fake(
         input.new_empty((num_layers * directions, B, P)),
         input.new_empty((num_layers * directions, B, H)),
         input.new_empty(
-            _saved_per_row(input.dtype, weights, num_layers, directions) * math.prod(rows)
+            _saved_per_row(input.dtype, weights, num_layers, directions, recompute_gates)
+            * math.prod(rows)
             if save
             else 0,
             dtype=torch.float64 if input.dtype is torch.float64 else torch.float32,
@@ -323,13 +340,18 @@ def _lstm_fake(
 
 
 def _saved_per_row(
-    dtype: torch.dtype, weights: reference.Weights, num_layers: int, directions: int
+    dtype: torch.dtype,
+    weights: reference.Weights,
+    num_layers: int,
+    directions: int,
+    recompute_gates: bool,
 ) -> int:
-    """Numbers that the kernels keep for backward, for each of the N rows: i, f, g, o and c; m with
-    a projection; h where it is not the output itself (below the last layer, or in halves)."""
+    """Numbers that the kernels keep for backward, for each of the N rows: i, f, g, o and c, or c
+    alone; m with a projection and gates; h where it is not the output itself (below the last layer,
+    or in halves)."""
     H, P = weights.ih.shape[0] // 4, weights.hh.shape[1]
     inner = num_layers if dtype in reference.HALVES else num_layers - 1
-    states = 5 * H if weights.hr is None else 6 * H
+    states = H if recompute_gates else 5 * H if weights.hr is None else 6 * H
     return directions * (num_layers * states + inner * P)
 
 
@@ -352,6 +374,7 @@ def _lstm_backward_fake(
     need_hx: bool,
     need_params: bool,
     parts: int = 0,
+    recompute_gates: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     _, h_n, c_n, _ = _lstm_fake(
         input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional, False

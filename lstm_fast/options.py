@@ -139,6 +139,8 @@ def described(module: Any, text: str) -> str:
     """The `extra_repr` of torch's module, and what is different."""
     bias = module._lstm_forget_bias
     more = [] if bias is None else [f"forget_bias={bias!r}"]
+    if getattr(module, "recompute_gates", False):
+        more.append("recompute_gates=True")
     return ", ".join([text, *more, *filter(None, [used(module)])])
 
 
@@ -365,7 +367,7 @@ def _run(module: LSTM, input: Tensor, rows: _Rows, state: _Pair, reset: Tensor |
         if module.dropout and training and L > 1:
             return _Result(*module._layer_by_layer(input, rows.batch_sizes, h0, c0, weights), None)
         args = input, rows.batch_sizes, h0, c0, weights, module.bias
-        return _Result(*ops.lstm(*args, L, module.bidirectional), None)
+        return _Result(*ops.lstm(*args, L, module.bidirectional, module.recompute_gates), None)
 
     dtype, first = input.dtype, None
     if options.learned_state and reset is not None:

@@ -157,6 +157,22 @@ def test_order_of_threads_changes_no_bit(
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("device", ["Hopper", "small Hopper", "Ampere", "no cache"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_recomputed_gates(dtype: str, device: str, programs: Programs):
+    """Forward is the same to the bit, gradients have the same bound."""
+    for problem in PROBLEMS:
+        bits, eps = ROUNDED[dtype] if dtype == "bfloat16" else (None, tolerance(problem, dtype) / 2)
+        problem = of_bits(problem, bits) if bits else problem
+        kept, recomputed = (
+            emulation.run(programs("none"), problem, dtype, False, DEVICES[device], **options)
+            for options in ({}, {"recompute_gates": True})
+        )
+        for a, b in zip(kept[:3], recomputed[:3], strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert_near_reference(recomputed, problem, 2 * eps)
+
+
 def test_saving_for_backward_changes_no_bit(programs: Programs):
     for problem, device in itertools.product(PROBLEMS, ("Hopper", "Ampere", "no shared memory")):
         results = emulation.run(programs("none"), problem, "float32", device=DEVICES[device])

@@ -56,6 +56,18 @@ def test_values_and_gradients(config: Config, dtype: torch.dtype, calls: list[An
     assert all(result.dtype == dtype for result in got.values())
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_recomputed_gates(config: Config, dtype: torch.dtype, calls: list[Any]):
+    config = replace(config, dtype=dtype)
+    module, input, hx = config.module(LSTM), config.input(), config.hx()
+    module.recompute_gates = True
+    got = forward_and_gradients(module, config, input, hx)
+    expected = in_float64(forward_and_gradients, module, config, input, hx)
+    assert calls[0][-1] is True
+    assert_close(got, expected, config, cuda_tolerance(config))
+
+
 def test_cell():
     ours, theirs = LSTMCell(3, 5), torch.nn.LSTMCell(3, 5)
     theirs.load_state_dict(ours.state_dict())

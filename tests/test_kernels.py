@@ -102,6 +102,17 @@ def test_slices_do_not_change_a_bit(problem, isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("problem", [*PROBLEMS, *SPREAD], ids=case_name)
+def test_recomputed_gates_change_no_bit(problem, dtype, isa):
+    kept = run(problem, dtype, isa=isa)
+    for slices in (1, 3):
+        recomputed = run(problem, dtype, isa=isa, slices=slices, recompute_gates=True)
+        for a, b in zip(kept, recomputed, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("T", [1, 11])
 def test_rows_do_not_depend_on_their_batch(T, isa):
     rng = np.random.default_rng(0)
@@ -161,6 +172,19 @@ def test_products_of_bfloat16_parts(problem, parts, bits, slices):
 
 
 @needs_unit
+@pytest.mark.parametrize(("parts", "bits"), [(3, 24), (2, 16), (1, 8)])
+@pytest.mark.parametrize("problem", FOR_THE_UNIT, ids=case_name)
+def test_recomputed_gates_on_the_unit(problem, parts, bits):
+    for e, g in zip(
+        problem.reference,
+        run(problem, np.float32, isa="amx", parts=parts, recompute_gates=True),
+        strict=True,
+    ):
+        scale = max(1.0, np.abs(e).max()) * 2.0 ** (24 - bits)
+        np.testing.assert_allclose(g, e, rtol=0, atol=tolerance(problem, np.float32) * scale)
+
+
+@needs_unit
 def test_layers_too_narrow_for_the_unit():
     """The first layer would be wide enough, the second reads a single number a step."""
     problem = Problem(T=9, B=17, I=70, H=33, P=1, L=2)
@@ -185,6 +209,16 @@ def test_numbers_without_parts_are_left_to_float32(value, where):
     expected = _kernels.lstm(x, params, **states, isa="avx512")
     for g, e in zip(got, expected, strict=True):
         np.testing.assert_array_equal(g, e)
+    # Nor does backward make such products where it computes the gates again.
+    grads = []
+    for recompute_gates in (False, True):
+        options = {"isa": "amx", "parts": 3, "recompute_gates": recompute_gates}
+        y, *_, saved = _kernels.lstm(x, params, **states, save=True, **options)
+        grad_x, *_ = _kernels.lstm_backward(
+            np.ones_like(y), None, None, x, params, None, *states.values(), y, saved, **options
+        )
+        grads.append(grad_x)
+    np.testing.assert_array_equal(*grads)
 
 
 def ulps(got, expected):
@@ -244,13 +278,15 @@ def test_zero_batch():
         np.ones(8, np.float32),
     ]
     x = np.zeros((4, 0, 3), np.float32)
-    y, h_n, _, saved = _kernels.lstm(x, params, save=True)
-    assert y.shape == (4, 0, 2)
-    assert h_n.shape == (1, 0, 2)
-    assert saved.shape == (0,)
-    grads = _kernels.lstm_backward(None, None, None, x, params, None, None, None, y, saved)
-    for grad in grads[3]:
-        np.testing.assert_array_equal(grad, 0)
+    for options in ({}, {"recompute_gates": True}):
+        y, h_n, _, saved = _kernels.lstm(x, params, save=True, **options)
+        assert y.shape == (4, 0, 2)
+        assert h_n.shape == (1, 0, 2)
+        assert saved.shape == (0,)
+        rest = x, params, None, None, None, y, saved
+        grads = _kernels.lstm_backward(None, None, None, *rest, **options)
+        for grad in grads[3]:
+            np.testing.assert_array_equal(grad, 0)
 
 
 def test_wrong_arguments_are_named():

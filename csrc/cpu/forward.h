@@ -247,6 +247,16 @@ INLINE void forward_run(const LayerForward<T>& p, const ForwardRun<T>& run, T* s
   forward_run_packed(p, run);
 }
 
+// Copies the units [u0, u1) of the cells of rows [b0, b1) to those kept of a step, whose rows begin
+// at row n of N.
+template <typename T>
+INLINE void keep_cells(const LayerForward<T>& p, int64_t n, int64_t b0, int64_t b1, int64_t u0,
+                       int64_t u1) {
+  const int64_t H = p.shape.H;
+  for (int64_t b = b0; b < b1; ++b)
+    copy_row(p.c_n + b * H + u0, p.cells + (n + b) * H + u0, u1 - u0);
+}
+
 template <typename T>
 void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, TeamMember& member,
                   T* scratch) {
@@ -286,12 +296,14 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, TeamMember& 
         run.h = h0;
         forward_run(p, run, scratch);
       }
+      const int64_t first_unit = run.first_group * kLanes<T>;
+      const int64_t last_unit = min(s.H, run.last_group * kLanes<T>);
+      if (p.cells && !p.gates) keep_cells(p, n, b0, end, first_unit, last_unit);
       if (s.projected) {
         multiply_rows<T>(b0, end, {run.hidden, s.H}, weight_hr, y, p.y_stride, false);
       }
       const int64_t ending = max(b0, steps.carried(t, !s.reverse));
-      const int64_t first = s.projected ? 0 : run.first_group * kLanes<T>;
-      const int64_t last = s.projected ? s.P : min(s.H, run.last_group * kLanes<T>);
+      const int64_t first = s.projected ? 0 : first_unit, last = s.projected ? s.P : last_unit;
       for (int64_t b = ending; b < end; ++b) {
         copy_row(y + b * p.y_stride + first, p.h_n + b * s.P + first, last - first);
       }

@@ -92,6 +92,7 @@ void forward_step(const LayerForward<T>& p, const LayerWeights<T>& w, int64_t b0
       step_tile<decltype(rows)::value>(p, w, run, b, u, min(kLanes<T>, u1 - u));
     });
   }
+  if (p.cells && !p.gates) keep_cells(p, 0, b0, b1, u0, u1);
   if (s.projected) project(p, w.weight_hr, run);
   const int64_t first = s.projected ? 0 : u0, columns = s.projected ? s.P : u1 - u0;
   for (int64_t b = b0; b < b1; ++b) {

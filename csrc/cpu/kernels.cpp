@@ -4,6 +4,7 @@
 #include "backward.h"
 #include "forward.h"
 #include "forward_step.h"
+#include "recompute.h"
 #include "variant_backward.h"
 #include "variant_forward.h"
 #include "weight_grad.h"
@@ -22,6 +23,8 @@ constexpr LayerKernels<T> layer_kernels() {
           forward_rows<T>,
           kLanes<T>,
           forward_step<T>,
+          recompute_scratch<T>,
+          recompute_rows<T>,
           backward_weights_size<T>,
           pack_backward<T>,
           backward_scratch<T>,

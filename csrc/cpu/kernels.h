@@ -31,7 +31,7 @@ struct LayerForward {
   T* h_n;     // [B, P] state after the last step of each row
   T* c_n;     // [B, H]
   T* gates;   // [N, G] activated gates for backward, or null
-  T* cells;   // [N, H] cell states for backward; null with gates
+  T* cells;   // [N, H] cell states for backward; null only with gates
   T* hidden;  // [N, H] output before the projection if projected and gates is given;
               // [B, H] scratch if projected and gates is null; else null
 };
@@ -42,7 +42,7 @@ struct LayerBackward {
   const T* weights;              // as written by pack_backward, if plain is null
   const LayerWeights<T>* plain;  // torch's own, or null
   const T* c0;                   // [B, H], or null for zeros
-  const T* gates;                // as saved by forward
+  const T* gates;                // as saved by forward; may be grad_gates
   const T* cells;                // as saved by forward
   const T* grad_y;               // [N, P], rows grad_y_stride apart; null for zeros
   int64_t grad_y_stride;
@@ -53,6 +53,21 @@ struct LayerBackward {
                    // else null
   T* grad_h0;      // [B, P], or null when not wanted
   T* grad_c0;      // [B, H]; always needed, as the running gradient of the cells
+};
+
+// The gates of all steps anew, from what the forward pass has left of a layer in one direction.
+template <typename T>
+struct LayerRecompute {
+  LayerShape shape;  // with the parts that forward had
+  const T* weights;  // as written by pack_forward
+  const T* x;        // [N, I]
+  const T* h0;       // [B, P], or null for zeros
+  const T* c0;       // [B, H], or null for zeros
+  const T* y;        // [N, P], rows y_stride apart
+  int64_t y_stride;
+  const T* cells;  // as saved by forward
+  T* gates;        // [N, G] activated gates
+  T* hidden;       // [N, H] output before the projection if projected; else null
 };
 
 // grad_x = sum over directions of grad_gates x weight_ih, for the rows of a slice.
@@ -107,6 +122,10 @@ struct LayerKernels {
   int64_t unit_group;
   void (*forward_step)(const LayerForward<T>&, const LayerWeights<T>&, int64_t b0, int64_t b1,
                        int64_t u0, int64_t u1);
+
+  // Rows [n0, n1) of N, in any partition. `scratch` of recompute_scratch(shape) elements.
+  int64_t (*recompute_scratch)(const LayerShape&);
+  void (*recompute_rows)(const LayerRecompute<T>&, int64_t n0, int64_t n1, T* scratch);
 
   int64_t (*backward_weights_size)(const LayerShape&);
   void (*pack_backward)(const LayerShape&, const LayerWeights<T>&, T* packed);

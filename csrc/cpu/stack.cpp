@@ -27,7 +27,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
                             const Threads& threads) {
   const StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
-  const SavedLayout saved{s, false};
+  const SavedLayout saved{s, false, p.recompute_gates};
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
   Arena<T> arena(p.workspace);
   ForwardPlan<T> plan;
@@ -57,9 +57,9 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
       layer.y_stride = width;
       layer.h_n = offset(p.h_n, i * B * s.P);
       layer.c_n = offset(p.c_n, i * B * s.H);
-      if (p.saved) {
+      if (p.saved) layer.cells = p.saved + saved.cells(l, d);
+      if (p.saved && !p.recompute_gates) {
         layer.gates = p.saved + saved.gates(l, d);
-        layer.cells = p.saved + saved.cells(l, d);
         if (s.projected) layer.hidden = p.saved + saved.hidden(l, d);
       } else if (s.projected) {
         layer.hidden = arena.take(B * s.H);
@@ -83,8 +83,13 @@ struct BackwardPlan {
   T* grad_c0[2];  // used when the caller does not want it
   T* recurrent_weights[2];
   T* input_weights[2];
-  T* scratch;            // one piece a thread
-  int64_t scratch_size;  // of a piece
+  T* hidden[2];           // if gates are recomputed
+  T* forward_weights[2];  // likewise, where recurrent_weights come to lie later; or, if forward
+                          // took a single step,
+  T* state[2];            // [B, P + 2H]
+  T* zeros;               // [P]
+  T* scratch;             // one piece a thread
+  int64_t scratch_size;   // of a piece
   int64_t threads;
   Division division;
   int64_t workspace_size;
@@ -101,19 +106,35 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
   for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i)
     plan.grad_between[i] = arena.take(N * s.D * s.P);
   const LayerShape widest = widest_layer(s);
+  LayerShape forward = widest;
+  forward.parts = p.forward_parts;
   for (int64_t d = 0; d < s.D; ++d) {
     plan.grad_gates[d] = arena.take(N * 4 * s.H);
     if (s.projected) plan.grad_hidden[d] = arena.take(N * s.P);
     if (!p.grad_c0) plan.grad_c0[d] = arena.take(B * s.H);
-    if (N <= kPlainRows) continue;
-    plan.recurrent_weights[d] = arena.take(k.backward_weights_size(widest));
-    if (s.L > 1 || p.grad_x) plan.input_weights[d] = arena.take(k.input_grad_weights_size(widest));
+    int64_t weights = N > kPlainRows ? k.backward_weights_size(widest) : 0;
+    if (p.recompute_gates) {
+      if (s.projected) plan.hidden[d] = arena.take(N * s.H);
+      if (p.forward_plain) {
+        plan.state[d] = arena.take(B * (s.P + 2 * s.H));
+      } else {
+        weights = std::max(weights, k.forward_weights_size(forward));
+      }
+    }
+    plan.recurrent_weights[d] = plan.forward_weights[d] = arena.take(weights);
+    if (N > kPlainRows && (s.L > 1 || p.grad_x))
+      plan.input_weights[d] = arena.take(k.input_grad_weights_size(widest));
   }
   plan.threads = threads_of(s, Pass::Backward, threads);
   plan.division = divide(s, Pass::Backward, plan.threads, sizeof(T));
   plan.scratch_size = k.backward_scratch(widest, plan.division.slices.largest());
   if (s.L > 1 || p.grad_x)
     plan.scratch_size = std::max(plan.scratch_size, k.input_grad_scratch(widest));
+  if (p.recompute_gates && p.forward_plain) {
+    plan.zeros = arena.take(s.P);
+  } else if (p.recompute_gates) {
+    plan.scratch_size = std::max(plan.scratch_size, k.recompute_scratch(forward));
+  }
   if (p.grad_weights)
     plan.scratch_size = std::max(plan.scratch_size, k.weight_grad_scratch(widest));
   plan.scratch_size = (plan.scratch_size + 15) / 16 * 16;  // whole cache lines
@@ -133,28 +154,79 @@ TeamMember member_of(std::vector<Team>& teams, const Division& division, int64_t
   return {&teams[task / division.members], task % division.members};
 }
 
-// Layer after layer, with rows or units, whichever are more, spread over the threads.
+// The directions of one layer, with rows or units, whichever are more, spread over the threads.
 template <typename T>
-void forward_single_step(const LayerKernels<T>& k, const StackForward<T>& p,
-                         const ForwardPlan<T>& plan, const Threads& team) {
-  const StackShape& s = p.shape;
+void forward_single_step(const LayerKernels<T>& k, const StackShape& s,
+                         const LayerForward<T>* layers, const LayerWeights<T>* weights,
+                         const Threads& team) {
   const int64_t groups = s.projected ? 1 : (s.H + k.unit_group - 1) / k.unit_group;
   const bool by_rows = s.steps.B > groups;
   const int64_t slices = std::max<int64_t>(1, std::min(team.count, by_rows ? s.steps.B : groups));
-  for (int64_t l = 0; l < s.L; ++l) {
-    run(team, s.D * slices, [&](int64_t task) {
-      const int64_t i = l * s.D + task / slices, slice = task % slices;
-      const LayerForward<T>& layer = plan.layers[i];
-      if (by_rows) {
-        const int64_t b0 = part(s.steps.B, slices, slice), b1 = part(s.steps.B, slices, slice + 1);
-        k.forward_step(layer, p.weights[i], b0, b1, 0, s.H);
-      } else {
-        const int64_t u0 = part(groups, slices, slice) * k.unit_group;
-        const int64_t u1 = std::min(s.H, part(groups, slices, slice + 1) * k.unit_group);
-        k.forward_step(layer, p.weights[i], 0, s.steps.B, u0, s.projected ? s.H : u1);
-      }
-    });
+  run(team, s.D * slices, [&](int64_t task) {
+    const int64_t d = task / slices, slice = task % slices;
+    if (by_rows) {
+      const int64_t b0 = part(s.steps.B, slices, slice), b1 = part(s.steps.B, slices, slice + 1);
+      k.forward_step(layers[d], weights[d], b0, b1, 0, s.H);
+    } else {
+      const int64_t u0 = part(groups, slices, slice) * k.unit_group;
+      const int64_t u1 = std::min(s.H, part(groups, slices, slice + 1) * k.unit_group);
+      k.forward_step(layers[d], weights[d], 0, s.steps.B, u0, s.projected ? s.H : u1);
+    }
+  });
+}
+
+// The gates of a layer into grad_gates, and hidden, by the arithmetic that forward took.
+template <typename T>
+void recompute_gates(const LayerKernels<T>& k, const StackBackward<T>& p,
+                     const BackwardPlan<T>& plan, int64_t l, const Threads& team) {
+  const StackShape& s = p.shape;
+  const SavedLayout saved{s, p.keep_output, true};
+  const int64_t B = s.steps.B;
+  const LayerWeights<T>* weights = p.weights + l * s.D;
+  LayerRecompute<T> layers[2];
+  for (int64_t d = 0; d < s.D; ++d) {
+    const int64_t i = l * s.D + d;
+    LayerRecompute<T>& layer = layers[d];
+    layer.shape = s.layer(l, d);
+    layer.shape.parts = p.forward_parts;
+    layer.weights = plan.forward_weights[d];
+    layer.x = l ? p.saved + saved.output(l - 1) : p.x;
+    layer.h0 = offset(p.h0, i * B * s.P);
+    layer.c0 = offset(p.c0, i * B * s.H);
+    layer.y = (l == s.L - 1 ? p.y : p.saved + saved.output(l)) + d * s.P;
+    layer.y_stride = s.D * s.P;
+    layer.cells = p.saved + saved.cells(l, d);
+    layer.gates = plan.grad_gates[d];
+    layer.hidden = plan.hidden[d];
   }
+  if (p.forward_plain) {
+    std::fill_n(plan.zeros, s.P, T(0));
+    LayerForward<T> steps[2];
+    for (int64_t d = 0; d < s.D; ++d) {
+      LayerForward<T>& step = steps[d];
+      step = {};
+      step.shape = layers[d].shape;
+      step.x = layers[d].x;
+      step.h0 = layers[d].h0;
+      step.c0 = layers[d].c0;
+      step.zeros = plan.zeros;
+      step.y = step.h_n = plan.state[d];
+      step.y_stride = s.P;
+      step.c_n = plan.state[d] + B * s.P;
+      step.cells = step.c_n + B * s.H;
+      step.gates = layers[d].gates;
+      step.hidden = layers[d].hidden;
+    }
+    return forward_single_step(k, s, steps, weights, team);
+  }
+  run(team, s.D,
+      [&](int64_t d) { k.pack_forward(layers[d].shape, weights[d], plan.forward_weights[d]); });
+  const int64_t N = saved.N(), parts = std::max<int64_t>(1, team.count / s.D);
+  run(team, s.D * parts, [&](int64_t task) {
+    const int64_t i = task % parts;
+    k.recompute_rows(layers[task / parts], part(N, parts, i), part(N, parts, i + 1),
+                     plan.scratch + task * plan.scratch_size);
+  });
 }
 
 }  // namespace
@@ -180,6 +252,16 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
 template <typename T>
 void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
+  if (p.recompute_gates) {
+    StackForward<T> forward{};
+    forward.shape = s;
+    forward.weights = p.weights;
+    forward.x = p.x;
+    forward.h0 = p.h0;
+    plan(kernels, forward, threads);
+    p.forward_parts = forward.shape.parts;
+    p.forward_plain = forward.plain;
+  }
   const LayerKernels<T>& k = kernels.of(T());
   const Division division =
       divide(s, Pass::Backward, threads_of(s, Pass::Backward, threads), sizeof(T));
@@ -201,7 +283,12 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
   std::fill_n(plan.zeros, s.P, T(0));
   const Threads team{plan.threads, threads.run};
 
-  if (p.plain) return forward_single_step(k, p, plan, team);
+  if (p.plain) {
+    for (int64_t l = 0; l < s.L; ++l) {
+      forward_single_step(k, s, &plan.layers[l * s.D], p.weights + l * s.D, team);
+    }
+    return;
+  }
 
   run(team, s.L * s.D,
       [&](int64_t i) { k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]); });
@@ -235,7 +322,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   const StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
   const BackwardPlan<T> plan = plan_backward(kernels, p, threads);
-  const SavedLayout saved{s, p.keep_output};
+  const SavedLayout saved{s, p.keep_output, p.recompute_gates};
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
 
   const Threads team{plan.threads, threads.run};
@@ -244,6 +331,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
     const T* grad_y = l == s.L - 1 ? p.grad_y : plan.grad_between[l % 2];
     T* grad_x = l ? plan.grad_between[(l - 1) % 2] : p.grad_x;
 
+    if (p.recompute_gates) recompute_gates(k, p, plan, l, team);
     if (!plain) {
       run(team, s.D, [&](int64_t d) {
         const LayerWeights<T>& weights = p.weights[l * s.D + d];
@@ -262,7 +350,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       layer.weights = plan.recurrent_weights[d];
       layer.plain = plain ? &p.weights[i] : nullptr;
       layer.c0 = offset(p.c0, i * B * s.H);
-      layer.gates = p.saved + saved.gates(l, d);
+      layer.gates = p.recompute_gates ? plan.grad_gates[d] : p.saved + saved.gates(l, d);
       layer.cells = p.saved + saved.cells(l, d);
       layer.grad_y = offset(grad_y, d * s.P);
       layer.grad_y_stride = width;
@@ -306,7 +394,9 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
           weight.shape = s.layer(l, d);
           weight.grad_gates = plan.grad_gates[d];
           weight.grad_hidden = plan.grad_hidden[d];
-          weight.hidden = s.projected ? p.saved + saved.hidden(l, d) : nullptr;
+          if (s.projected) {
+            weight.hidden = p.recompute_gates ? plan.hidden[d] : p.saved + saved.hidden(l, d);
+          }
           weight.x = l ? p.saved + saved.output(l - 1) : p.x;
           weight.h0 = offset(p.h0, i * B * s.P);
           weight.y = (l == s.L - 1 ? p.y : p.saved + saved.output(l)) + d * s.P;

@@ -18,6 +18,7 @@ struct StackForward {
   T* h_n;                          // [L * D, B, P]
   T* c_n;                          // [L * D, B, H]
   T* saved;                        // SavedLayout, or null; y may point into it
+  bool recompute_gates;            // how `saved` is laid out
   T* workspace;                    // forward_workspace_size() elements, aligned to 64 bytes
   bool plain;  // decided by `plan`: a single step, straight from torch's weights; y may be h_n
 };
@@ -31,7 +32,7 @@ struct StackBackward {
   const T* c0;
   const T* y;
   const T* saved;
-  bool keep_output;                         // how `saved` is laid out
+  bool keep_output, recompute_gates;        // how `saved` is laid out
   const T* grad_y;                          // [N, D * P], or null for zeros
   const T* grad_h_n;                        // [L * D, B, P], or null for zeros
   const T* grad_c_n;                        // [L * D, B, H], or null for zeros
@@ -39,7 +40,9 @@ struct StackBackward {
   T* grad_h0;                               // [L * D, B, P], or null when not wanted
   T* grad_c0;                               // [L * D, B, H], or null when not wanted
   const LayerWeightGrads<T>* grad_weights;  // [L][D], or null when none is wanted
-  T* workspace;  // backward_workspace_size() elements, aligned to 64 bytes
+  T* workspace;        // backward_workspace_size() elements, aligned to 64 bytes
+  int forward_parts;   // decided by `plan`, if gates are recomputed: how forward made its products,
+  bool forward_plain;  // and whether it took a single step
 };
 
 // Decides how p is computed, before the other functions are called: shape.parts, given what it may

@@ -10,6 +10,7 @@
 #include "flush_denormals.h"
 #include "kernels.h"
 #include "matmul.h"
+#include "rows_before.h"
 #include "split.h"
 #include "tasks.h"
 
@@ -59,20 +60,13 @@ template <typename T, typename Background>
 INLINE void gather_inputs(const WeightGrad<T>& p, int64_t n0, int64_t n1, T* out, int64_t stride,
                           Background& background) {
   const LayerShape& s = p.shape;
-  const Steps& steps = s.steps;
-  int64_t t = steps.batch_sizes || n0 == 0 ? 0 : n0 / steps.B;
-  for (int64_t n = n0; n < n1; ++n, out += stride) {
-    while (n >= steps.offset(t) + steps.rows(t)) ++t;
-    const int64_t b = n - steps.offset(t);
-    const T* h = b < steps.carried(t, s.reverse)
-                     ? p.y + (steps.offset(Steps::previous(t, s.reverse)) + b) * p.y_stride
-                 : p.h0 ? p.h0 + b * s.P
-                        : nullptr;
+  for_each_row(s, n0, n1, [&](int64_t n, int64_t b, int64_t before) {
     copy_row(p.x + n * s.I, out, s.I);
-    copy_row(h, out + s.I, s.P);
+    copy_row(state_before(p.y, p.y_stride, before, p.h0, s.P, b), out + s.I, s.P);
     out[s.I + s.P] = T(1);
+    out += stride;
     background.advance();
-  }
+  });
 }
 
 // sums[M][width] = left[N, M]^T right[N, columns of a panel], where gather(n0, n1, out, stride)

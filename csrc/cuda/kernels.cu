@@ -18,13 +18,13 @@ auto with_stack(const Problem& p, const Device& device, void* stream, const F& f
   constexpr Pass pass = std::is_same_v<Problem, StackForward> ? Pass::Forward : Pass::Backward;
   const Plan how = plan_steps(device, p.shape, kElement, p.allow_tf32, pass);
   if constexpr (kElement == Element::Float64) {
-    return f(Stack<T, Unit::Exact>(p.shape, device, how, stream));
+    return f(Stack<T, Unit::Exact>(p.shape, p.recompute_gates, device, how, stream));
   } else if constexpr (kElement == Element::Half) {
-    return f(Stack<T, Unit::Tensor>(p.shape, device, how, stream));
+    return f(Stack<T, Unit::Tensor>(p.shape, p.recompute_gates, device, how, stream));
   } else {
     return uses_tensor_cores(device, kElement, p.allow_tf32)
-               ? f(Stack<T, Unit::Tensor>(p.shape, device, how, stream))
-               : f(Stack<T, Unit::Exact>(p.shape, device, how, stream));
+               ? f(Stack<T, Unit::Tensor>(p.shape, p.recompute_gates, device, how, stream))
+               : f(Stack<T, Unit::Exact>(p.shape, p.recompute_gates, device, how, stream));
   }
 }
 

@@ -27,6 +27,7 @@ struct StackForward {
   void* h_n;                          // T [L * D, B, P]
   void* c_n;                          // T [L * D, B, H]
   void* saved;                        // Wide, SavedLayout with keep_output for halves; or null
+  bool recompute_gates;               // how `saved` is laid out
   void* workspace;                    // forward_workspace_bytes()
   bool allow_tf32;                    // TF32 may stand for float32 in products
 };
@@ -39,6 +40,7 @@ struct StackBackward {
   const void* c0;
   const void* y;
   const void* saved;
+  bool recompute_gates;
   const void* grad_y;                          // T [N, D * P], or null for zeros
   const void* grad_h_n;                        // T [L * D, B, P], or null for zeros
   const void* grad_c_n;                        // T [L * D, B, H], or null for zeros

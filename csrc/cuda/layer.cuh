@@ -14,7 +14,7 @@ struct LayerForward {
   const T* weight_hh;  // [G, H]
   Wide<T>* gates;      // [N, G], from the input; replaced by the activated gates if saved
   Wide<T>* cells;      // [N, H], or null if not saved
-  Wide<T>* running;    // [B, H], the cells that go on from chunk to chunk, if not saved
+  Wide<T>* running;    // [B, H], the cells that go on from chunk to chunk; or null for one chunk
   Wide<T>* hidden;     // [N, H], rows hidden_stride apart
   T* rounded_hidden;   // the same, rounded, or null
   T* h_n;              // [B, H]; that of the chunk before, if there is one
@@ -37,7 +37,7 @@ struct LayerBackward {
   const T* grad_c_n;     // [B, H], or null for zeros
   const T* c0;           // [B, H], or null for zeros
   const T* weight_hh;    // [G, H]
-  const Wide<T>* gates;  // [N, G]
+  const Wide<T>* gates;  // [N, G]; may be grad_gates
   const Wide<T>* cells;  // [N, H]
   Wide<T>* grad_gates;   // [N, G]
   T* grad_h0;            // [B, H], or null when not wanted

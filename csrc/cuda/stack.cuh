@@ -1,7 +1,9 @@
 // A stack of layers: for each an input product for all steps, then the steps, both directions of
-// them at once; backward likewise, and one product for the gradients of all weights. Steps are
-// either one launch each (two with a projection), for any size, dtype and device, or all in one
-// launch where a block, a cluster or the whole grid holds the weights.
+// them at once; backward likewise, and one product for the gradients of all weights. Where forward
+// has not kept the gates, backward computes them anew, for all steps at once, where the gradients
+// of gates come to lie. Steps are either one launch each (two with a projection), for any size,
+// dtype and device, or all in one launch where a block, a cluster or the whole grid holds the
+// weights.
 #pragma once
 
 #include <algorithm>
@@ -54,14 +56,15 @@ class Stack {
   static constexpr bool kHalf = sizeof(T) == 2;
 
  public:
-  Stack(const StackShape& shape, const Device& device, const Plan& how, void* stream)
+  Stack(const StackShape& shape, bool recompute_gates, const Device& device, const Plan& how,
+        void* stream)
       : s_(shape),
         device_(device),
         how_(how),
         stream_(stream),
         N_(shape.steps.total()),
         width_(shape.D * shape.P),
-        saved_{shape, kHalf} {}
+        saved_{shape, kHalf, recompute_gates} {}
 
   // The steps of packed input on the device.
   struct StepArrays {
@@ -77,7 +80,7 @@ class Stack {
 
   struct ForwardPlan {
     A* between[2];  // outputs of layers that are not kept, taken in turn
-    A* gates;       // [D][rows of a chunk, G], when nothing is kept
+    A* gates;       // [D][rows of a chunk, G], when they are not kept
     A* cells;       // [D][B, H], likewise
     A* hidden;      // [D][B, H], likewise, if projected
     int64_t chunk;  // steps whose gates lie in memory at a time
@@ -90,15 +93,17 @@ class Stack {
     Arena arena(p.workspace);
     ForwardPlan plan{};
     plan.chunk = s_.steps.T;
-    if (!p.saved) {
+    if (!keeps_gates(p)) {
       plan.chunk = steps_per_chunk(device_, s_, sizeof(A), how_.regime);
+      plan.gates = arena.take<A>(s_.D * plan.chunk * s_.steps.B * 4 * s_.H);
+      plan.cells = arena.take<A>(s_.D * s_.steps.B * s_.H);
+      if (s_.projected) plan.hidden = arena.take<A>(s_.D * s_.steps.B * s_.H);
+    }
+    if (!p.saved) {
       for (int i = 0; i < 2; ++i) {
         // The last layer needs one only where its output is rounded for the caller.
         if (i < (kHalf ? s_.L : s_.L - 1)) plan.between[i] = arena.take<A>(N_ * width_);
       }
-      plan.gates = arena.take<A>(s_.D * plan.chunk * s_.steps.B * 4 * s_.H);
-      plan.cells = arena.take<A>(s_.D * s_.steps.B * s_.H);
-      if (s_.projected) plan.hidden = arena.take<A>(s_.D * s_.steps.B * s_.H);
     }
     if (how_.regime != Regime::Stepwise) plan.steps = take_steps(arena);
     plan.exchanges = take_exchanges(arena, true);
@@ -115,7 +120,9 @@ class Stack {
       const Output<T> out = output(p, plan, l);
       for (int64_t s0 = 0; s0 < s_.steps.T; s0 += plan.chunk) {
         const int64_t s1 = std::min(s_.steps.T, s0 + plan.chunk);
-        input_product(p, plan, l, x, s0, s1);
+        input_product(p.weights, l, x, s0, s1, [&](int64_t d, int64_t t0) {
+          return gates(p, plan, l, d, t0, first_step(s0, plan.chunk, d));
+        });
         if (forward_at_once(p, plan, l, out, steps, s0, s1)) continue;
         for (int64_t s = s0; s < s1; ++s) forward_step(p, plan, l, out, s, s0);
       }
@@ -127,6 +134,7 @@ class Stack {
     A* grad_between[2];  // gradients of the outputs of inner layers, taken in turn
     A* grad_gates;       // [D][N, G]
     A* grad_hidden;      // [D][N, P] if projected
+    A* hidden;           // [D][N, H], likewise, if recomputed
     A* grad_cells;       // [D][B, H]
     StepArrays steps;
     Exchanges exchanges;
@@ -142,6 +150,7 @@ class Stack {
       plan.grad_between[i] = arena.take<A>(N_ * width_);
     plan.grad_gates = arena.take<A>(s_.D * N_ * 4 * s_.H);
     if (s_.projected) plan.grad_hidden = arena.take<A>(s_.D * N_ * s_.P);
+    if (s_.projected && p.recompute_gates) plan.hidden = arena.take<A>(s_.D * N_ * s_.H);
     plan.grad_cells = arena.take<A>(s_.D * s_.steps.B * s_.H);
     plan.steps = take_steps(arena);
     plan.exchanges = take_exchanges(arena, false);
@@ -164,6 +173,7 @@ class Stack {
     clear_flags(plan.exchanges);
     if (p.grad_weights) find_previous_rows(plan, steps);
     for (int64_t l = s_.L - 1; l >= 0; --l) {
+      if (p.recompute_gates) recompute(p, plan, l);
       const bool last = l == s_.L - 1;
       const Array<T> grad_y =
           last ? Array<T>(of<T>(p.grad_y)) : Array<T>::ours(plan.grad_between[l % 2]);
@@ -293,10 +303,11 @@ class Stack {
     return {y, last ? of<T>(p.y) : nullptr};
   }
 
+  static bool keeps_gates(const StackForward& p) { return p.saved && !p.recompute_gates; }
   // Gates of step t in direction d. Of a chunk that is not kept, `first` is the earliest step.
   A* gates(const StackForward& p, const ForwardPlan& plan, int64_t l, int64_t d, int64_t t,
            int64_t first) const {
-    if (p.saved) return of<A>(p.saved) + saved_.gates(l, d) + s_.steps.offset(t) * 4 * s_.H;
+    if (keeps_gates(p)) return of<A>(p.saved) + saved_.gates(l, d) + s_.steps.offset(t) * 4 * s_.H;
     return plan.gates +
            (d * plan.chunk * s_.steps.B + s_.steps.offset(t) - s_.steps.offset(first)) * 4 * s_.H;
   }
@@ -304,15 +315,17 @@ class Stack {
     return d ? std::max<int64_t>(0, s_.steps.T - s0 - chunk) : s0;
   }
 
-  // gates = x weight_ih^T + bias_ih + bias_hh, for the steps [s0, s1) of each direction.
-  void input_product(const StackForward& p, const ForwardPlan& plan, int64_t l, Array<T> x,
-                     int64_t s0, int64_t s1) const {
+  // gates = x weight_ih^T + bias_ih + bias_hh, for the steps [s0, s1) of each direction; those from
+  // step t on of direction d lie at gates_from(d, t).
+  template <typename F>
+  void input_product(const LayerWeights<void>* all, int64_t l, Array<T> x, int64_t s0, int64_t s1,
+                     const F& gates_from) const {
     Products<T> products;
     int64_t most = 0;
     for (int64_t d = 0; d < s_.D; ++d) {
       const int64_t t0 = std::min(step(s0, d), step(s1 - 1, d));
       const int64_t t1 = std::max(step(s0, d), step(s1 - 1, d));
-      const LayerWeights<T> w = weights(p.weights[run(l, d)]);
+      const LayerWeights<T> w = weights(all[run(l, d)]);
       Product<T>& product = products.of[d];
       product.M = s_.steps.offset(t1) + s_.steps.rows(t1) - s_.steps.offset(t0);
       product.N = 4 * s_.H;
@@ -321,7 +334,7 @@ class Stack {
                             product.K};
       product.bias_ih = w.bias_ih;
       product.bias_hh = w.bias_hh;
-      product.output = gates(p, plan, l, d, t0, first_step(s0, plan.chunk, d));
+      product.output = gates_from(d, t0);
       product.output_stride = product.N;
       most = std::max(most, product.M);
     }
@@ -353,7 +366,7 @@ class Stack {
       q.c0 = offset(of<T>(p.c0), i * B * H);
       q.weight_hh = w.weight_hh;
       q.gates = gates(p, plan, l, d, t, first_step(s0, plan.chunk, d));
-      q.save = p.saved;
+      q.save = keeps_gates(p);
       if (p.saved) {
         A* cells = of<A>(p.saved) + saved_.cells(l, d);
         q.cells = cells + row * H;
@@ -365,8 +378,8 @@ class Stack {
       q.c_n = of<T>(p.c_n) + i * B * H;
       T* h_n = of<T>(p.h_n) + i * B * P;
       if (s_.projected) {
-        q.hidden =
-            p.saved ? of<A>(p.saved) + saved_.hidden(l, d) + row * H : plan.hidden + d * B * H;
+        q.hidden = keeps_gates(p) ? of<A>(p.saved) + saved_.hidden(l, d) + row * H
+                                  : plan.hidden + d * B * H;
         q.hidden_stride = H;
         projections.of[d] = projection(q, w, h_n);
         projections.of[d].output = out.y + y_row;
@@ -419,11 +432,8 @@ class Stack {
       q.c0 = offset(of<T>(p.c0), i * B * H);
       q.weight_hh = of<T>(p.weights[i].weight_hh);
       q.gates = gates(p, plan, l, d, 0, first_step(s0, plan.chunk, d));
-      if (p.saved) {
-        q.cells = of<A>(p.saved) + saved_.cells(l, d);
-      } else {
-        q.running = plan.cells + d * B * H;
-      }
+      if (p.saved) q.cells = of<A>(p.saved) + saved_.cells(l, d);
+      q.running = offset(plan.cells, d * B * H);
       q.hidden = out.y + d * H;
       q.rounded_hidden = offset(out.rounded, d * H);
       q.h_n = of<T>(p.h_n) + i * B * H;
@@ -458,6 +468,68 @@ class Stack {
     return true;
   }
 
+  // The output of a layer as forward has it, x of the next one.
+  const A* output(const StackBackward& p, int64_t l) const {
+    return kHalf || l < s_.L - 1 ? of<A>(p.saved) + saved_.output(l) : of<A>(p.y);
+  }
+  Array<T> layer_input(const StackBackward& p, int64_t l) const {
+    return l ? Array<T>::ours(output(p, l - 1)) : Array<T>(of<T>(p.x));
+  }
+  const A* gates(const StackBackward& p, const BackwardPlan& plan, int64_t l, int64_t d) const {
+    return p.recompute_gates ? plan.grad_gates + d * N_ * 4 * s_.H
+                             : of<A>(p.saved) + saved_.gates(l, d);
+  }
+
+  // Whether each row of step t comes from the same row of the step before it, and this is as far
+  // away as the rows are many.
+  bool follows(int64_t t, bool reverse) const {
+    const int64_t before = Steps::previous(t, reverse);
+    return before >= 0 && before < s_.steps.T && s_.steps.rows(before) == s_.steps.rows(t);
+  }
+
+  // The gates of a layer, and hidden, from x, y and cells of all steps. Steps of as many rows as
+  // those before them are like one step of all these rows.
+  void recompute(const StackBackward& p, const BackwardPlan& plan, int64_t l) const {
+    const int64_t B = s_.steps.B, H = s_.H, P = s_.P, G = 4 * H;
+    input_product(p.weights, l, layer_input(p, l), 0, s_.steps.T,
+                  [&](int64_t d, int64_t) { return plan.grad_gates + d * N_ * G; });
+    for (int64_t d = 0; d < s_.D; ++d) {
+      const bool reverse = d == 1;
+      const int64_t i = run(l, d);
+      int64_t end;
+      for (int64_t t = 0; t < s_.steps.T; t = end) {
+        end = t + 1;
+        while (end < s_.steps.T && follows(t, reverse) && follows(end, reverse) &&
+               s_.steps.rows(end) == s_.steps.rows(t))
+          ++end;
+        StepsForward<T> steps;
+        StepForward<T>& q = steps.of[0];
+        const int64_t row = d * N_ + s_.steps.offset(t);
+        q = {};
+        q.rows = (end - t) * s_.steps.rows(t);
+        q.carried = follows(t, reverse) ? q.rows : s_.steps.carried(t, reverse);
+        q.ending = q.rows;  // the final states are known
+        q.H = H;
+        q.P = P;
+        if (q.carried) {
+          const int64_t before = s_.steps.offset(Steps::previous(t, reverse));
+          q.y_prev = output(p, l) + before * width_ + d * P;
+          q.cells_prev = of<A>(p.saved) + saved_.cells(l, d) + before * H;
+        }
+        q.y_stride = width_;
+        q.h0 = offset(of<T>(p.h0), i * B * P);
+        q.c0 = offset(of<T>(p.c0), i * B * H);
+        q.weight_hh = of<T>(p.weights[i].weight_hh);
+        q.gates = plan.grad_gates + row * G;
+        q.save = true;
+        if (s_.projected) q.hidden = plan.hidden + row * H;
+        q.hidden_stride = H;
+        in_tiles(q.rows, G, 1, steps,
+                 [](auto type) { return step_forward_kernel<T, typename decltype(type)::type>; });
+      }
+    }
+  }
+
   LayersBackward<T> layers_backward(const StackBackward& p, const BackwardPlan& plan, int64_t l,
                                     Array<T> grad_y, const Steps& steps) const {
     const int64_t B = s_.steps.B, H = s_.H;
@@ -470,7 +542,7 @@ class Stack {
       q.grad_c_n = offset(of<T>(p.grad_c_n), i * B * H);
       q.c0 = offset(of<T>(p.c0), i * B * H);
       q.weight_hh = of<T>(p.weights[i].weight_hh);
-      q.gates = of<A>(p.saved) + saved_.gates(l, d);
+      q.gates = gates(p, plan, l, d);
       q.cells = of<A>(p.saved) + saved_.cells(l, d);
       q.grad_gates = plan.grad_gates + d * N_ * 4 * H;
       q.grad_h0 = offset(of<T>(p.grad_h0), i * B * H);
@@ -526,7 +598,7 @@ class Stack {
       q.ending = continued(t, reverse);
       q.H = H;
       q.grad_c_n = offset(of<T>(p.grad_c_n), i * B * H);
-      q.gates = of<A>(p.saved) + saved_.gates(l, d) + row * G;
+      q.gates = gates(p, plan, l, d) + row * G;
       q.cells = cells + row * H;
       if (q.carried) q.cells_prev = cells + s_.steps.offset(before) * H;
       q.c0 = offset(of<T>(p.c0), i * B * H);
@@ -643,14 +715,12 @@ class Stack {
     for (int64_t d = 0; d < s_.D; ++d) {
       const int64_t i = run(l, d);
       const LayerWeightGrads<void>& results = p.grad_weights[i];
-      const A* inner = of<A>(p.saved);
       WeightGrad<T>& g = gates.of[d];
       g.grad = plan.grad_gates + d * N_ * gates.M;
-      g.x = l ? Array<T>::ours(inner + saved_.output(l - 1)) : Array<T>(of<T>(p.x));
+      g.x = layer_input(p, l);
       g.x_stride = gates.X;
       g.previous = plan.previous + d * N_;
-      const bool y_kept = kHalf || l < s_.L - 1;
-      g.y = (y_kept ? inner + saved_.output(l) : of<A>(p.y)) + d * s_.P;
+      g.y = output(p, l) + d * s_.P;
       g.y_stride = width_;
       g.h0 = offset(of<T>(p.h0), i * s_.steps.B * s_.P);
       g.weight_x = of<T>(results.weight_ih);
@@ -660,7 +730,8 @@ class Stack {
       if (!s_.projected) continue;
       WeightGrad<T>& r = projections.of[d];
       r.grad = plan.grad_hidden + d * N_ * s_.P;
-      r.x = Array<T>::ours(inner + saved_.hidden(l, d));
+      r.x = Array<T>::ours(p.recompute_gates ? plan.hidden + d * N_ * s_.H
+                                             : of<A>(p.saved) + saved_.hidden(l, d));
       r.x_stride = s_.H;
       r.weight_x = of<T>(results.weight_hr);
     }

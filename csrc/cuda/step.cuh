@@ -22,8 +22,8 @@ struct StepForward {
   Wide<T>* gates;             // [rows, G], from the input; replaced by the activated gates if saved
   bool save;                  //
   const Wide<T>* cells_prev;  // [carried, H]
-  Wide<T>* cells;             // [rows, H]; may be cells_prev
-  Wide<T>* hidden;            // [rows, H], rows hidden_stride apart
+  Wide<T>* cells;             // [rows, H], or null; may be cells_prev
+  Wide<T>* hidden;            // [rows, H], rows hidden_stride apart; or null
   int64_t hidden_stride;
   T* rounded_hidden;  // the same, rounded, or null
   T* h_n;             // [B, H], receives the rows at their last step; or null
@@ -90,8 +90,8 @@ __global__ void __launch_bounds__(Tile::kThreads)
       from_input[2 * p.H] = gates.g;
       from_input[3 * p.H] = gates.o;
     }
-    p.cells[cell] = c;
-    p.hidden[b * p.hidden_stride + unit] = h;
+    if (p.cells) p.cells[cell] = c;
+    if (p.hidden) p.hidden[b * p.hidden_stride + unit] = h;
     if (p.rounded_hidden) p.rounded_hidden[b * p.hidden_stride + unit] = narrow<T>(h);
     if (b >= p.ending) {
       if (p.h_n) p.h_n[cell] = narrow<T>(h);
@@ -113,7 +113,7 @@ struct StepBackward {
   int64_t grad_y_stride;      //
   const T* grad_h_n;          // [B, H], or null for zeros; for rows at their last step
   const T* grad_c_n;          // [B, H], or null for zeros; likewise
-  const Wide<T>* gates;       // [rows, G]
+  const Wide<T>* gates;       // [rows, G]; may be grad_gates
   const Wide<T>* cells;       // [rows, H]
   const Wide<T>* cells_prev;  // [carried, H]
   const T* c0;                // [B, H], or null for zeros

@@ -43,6 +43,7 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   p.h0 = const_data<T>(a.h0);
   p.c0 = const_data<T>(a.c0);
   p.saved = save ? mutable_data<T>(saved) : nullptr;
+  p.recompute_gates = a.recompute_gates;
   p.y = y_in_saved ? p.saved + layout.output(s.L - 1) : mutable_data<T>(y);
   p.h_n = mutable_data<T>(h_n);
   p.c_n = mutable_data<T>(c_n);
@@ -90,6 +91,7 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   p.c0 = const_data<T>(a.c0);
   p.saved = const_data<T>(saved);
   p.keep_output = layout.keep_output;
+  p.recompute_gates = a.recompute_gates;
   p.y = layout.keep_output ? p.saved + layout.output(s.L - 1) : const_data<T>(y);
   p.grad_y = const_data<T>(grads.output);
   p.grad_h_n = const_data<T>(grads.h_n);
@@ -163,7 +165,8 @@ extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_forward(
   try {
     if (!t.at(0).value().is_cpu()) return false;
     const Arguments a(prepare, *t[0], t[1], t[2], t[3], params_of(t, kDirectForwardTensors),
-                      call.has_biases, call.num_layers, call.bidirectional, call.cell);
+                      call.has_biases, call.num_layers, call.bidirectional, call.recompute_gates,
+                      call.cell);
     const auto [output, h_n, c_n, saved] = compute_forward(a, call.save, call.parts);
     if (!call.cell) call.results[0] = give(output);
     call.results[1] = give(h_n);
@@ -184,7 +187,7 @@ extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_backward
     const auto [input, h0, c0, params] = OpsOnCpu::backward(
         t[0], t[1], t[2], *t[3], t[4], t[5], t[6], params_of(t, kDirectBackwardTensors),
         call.has_biases, call.num_layers, call.bidirectional, t[7].value(), t[8].value(),
-        call.need_input, call.need_hx, call.need_params, call.parts);
+        call.need_input, call.need_hx, call.need_params, call.parts, call.recompute_gates);
     if (call.need_input) call.results[0] = give(input);
     if (call.need_hx) call.results[1] = give(h0), call.results[2] = give(c0);
     for (size_t i = 0; i < params.size(); ++i)

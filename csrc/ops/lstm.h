@@ -14,15 +14,19 @@ namespace lstm_fast {
 // `parts`: how products of float32 may be made where a matrix unit is faster. 0: by float32
 // arithmetic in one fixed order. 3: of three bfloat16 parts of each number, no less exact. 2: of
 // two parts, or TF32 on CUDA; 1: of one.
+//
+// `recompute_gates`: `saved` has the cells and outputs alone, and backward computes the gates
+// again.
 constexpr char kForwardSchema[] =
     "lstm(Tensor input, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] params, "
-    "bool has_biases, int num_layers, bool bidirectional, bool save, int parts=0) "
+    "bool has_biases, int num_layers, bool bidirectional, bool save, int parts=0, "
+    "bool recompute_gates=False) "
     "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)";
 constexpr char kBackwardSchema[] =
     "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
     "Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] params, bool has_biases, "
     "int num_layers, bool bidirectional, Tensor output, Tensor saved, bool need_input, "
-    "bool need_hx, bool need_params, int parts=0) "
+    "bool need_hx, bool need_params, int parts=0, bool recompute_gates=False) "
     "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_params)";
 
 // `prepare` makes of a checked tensor what the kernels of its device read: contiguous at least.
@@ -49,6 +53,7 @@ struct Arguments {
   std::vector<int64_t> offsets;
   StackShape shape;
   bool has_biases;
+  bool recompute_gates;
   bool cell;  // a single step, of which the tensors lack the dimension of T, and of L * D
   OptionalTensor batch_sizes, h0, c0;
   Tensor input;
@@ -57,8 +62,11 @@ struct Arguments {
   Arguments(Prepare prepare, const Tensor& input_, const OptionalTensor& batch_sizes_,
             const OptionalTensor& h0_, const OptionalTensor& c0_,
             const std::vector<Tensor>& params_, bool has_biases_, int64_t num_layers,
-            bool bidirectional, bool cell_ = false)
-      : dtype(input_.scalar_type()), has_biases(has_biases_), cell(cell_) {
+            bool bidirectional, bool recompute_gates_, bool cell_ = false)
+      : dtype(input_.scalar_type()),
+        has_biases(has_biases_),
+        recompute_gates(recompute_gates_),
+        cell(cell_) {
     if (dtype != ScalarType::Float && dtype != ScalarType::Double && !is_half(dtype)) {
       throw std::runtime_error("input must be of a floating dtype of 16, 32 or 64 bits");
     }
@@ -163,7 +171,9 @@ inline OptionalTensor prepare_grad(Prepare prepare, const char* name, const Opti
 
 // What forward keeps for backward; the output itself only for halves, which the kernels read back
 // as computed, not as rounded.
-inline SavedLayout saved_layout(const Arguments& a) { return {a.shape, is_half(a.dtype)}; }
+inline SavedLayout saved_layout(const Arguments& a) {
+  return {a.shape, is_half(a.dtype), a.recompute_gates};
+}
 
 inline void check_saved(const Arguments& a, const Tensor& saved) {
   check_device("saved", saved, a.input);
@@ -200,10 +210,11 @@ struct LstmOps {
   static ForwardResult forward(const Tensor& input, const OptionalTensor& batch_sizes,
                                const OptionalTensor& h0, const OptionalTensor& c0,
                                const std::vector<Tensor>& params, bool has_biases,
-                               int64_t num_layers, bool bidirectional, bool save, int64_t parts) {
+                               int64_t num_layers, bool bidirectional, bool save, int64_t parts,
+                               bool recompute_gates) {
     const Device device(input);
     const Arguments a(Device::prepare, input, batch_sizes, h0, c0, params, has_biases, num_layers,
-                      bidirectional);
+                      bidirectional, recompute_gates);
     return device.forward(a, save, parts);
   }
 
@@ -213,10 +224,11 @@ struct LstmOps {
                                  const OptionalTensor& c0, const std::vector<Tensor>& params,
                                  bool has_biases, int64_t num_layers, bool bidirectional,
                                  const Tensor& output, const Tensor& saved, bool need_input,
-                                 bool need_hx, bool need_params, int64_t parts) {
+                                 bool need_hx, bool need_params, int64_t parts,
+                                 bool recompute_gates) {
     const Device device(input);
     const Arguments a(Device::prepare, input, batch_sizes, h0, c0, params, has_biases, num_layers,
-                      bidirectional);
+                      bidirectional, recompute_gates);
     const OutputGrads grads =
         prepare_grads(Device::prepare, a, output, saved, grad_output, grad_h_n, grad_c_n);
     return device.backward(a, grads, output, saved, {need_input, need_hx, need_params}, parts);

@@ -55,7 +55,7 @@ struct VariantArguments {
     if (dtype != ScalarType::Float && dtype != ScalarType::Double)
       throw std::runtime_error("input must be of dtype float32 or float64");
     Arguments a(as_contiguous, input_, batch_sizes_, std::nullopt, std::nullopt, params_,
-                has_biases, 1, false);
+                has_biases, 1, false, false);
     // Pointers of the shape into the vector stay valid when it is moved.
     stack = a.shape;
     offsets = std::move(a.offsets);

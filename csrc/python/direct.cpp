@@ -110,7 +110,8 @@ PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssiz
 
 bool truth(PyObject* object) { return PyObject_IsTrue(object) == 1; }
 
-// (input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional, save, parts[, cell])
+// (input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional, save, parts
+// [, recompute_gates[, cell]])
 PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   constexpr int before = kDirectForwardTensors;
   if (!torch.forward || count < before + 6 || !PyList_Check(args[before])) Py_RETURN_NONE;
@@ -125,14 +126,15 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   arguments.bidirectional = truth(args[before + 3]);
   arguments.save = truth(args[before + 4]);
   arguments.parts = PyLong_AsLongLong(args[before + 5]);
-  arguments.cell = count > before + 6 && truth(args[before + 6]);
+  arguments.recompute_gates = count > before + 6 && truth(args[before + 6]);
+  arguments.cell = count > before + 7 && truth(args[before + 7]);
   return call(torch.forward, tensors, arguments, kDirectForwardResults);
 }
 
 // (grad_output, grad_h_n, grad_c_n, input, batch_sizes, h0, c0, params, has_biases, num_layers,
-// bidirectional, output, saved, need_input, need_hx, need_params, parts)
+// bidirectional, output, saved, need_input, need_hx, need_params, parts[, recompute_gates])
 PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (!torch.backward || count != 17 || !PyList_Check(args[7])) Py_RETURN_NONE;
+  if (!torch.backward || count < 17 || !PyList_Check(args[7])) Py_RETURN_NONE;
   const Py_ssize_t params = PyList_GET_SIZE(args[7]);
   Tensors tensors(kDirectBackwardTensors + params);
   for (int i : {0, 1, 2, 3, 4, 5, 6, 11, 12}) {
@@ -147,6 +149,7 @@ PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   arguments.need_hx = truth(args[14]);
   arguments.need_params = truth(args[15]);
   arguments.parts = PyLong_AsLongLong(args[16]);
+  arguments.recompute_gates = count > 17 && truth(args[17]);
   return call(torch.backward, tensors, arguments, kDirectBackwardResults + params);
 }
 

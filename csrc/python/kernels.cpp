@@ -71,13 +71,14 @@ template <typename T>
 py::tuple lstm(const Array<T>& x, const std::vector<Array<T>>& params,
                const OptionalArray<int64_t>& batch_sizes, const OptionalArray<T>& h0,
                const OptionalArray<T>& c0, bool has_biases, int64_t num_layers, bool bidirectional,
-               bool save, const std::optional<std::string>& isa, int64_t slices, int parts) {
+               bool save, const std::optional<std::string>& isa, int64_t slices, int parts,
+               bool recompute_gates) {
   const Arguments<T> a(x, params, batch_sizes, h0, c0, has_biases, num_layers, bidirectional);
   const Kernels& kernels = kernels_named(isa);
   const Threads threads = serial(slices);
   const StackShape& s = a.shape;
   Array<T> y(a.output_shape(s.D * s.P)), h_n(a.state_shape(s.P)), c_n(a.state_shape(s.H));
-  Array<T> saved(save ? SavedLayout{s, false}.size() : 0);
+  Array<T> saved(save ? SavedLayout{s, false, recompute_gates}.size() : 0);
   StackForward<T> p{};
   p.shape = s;
   p.weights = a.weights.data();
@@ -88,6 +89,7 @@ py::tuple lstm(const Array<T>& x, const std::vector<Array<T>>& params,
   p.h_n = h_n.mutable_data();
   p.c_n = c_n.mutable_data();
   p.saved = save ? saved.mutable_data() : nullptr;
+  p.recompute_gates = recompute_gates;
   p.shape.parts = parts;
   plan(kernels, p, threads);
   Workspace<T> workspace(forward_workspace_size(kernels, p, threads));
@@ -103,7 +105,8 @@ py::tuple lstm_backward(const OptionalArray<T>& grad_y, const OptionalArray<T>& 
                         const OptionalArray<int64_t>& batch_sizes, const OptionalArray<T>& h0,
                         const OptionalArray<T>& c0, const Array<T>& y, const Array<T>& saved,
                         bool has_biases, int64_t num_layers, bool bidirectional,
-                        const std::optional<std::string>& isa, int64_t slices, int parts) {
+                        const std::optional<std::string>& isa, int64_t slices, int parts,
+                        bool recompute_gates) {
   const Arguments<T> a(x, params, batch_sizes, h0, c0, has_biases, num_layers, bidirectional);
   const Kernels& kernels = kernels_named(isa);
   const Threads threads = serial(slices);
@@ -120,7 +123,7 @@ py::tuple lstm_backward(const OptionalArray<T>& grad_y, const OptionalArray<T>& 
   expect("grad_h_n", grad_h_n, a.state_shape(s.P));
   expect("grad_c_n", grad_c_n, a.state_shape(s.H));
   expect("y", y, a.output_shape(s.D * s.P));
-  expect("saved", saved, {SavedLayout{s, false}.size()});
+  expect("saved", saved, {SavedLayout{s, false, recompute_gates}.size()});
 
   Array<T> grad_x(a.output_shape(s.I)), grad_h0(a.state_shape(s.P)), grad_c0(a.state_shape(s.H));
   std::vector<Array<T>> grad_params;
@@ -138,6 +141,7 @@ py::tuple lstm_backward(const OptionalArray<T>& grad_y, const OptionalArray<T>& 
   p.c0 = data(c0);
   p.y = y.data();
   p.saved = saved.data();
+  p.recompute_gates = recompute_gates;
   p.grad_y = data(grad_y);
   p.grad_h_n = data(grad_h_n);
   p.grad_c_n = data(grad_c_n);
@@ -268,7 +272,7 @@ void bind(py::module_& m) {
   m.def("lstm", &lstm<T>, "x"_a.noconvert(), "params"_a, "batch_sizes"_a = py::none(),
         "h0"_a = py::none(), "c0"_a = py::none(), "has_biases"_a = true, "num_layers"_a = 1,
         "bidirectional"_a = false, "save"_a = false, "isa"_a = py::none(), "slices"_a = 1,
-        "parts"_a = 0,
+        "parts"_a = 0, "recompute_gates"_a = false,
         "Forward of a stack: (y, h_n, c_n, saved). float32 or float64 arrays in the shapes of "
         "torch.nn.LSTM; `slices` "
         "is the number of threads to lay the work out for (it runs on one).");
@@ -276,7 +280,7 @@ void bind(py::module_& m) {
       "lstm_backward", &lstm_backward<T>, "grad_y"_a, "grad_h_n"_a, "grad_c_n"_a, "x"_a.noconvert(),
       "params"_a, "batch_sizes"_a, "h0"_a, "c0"_a, "y"_a, "saved"_a, "has_biases"_a = true,
       "num_layers"_a = 1, "bidirectional"_a = false, "isa"_a = py::none(), "slices"_a = 1,
-      "parts"_a = 0,
+      "parts"_a = 0, "recompute_gates"_a = false,
       "Backward of a stack: (grad_x, grad_h0, grad_c0, grad_params), given what `lstm` returned.");
   m.def("activations", &activations<T>, "x"_a.noconvert(), "isa"_a = py::none(),
         "(sigmoid(x), tanh(x)) as the gates compute them.");

@@ -183,16 +183,18 @@ def run(
     seed: int = 0,
     resident_blocks: int | None = None,
     fault: int = 0,
+    recompute_gates: bool = False,
 ) -> list[np.ndarray]:
     """The results in the order of `Problem.reference`, then y, h_n, c_n without saving.
 
-    The last three arguments: see `run_program`.
+    seed, resident_blocks, fault: see `run_program`.
     """
     header = [
         list(ELEMENTS).index(dtype),
         *(problem.T, problem.B, problem.I, problem.H, problem.out, problem.L, problem.D),
         *(bool(problem.P), problem.biases, problem.states, problem.lengths is not None),
         allow_tf32,
+        recompute_gates,
         *astuple(device),
     ]
     arrays = [np.array(header), *([problem.batch_sizes] if problem.lengths else []), problem.x]

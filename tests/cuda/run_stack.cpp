@@ -19,7 +19,7 @@ namespace lstm_fast::cuda {
 namespace {
 
 struct Header {
-  double dtype, T, B, I, H, P, L, D, projected, biases, states, packed, allow_tf32,
+  double dtype, T, B, I, H, P, L, D, projected, biases, states, packed, allow_tf32, recompute_gates,
       compute_capability, multiprocessors, shared_bytes, l2_bytes, cluster_blocks;
 };
 
@@ -62,6 +62,7 @@ class Run {
                static_cast<int64_t>(h.shared_bytes), static_cast<int64_t>(h.l2_bytes),
                static_cast<int>(h.cluster_blocks)};
     allow_tf32_ = h.allow_tf32 != 0;
+    recompute_gates_ = h.recompute_gates != 0;
     biases_ = h.biases != 0;
     s_.steps = {static_cast<int64_t>(h.T), static_cast<int64_t>(h.B), nullptr, nullptr};
     s_.I = static_cast<int64_t>(h.I);
@@ -112,7 +113,7 @@ class Run {
     using A = Wide<T>;
     Memory<A> kept;
     Memory<char> workspaces;
-    const SavedLayout layout{s_, sizeof(T) == 2};
+    const SavedLayout layout{s_, sizeof(T) == 2, recompute_gates_};
     A* saved = kept.allocate(layout.size());
     T* y = forward(saved, workspaces);
 
@@ -131,6 +132,7 @@ class Run {
     p.c0 = c0_;
     p.y = y;
     p.saved = saved;
+    p.recompute_gates = recompute_gates_;
     p.grad_y = grad_y_;
     p.grad_h_n = grad_h_n_;
     p.grad_c_n = grad_c_n_;
@@ -165,6 +167,7 @@ class Run {
     p.h_n = h_n;
     p.c_n = c_n;
     p.saved = saved;
+    p.recompute_gates = recompute_gates_;
     p.allow_tf32 = allow_tf32_;
     p.workspace = workspaces.allocate(kernels_.forward_workspace_bytes(p, device_));
     kernels_.forward(p, device_, nullptr);
@@ -184,7 +187,7 @@ class Run {
   const StackKernels& kernels_;
   Device device_;
   StackShape s_{};
-  bool allow_tf32_, biases_;
+  bool allow_tf32_, recompute_gates_, biases_;
   std::vector<int64_t> batch_sizes_, offsets_;
   int64_t y_size_, h_size_, c_size_;
   Memory<T> memory_;

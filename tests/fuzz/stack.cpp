@@ -24,7 +24,7 @@ struct Case {
   StackArguments arguments;
   std::vector<int64_t> batch_sizes;
   Dims h0, c0;
-  bool save, keep_output, is_double;
+  bool save, keep_output, recompute_gates, is_double;
   int64_t isa, threads;
 
   explicit Case(Bytes& bytes) {
@@ -61,6 +61,7 @@ struct Case {
     isa = bytes.below(8);
     threads = 1 + bytes.below(4);
     for (int64_t left = bytes.below(4); left > 0; --left) spoil(bytes);
+    recompute_gates = bytes.flag();
     if (!batch_sizes.empty()) {
       a.batch_sizes = batch_sizes.data();
       a.batch_sizes_length = static_cast<int64_t>(batch_sizes.size());
@@ -128,7 +129,7 @@ struct Problem {
   // All results of forward and backward.
   std::vector<Buffer<T>> run(const Threads& threads, int fill) {
     const Kernels& kernels = kernels_of(c.isa);
-    const SavedLayout layout{s, c.keep_output};
+    const SavedLayout layout{s, c.keep_output, c.recompute_gates};
     const int64_t N = s.steps.total(), rows = s.L * s.D * s.steps.B;
     std::vector<Buffer<T>> out;
     out.reserve(7 + params.size());
@@ -144,6 +145,7 @@ struct Problem {
     f.h0 = given(c.arguments.h0, h0);
     f.c0 = given(c.arguments.c0, c0);
     f.saved = c.save ? add(layout.size()) : nullptr;
+    f.recompute_gates = c.recompute_gates;
     f.y = c.keep_output ? f.saved + layout.output(s.L - 1) : add(N * s.D * s.P);
     f.h_n = add(rows * s.P);
     f.c_n = add(rows * s.H);
@@ -161,6 +163,7 @@ struct Problem {
     b.y = f.y;
     b.saved = f.saved;
     b.keep_output = c.keep_output;
+    b.recompute_gates = c.recompute_gates;
     b.grad_y = grad_y.get();
     b.grad_h_n = given(c.arguments.h0, grad_h_n);
     b.grad_c_n = given(c.arguments.c0, grad_c_n);

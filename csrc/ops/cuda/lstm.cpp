@@ -44,6 +44,7 @@ class LstmOnDevice {
     p.h_n = mutable_data<void>(h_n);
     p.c_n = mutable_data<void>(c_n);
     p.saved = save ? mutable_data<void>(saved) : nullptr;
+    p.recompute_gates = a.recompute_gates;
     p.allow_tf32 = parts == 1 || parts == 2;
     const StackKernels& kernels = stack_kernels(dtype_of(a.dtype));
     Tensor workspace =
@@ -74,6 +75,7 @@ class LstmOnDevice {
     p.c0 = const_data<void>(a.c0);
     p.y = const_data<void>(y);
     p.saved = const_data<void>(saved);
+    p.recompute_gates = a.recompute_gates;
     p.grad_y = const_data<void>(grads.output);
     p.grad_h_n = const_data<void>(grads.h_n);
     p.grad_c_n = const_data<void>(grads.c_n);
