@@ -8,9 +8,6 @@
 namespace lstm_fast {
 namespace {
 
-// Up to so many rows, a single step suits dot products better than packed weights.
-constexpr int64_t kPlainStepRows = 32;
-
 template <typename T>
 struct ForwardPlan {
   int64_t threads;
@@ -163,13 +160,14 @@ template <typename T>
 void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
-  p.plain = s.steps.T == 1 && (s.steps.B <= kPlainStepRows || s.parts == 0);
+  p.plain = s.steps.T == 1 &&
+            (s.steps.B <= plain_step_rows(s, p.keeps_packed, sizeof(T)) || s.parts == 0);
   const Division division =
       divide(s, Pass::Forward, threads_of(s, Pass::Forward, threads), sizeof(T));
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
   bool unit = k.has_matrix_unit && !p.plain && unit_pays(s, Pass::Forward, division) &&
               ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
-  for (int64_t i = 0; unit && i < s.L * s.D; ++i) {
+  for (int64_t i = 0; unit && !p.has_packed && i < s.L * s.D; ++i) {
     const LayerWeights<T>& w = p.weights[i];
     unit = ordinary(w.weight_ih, 4 * s.H * s.input_size(i / s.D)) &&
            ordinary(w.weight_hh, 4 * s.H * s.P) && ordinary(w.weight_hr, s.P * s.H);
@@ -203,8 +201,10 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
 
   if (p.plain) return forward_single_step(k, p, plan, team);
 
-  run(team, s.L * s.D,
-      [&](int64_t i) { k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]); });
+  if (!p.has_packed) {
+    run(team, s.L * s.D,
+        [&](int64_t i) { k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]); });
+  }
 
   // Rows are independent of each other through all layers, so that teams need no barrier between
   // them. With two directions, a layer waits for both of the one below.

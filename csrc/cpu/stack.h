@@ -20,6 +20,10 @@ struct StackForward {
   T* saved;                        // SavedLayout, or null; y may point into it
   T* workspace;                    // forward_workspace_size() elements, aligned to 64 bytes
   bool plain;  // decided by `plan`: a single step, straight from torch's weights; y may be h_n
+  // Whether the workspace outlives the call, so that packed weights serve further steps; whether it
+  // holds them, of an earlier call that was planned alike.
+  bool keeps_packed;
+  bool has_packed;
 };
 
 template <typename T>
