@@ -13,6 +13,7 @@ struct ForwardPlan {
   int64_t threads;
   Division division;
   std::vector<LayerForward<T>> layers;  // [L][D]
+  int64_t layers_per_stage;             // that are packed, and then computed, at a time
   std::vector<T*> packed;               // [L][D] weights of the layers; none if plain
   std::vector<T*> scratch;              // of the tasks of forward_rows
   T* zeros;                             // [P]
@@ -30,6 +31,12 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
   ForwardPlan<T> plan;
   plan.threads = threads_of(s, Pass::Forward, threads);
   plan.division = divide(s, Pass::Forward, plan.threads, sizeof(T));
+  // Rows are independent of each other through all layers, so that teams need no barrier between
+  // them. With two directions, a layer waits for both of the one below. Where nothing is lost by
+  // it, layers are packed one by one in the same place: less leaves the second cache.
+  const bool one_slice = plan.threads == 1 && plan.division.slices.count() == 1;
+  const bool by_layer = s.D > 1 || (one_slice && !p.keeps_packed);
+  plan.layers_per_stage = by_layer ? 1 : s.L;
   plan.zeros = arena.take(s.P);
   T* between[2] = {};  // outputs of inner layers, taken in turn
   if (!p.saved) {
@@ -43,7 +50,8 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
       LayerForward<T> layer{};
       layer.shape = s.layer(l, d);
       if (!p.plain) {
-        plan.packed.push_back(arena.take(k.forward_weights_size(layer.shape)));
+        const int64_t size = k.forward_weights_size(by_layer ? widest_layer(s) : layer.shape);
+        plan.packed.push_back(by_layer && l ? plan.packed[d] : arena.take(size));
         layer.weights = plan.packed.back();
       }
       layer.x = x;
@@ -201,22 +209,21 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
 
   if (p.plain) return forward_single_step(k, p, plan, team);
 
-  if (!p.has_packed) {
-    run(team, s.L * s.D,
-        [&](int64_t i) { k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]); });
-  }
-
-  // Rows are independent of each other through all layers, so that teams need no barrier between
-  // them. With two directions, a layer waits for both of the one below.
   const Division& division = plan.division;
-  const int64_t stages = s.D == 1 ? 1 : s.L, layers_per_stage = s.L / stages;
-  for (int64_t stage = 0; stage < stages; ++stage) {
+  for (int64_t l0 = 0; l0 < s.L; l0 += plan.layers_per_stage) {
+    const int64_t l1 = l0 + plan.layers_per_stage;
+    if (!p.has_packed) {
+      run(team, plan.layers_per_stage * s.D, [&](int64_t task) {
+        const int64_t i = l0 * s.D + task;
+        k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]);
+      });
+    }
     std::vector<Team> teams = make_teams(s, division);
     run(team, s.D * division.tasks(), [&](int64_t task) {
       const int64_t i = task / division.members, d = i / division.teams;
       TeamMember member = member_of(teams, division, task);
       division.for_each_slice(i % division.teams, [&](int64_t b0, int64_t b1) {
-        for (int64_t l = stage * layers_per_stage; l < (stage + 1) * layers_per_stage; ++l) {
+        for (int64_t l = l0; l < l1; ++l) {
           k.forward_rows(plan.layers[l * s.D + d], b0, b1, member, plan.scratch[task]);
         }
       });
