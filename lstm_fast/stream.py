@@ -8,7 +8,7 @@ import numpy
 import torch
 from numpy.typing import NDArray
 
-from lstm_fast import options
+from lstm_fast import ops, options
 from lstm_fast._load import load_kernels
 
 _Array = NDArray[numpy.floating[Any]]
@@ -18,8 +18,12 @@ class Stream:
     """An LSTM that takes one step a call on NumPy arrays and keeps its state between calls.
 
     For policies, sensors and other streams of small steps, where a call through torch takes
-    several times as long as the arithmetic. It runs on the calling thread, without gradients, and
-    a row's result does not depend on the other rows.
+    several times as long as the arithmetic. It runs on the calling thread, without gradients.
+
+    As in a call of the module, `torch.set_float32_matmul_precision` and
+    `torch.use_deterministic_algorithms` say how sums may be made: as they are set when the `Stream`
+    is made. With deterministic algorithms the bits of a row depend neither on the other rows nor on
+    `batch_size`.
 
     The weights are those of the module: changed in place, the next step uses them; a parameter
     that is replaced needs a new `Stream`.
@@ -57,6 +61,7 @@ class Stream:
             module.num_layers,
             module.input_size,
             batch_size,
+            ops._cpu_parts(),
         )
         self.step = self._stream.step
         """One step: input [B, I] of the module's dtype, C-contiguous, to output [B, P]. Raises

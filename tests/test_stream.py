@@ -44,25 +44,43 @@ def test_is_the_module(B: int, options: dict[str, Any], dtype: torch.dtype):
     torch.testing.assert_close(run(stream, x), expected)
 
 
+@pytest.mark.usefixtures("deterministic")
 def test_rows_do_not_depend_on_each_other():
-    module = torch.nn.LSTM(4, 20)
+    module = torch.nn.LSTM(4, 70)
     x = torch.randn(T, 50, 4)
     together = run(lstm_fast.Stream(module, 50), x)
     assert torch.equal(run(lstm_fast.Stream(module), x[:, 17:18].contiguous()), together[:, 17:18])
 
 
-def test_weights_changed_in_place_are_seen():
-    module = torch.nn.LSTM(4, 8)
-    stream = lstm_fast.Stream(module)
-    x = torch.randn(1, 1, 4)
+@pytest.mark.parametrize("B", [1, 50])
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l1", "bias_hh_l1"])
+def test_weights_changed_in_place_are_seen(name: str, B: int):
+    module = torch.nn.LSTM(4, 70, num_layers=2)
+    stream = lstm_fast.Stream(module, B)
+    x = torch.randn(T, B, 4)
     before = run(stream, x)
-    with torch.no_grad():
-        module.get_parameter("weight_ih_l0").mul_(2)
+    module.get_parameter(name).data[-1].mul_(2)
     stream.reset()
     after = run(stream, x)
     assert not torch.equal(after, before)
     with torch.no_grad():
         torch.testing.assert_close(after, module(x)[0])
+
+
+def test_numbers_too_large_for_a_matrix_unit():
+    module = torch.nn.LSTM(4, 70)
+    stream = lstm_fast.Stream(module, 50)
+    x = torch.randn(T, 50, 4)
+    x[2, 10, 3], x[4, 20, 1] = 1e30, torch.nan
+    with torch.no_grad():
+        expected, _ = module(x)
+    got = run(stream, x)
+    torch.testing.assert_close(got, expected, equal_nan=True)
+    assert expected.isnan().any()
+    module.get_parameter("weight_hh_l0").data[0, 0] = 1e30
+    stream.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(run(stream, x), module(x)[0], equal_nan=True)
 
 
 def test_outlives_the_module():

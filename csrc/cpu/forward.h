@@ -69,16 +69,23 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
     const int64_t units = min(lanes, s.H - u), tail_h = tail(s, s.P), tail_x = tail(s, s.I);
     for (int gate = 0; gate < 4; ++gate) {
       const int64_t row = gate * s.H + u;
-      T* column = out + gate * lanes;
       const Vec<T> bias =
           w.bias_ih ? load(w.bias_ih + row, units) + load(w.bias_hh + row, units) : Vec<T>{};
-      store(column, bias, lanes);
-      column += width;
-      transpose_columns(w.weight_hh + (row + 1) * s.P - tail_h, s.P, units, tail_h, column, width,
-                        lanes);
-      transpose_columns(w.weight_ih + (row + 1) * s.I - tail_x, s.I, units, tail_x,
-                        column + tail_h * width, width, lanes);
+      store(out + gate * lanes, bias, lanes);
     }
+    // Gates in turn for a vector of terms: written one line after the other, which takes two thirds
+    // of the time of a gate after the other where neither matrix is in the second cache.
+    const auto pack_tail = [&](const T* m, int64_t K, int64_t terms, T* rows) {
+      for (int64_t k = 0; k < terms; k += kLanes<T>) {
+        for (int gate = 0; gate < 4; ++gate) {
+          transpose_columns(m + (gate * s.H + u + 1) * K - terms + k, K, units,
+                            min(kLanes<T>, terms - k), rows + k * width + gate * lanes, width,
+                            lanes);
+        }
+      }
+    };
+    pack_tail(w.weight_hh, s.P, tail_h, out + width);
+    pack_tail(w.weight_ih, s.I, tail_x, out + (1 + tail_h) * width);
     if constexpr (kHasMatrixUnit<T>) {
       T* of_h = out + (1 + tail_h + tail_x) * width;
       pack_blocks(s, w.weight_hh, s.P, u, of_h);

@@ -7,14 +7,15 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Multiply-adds of one pass over the recurrent and input weights of all layers, as operations.
-int64_t stack_flops(const StackShape& s) {
-  int64_t flops = 0;
-  for (int64_t l = 0; l < s.L; ++l) {
-    flops += s.D * 2 * s.steps.total() * 4 * s.H * (s.input_size(l) + s.P);
-  }
-  return flops;
+// Recurrent and input weights of all layers.
+int64_t stack_weights(const StackShape& s) {
+  int64_t weights = 0;
+  for (int64_t l = 0; l < s.L; ++l) weights += s.D * 4 * s.H * (s.input_size(l) + s.P);
+  return weights;
 }
+
+// Multiply-adds of one pass over them, as operations.
+int64_t stack_flops(const StackShape& s) { return 2 * s.steps.total() * stack_weights(s); }
 
 // The product of a step: rows times [terms, columns].
 struct StepProduct {
@@ -93,6 +94,14 @@ LayerShape widest_layer(const StackShape& s) {
 
 int64_t threads_of(const StackShape& s, Pass pass, const Threads& threads) {
   return threads_for(stack_flops(s) / (pass == Pass::Backward ? s.L : 1), threads);
+}
+
+int64_t plain_step_rows(const StackShape& s, bool keeps_packed, int64_t element_bytes) {
+  constexpr int64_t rows = 32, rows_if_kept = 8;
+  // The packed weights, torch's, and the copy that tells whether torch's have changed.
+  const int64_t packed_bytes = std::max(element_bytes, s.parts * kPartBytes);
+  const int64_t kept_bytes = stack_weights(s) * (packed_bytes + 2 * element_bytes);
+  return keeps_packed && kept_bytes <= kCachedBytes ? rows_if_kept : rows;
 }
 
 Division divide(const StackShape& s, Pass pass, int64_t threads, int64_t element_bytes) {

@@ -36,6 +36,10 @@ Division divide(const StackShape&, Pass, int64_t threads, int64_t element_bytes)
 // Whether a matrix unit, which shape.parts > 0 allows, is faster than vectors.
 bool unit_pays(const StackShape&, Pass, const Division&);
 
+// Up to so many rows, a single step suits dot products better than packed weights, which may be
+// kept for further steps.
+int64_t plain_step_rows(const StackShape&, bool keeps_packed, int64_t element_bytes);
+
 // The shape of the layer with most inputs.
 LayerShape widest_layer(const StackShape&);
 

@@ -8,14 +8,12 @@
 namespace lstm_fast {
 namespace {
 
-// Up to so many rows, a single step suits dot products better than packed weights.
-constexpr int64_t kPlainStepRows = 32;
-
 template <typename T>
 struct ForwardPlan {
   int64_t threads;
   Division division;
   std::vector<LayerForward<T>> layers;  // [L][D]
+  int64_t layers_per_stage;             // that are packed, and then computed, at a time
   std::vector<T*> packed;               // [L][D] weights of the layers; none if plain
   std::vector<T*> scratch;              // of the tasks of forward_rows
   T* zeros;                             // [P]
@@ -33,6 +31,12 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
   ForwardPlan<T> plan;
   plan.threads = threads_of(s, Pass::Forward, threads);
   plan.division = divide(s, Pass::Forward, plan.threads, sizeof(T));
+  // Rows are independent of each other through all layers, so that teams need no barrier between
+  // them. With two directions, a layer waits for both of the one below. Where nothing is lost by
+  // it, layers are packed one by one in the same place: less leaves the second cache.
+  const bool one_slice = plan.threads == 1 && plan.division.slices.count() == 1;
+  const bool by_layer = s.D > 1 || (one_slice && !p.keeps_packed);
+  plan.layers_per_stage = by_layer ? 1 : s.L;
   plan.zeros = arena.take(s.P);
   T* between[2] = {};  // outputs of inner layers, taken in turn
   if (!p.saved) {
@@ -46,7 +50,8 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
       LayerForward<T> layer{};
       layer.shape = s.layer(l, d);
       if (!p.plain) {
-        plan.packed.push_back(arena.take(k.forward_weights_size(layer.shape)));
+        const int64_t size = k.forward_weights_size(by_layer ? widest_layer(s) : layer.shape);
+        plan.packed.push_back(by_layer && l ? plan.packed[d] : arena.take(size));
         layer.weights = plan.packed.back();
       }
       layer.x = x;
@@ -235,13 +240,14 @@ template <typename T>
 void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
-  p.plain = s.steps.T == 1 && (s.steps.B <= kPlainStepRows || s.parts == 0);
+  p.plain = s.steps.T == 1 &&
+            (s.steps.B <= plain_step_rows(s, p.keeps_packed, sizeof(T)) || s.parts == 0);
   const Division division =
       divide(s, Pass::Forward, threads_of(s, Pass::Forward, threads), sizeof(T));
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
   bool unit = k.has_matrix_unit && !p.plain && unit_pays(s, Pass::Forward, division) &&
               ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
-  for (int64_t i = 0; unit && i < s.L * s.D; ++i) {
+  for (int64_t i = 0; unit && !p.has_packed && i < s.L * s.D; ++i) {
     const LayerWeights<T>& w = p.weights[i];
     unit = ordinary(w.weight_ih, 4 * s.H * s.input_size(i / s.D)) &&
            ordinary(w.weight_hh, 4 * s.H * s.P) && ordinary(w.weight_hr, s.P * s.H);
@@ -290,20 +296,21 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
     return;
   }
 
-  run(team, s.L * s.D,
-      [&](int64_t i) { k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]); });
-
-  // Rows are independent of each other through all layers, so that teams need no barrier between
-  // them. With two directions, a layer waits for both of the one below.
   const Division& division = plan.division;
-  const int64_t stages = s.D == 1 ? 1 : s.L, layers_per_stage = s.L / stages;
-  for (int64_t stage = 0; stage < stages; ++stage) {
+  for (int64_t l0 = 0; l0 < s.L; l0 += plan.layers_per_stage) {
+    const int64_t l1 = l0 + plan.layers_per_stage;
+    if (!p.has_packed) {
+      run(team, plan.layers_per_stage * s.D, [&](int64_t task) {
+        const int64_t i = l0 * s.D + task;
+        k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]);
+      });
+    }
     std::vector<Team> teams = make_teams(s, division);
     run(team, s.D * division.tasks(), [&](int64_t task) {
       const int64_t i = task / division.members, d = i / division.teams;
       TeamMember member = member_of(teams, division, task);
       division.for_each_slice(i % division.teams, [&](int64_t b0, int64_t b1) {
-        for (int64_t l = stage * layers_per_stage; l < (stage + 1) * layers_per_stage; ++l) {
+        for (int64_t l = l0; l < l1; ++l) {
           k.forward_rows(plan.layers[l * s.D + d], b0, b1, member, plan.scratch[task]);
         }
       });

@@ -21,6 +21,10 @@ struct StackForward {
   bool recompute_gates;            // how `saved` is laid out
   T* workspace;                    // forward_workspace_size() elements, aligned to 64 bytes
   bool plain;  // decided by `plan`: a single step, straight from torch's weights; y may be h_n
+  // Whether the workspace outlives the call, so that packed weights serve further steps; whether it
+  // holds them, of an earlier call that was planned alike.
+  bool keeps_packed;
+  bool has_packed;
 };
 
 template <typename T>

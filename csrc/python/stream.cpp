@@ -1,6 +1,7 @@
 #include "stream.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,8 +16,8 @@ template <typename T>
 class Stream {
  public:
   Stream(const std::vector<Array<T>>& params, bool has_biases, int64_t num_layers,
-         int64_t input_size, int64_t batch_size)
-      : params_(params) {
+         int64_t input_size, int64_t batch_size, int parts)
+      : params_(params), packed_params_(params.size()), parts_(parts) {
     StackArguments a;
     a.input = {3, {1, batch_size, input_size}};
     std::vector<const T*> pointers;
@@ -30,9 +31,10 @@ class Stream {
     p_.shape = infer_shape(a, offsets);
     weights_ = group_params<LayerWeights<T>>(p_.shape, has_biases, pointers);
     p_.weights = weights_.data();
+    p_.shape.parts = parts;
+    p_.keeps_packed = true;
     plan(active_kernels(), p_, serial(1));
-    workspace_ = Workspace<T>(forward_workspace_size(active_kernels(), p_, serial(1)));
-    p_.workspace = workspace_.get();
+    allocate();
     for (State& state : states_) {
       state.h.resize(num_layers * batch_size * p_.shape.P);
       state.c.resize(num_layers * batch_size * p_.shape.H);
@@ -52,6 +54,7 @@ class Stream {
     p_.c0 = states_[0].c.data();
     p_.h_n = states_[1].h.data();
     p_.c_n = states_[1].c.data();
+    if (!p_.plain) prepare_packed();
     forward(active_kernels(), p_, serial(1));
     std::swap(states_[0], states_[1]);
     return y;
@@ -87,19 +90,46 @@ class Stream {
     std::vector<T> h, c;
   };
 
-  std::vector<Array<T>> params_;  // kept alive
+  // Has the next step pack the weights if they are not those that were packed, or the numbers that
+  // it reads ask for another plan.
+  void prepare_packed() {
+    bool packed = true;
+    for (size_t i = 0; i < params_.size(); ++i) {
+      const Array<T>& now = params_[i];
+      std::vector<T>& before = packed_params_[i];
+      if (!before.empty() && !std::memcmp(now.data(), before.data(), now.nbytes())) continue;
+      before.assign(now.data(), now.data() + now.size());
+      packed = false;
+    }
+    const int parts = p_.shape.parts;
+    p_.has_packed = packed;
+    p_.shape.parts = parts_;
+    plan(active_kernels(), p_, serial(1));
+    if (p_.shape.parts == parts) return;
+    p_.has_packed = false;
+    allocate();
+  }
+
+  void allocate() {
+    workspace_ = Workspace<T>(forward_workspace_size(active_kernels(), p_, serial(1)));
+    p_.workspace = workspace_.get();
+  }
+
+  std::vector<Array<T>> params_;               // kept alive
+  std::vector<std::vector<T>> packed_params_;  // copies of those that were packed
+  int parts_;                                  // that products may be made of
   std::vector<LayerWeights<T>> weights_;
   Workspace<T> workspace_{0};
-  StackForward<T> p_{};  // parts are 0: a row's bits do not depend on the others
-  State states_[2];      // before and after a step
+  StackForward<T> p_{};
+  State states_[2];  // before and after a step
 };
 
 template <typename T>
 void add(py::module_& m, const char* name) {
   using py::literals::operator""_a;
   py::class_<Stream<T>>(m, name)
-      .def(py::init<const std::vector<Array<T>>&, bool, int64_t, int64_t, int64_t>(), "params"_a,
-           "has_biases"_a, "num_layers"_a, "input_size"_a, "batch_size"_a)
+      .def(py::init<const std::vector<Array<T>>&, bool, int64_t, int64_t, int64_t, int>(),
+           "params"_a, "has_biases"_a, "num_layers"_a, "input_size"_a, "batch_size"_a, "parts"_a)
       .def("step", &Stream<T>::step, "input"_a.noconvert())
       .def("reset", &Stream<T>::reset)
       .def_property("state", &Stream<T>::state, &Stream<T>::set_state);
