@@ -11,13 +11,12 @@ namespace lstm_fast {
 
 constexpr int64_t kHugePage = int64_t{1} << 21;
 
-// Asks for them for memory that was just allocated, not read or written yet. Small buffers are left
-// alone: an allocator hands their memory out again without the kernel.
+// Asks for them for memory that was just allocated, not read or written yet, where whole ones fit.
 inline void prefer_huge_pages([[maybe_unused]] void* p, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__)
-  if (bytes < 4 * kHugePage) return;
   const auto begin = (reinterpret_cast<uintptr_t>(p) + kHugePage - 1) / kHugePage * kHugePage;
   const auto end = (reinterpret_cast<uintptr_t>(p) + bytes) / kHugePage * kHugePage;
+  if (begin >= end) return;
   // A refusal costs time alone.
   [[maybe_unused]] const int refused =
       madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);

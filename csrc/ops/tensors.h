@@ -58,6 +58,7 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, cons
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, type,
                                device_type(like), like.get_device_index(), &handle));
   Tensor t(handle);
+  // Small buffers are left alone: an allocator hands their memory out again without the kernel.
   if (size >= kHugePage && t.is_cpu()) {
     prefer_huge_pages(t.mutable_data_ptr(), size * static_cast<int64_t>(t.element_size()));
   }
