@@ -177,7 +177,7 @@ class Forecaster:
         """
         if val_size and val_size < self.h:
             raise ValueError(f"val_size must be 0 or at least h, {self.h}. Got {val_size}")
-        frame, freq = check_frame(df, self.freq, self.fill, self.futr_exog_list)
+        frame, freq = self._check(df, self.freq)
         held_out = int(self.calibration_size or 0) if self.levels else 0
         self._check_lengths(frame, self.input_size + self.h + held_out + val_size)
         self._features = Features.of(frame, freq, self.season_length, self.futr_exog_list)
@@ -223,7 +223,7 @@ class Forecaster:
             raise ValueError(f"futr_df must give the future of {list(self.futr_exog_list)}")
         frame = self._fitted
         if df is not None:
-            frame, _ = check_frame(df, self._features.freq, self.fill, self.futr_exog_list)
+            frame, _ = self._check(df, self._features.freq)
             self._check_lengths(frame, self.input_size)
         panel = self._panel(frame, futr_df)
         place = self._unique_ids.get_indexer(panel.unique_ids)
@@ -260,7 +260,7 @@ class Forecaster:
 
         The forecaster itself is left as it was. No row after a cutoff is seen in its training.
         """
-        frame, freq = check_frame(df, self.freq, self.fill, self.futr_exog_list)
+        frame, freq = self._check(df, self.freq)
         check_windows(frame, self.h, n_windows, step_size)
         from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
         model = dataclasses.replace(self, freq=freq, fill=None)
@@ -303,6 +303,9 @@ class Forecaster:
         """
         return storage.load(cls, Path(path))
 
+    def _check(self, df: pd.DataFrame, freq: str | None) -> tuple[pd.DataFrame, str]:
+        return check_frame(df, freq, self.fill, self.futr_exog_list, positive=self.log)
+
     def _check_lengths(self, frame: pd.DataFrame, needed: int) -> None:
         rows = frame["unique_id"].value_counts()
         if rows.min() < needed:
@@ -313,12 +316,6 @@ class Forecaster:
 
     def _panel(self, frame: pd.DataFrame, futr_df: pd.DataFrame | None = None) -> Panel:
         if self.log:
-            if (frame["y"] <= 0).any():
-                row = frame[frame["y"] <= 0].iloc[0]
-                raise ValueError(
-                    f"series {row['unique_id']!r} must be above 0 for its logarithm. "
-                    f"Got {row['y']} at ds {row['ds']}; use log=False"
-                )
             frame = frame.assign(y=np.log(frame["y"]))
         return Panel.from_frame(frame, self._features, self.h, futr_df)
 
