@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -55,7 +56,9 @@ class Forecaster:
     """Forecasts series `h` steps ahead: the mean of `n_models` networks.
 
     Each network (`SeasonalLSTM`) adds a learned correction to the mean season of its window;
-    windows are logarithms, less their mean, over the usual deviation of their series. Months and
+    windows are logarithms, less their mean, over the usual deviation of their series. In training
+    each window is given a random trend that ends with it (`tilt`), so that the networks neither
+    count on the growth of all history nor take every trend for lasting. Months and
     quarters are cleared of trading-day effects, which are learned too; days and hours come with
     their place in the day, the week and the year. Intervals are widened by what networks that were
     trained without the last `calibration_size` rows got wrong there (`ConformalIntervals`); those
@@ -75,6 +78,8 @@ class Forecaster:
         learning_rate: at the first step; it falls to 0 on half a cosine.
         batch_size: windows in a training step, of all processes together.
         max_steps: training steps of each network.
+        tilt: deviation of the random trends, over the usual slope of the windows of a series; 0 for
+            none.
         loss: ``"mse"``, ``"mae"`` or ``"huber"`` for the forecast alone, ``"quantile"`` for the
             median and the bounds of `levels`, ``"normal"`` or ``"laplace"`` for a distribution.
         decoding: ``"direct"`` for all steps at once, ``"recursive"`` for each step from the one
@@ -111,10 +116,11 @@ class Forecaster:
     num_layers: int = 1
     dense_size: int = 64
     activation: str = "relu"
-    dropout: float = 0.7
+    dropout: float = 0.4
     learning_rate: float = 1e-2
     batch_size: int = 32
     max_steps: int = 200
+    tilt: float = 2.0
     loss: str = "mae"
     decoding: str = "direct"
     levels: Sequence[float] = (80, 95)
@@ -151,8 +157,9 @@ class Forecaster:
                 )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1). Got {self.dropout}")
-        if self.id_size < 0:
-            raise ValueError(f"id_size must be at least 0. Got {self.id_size}")
+        for name in ("tilt", "id_size"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0. Got {getattr(self, name)}")
         check_fill(self.fill)
         _check_levels(self.levels)
         loss = make_loss(self.loss, self.levels)
@@ -339,8 +346,10 @@ class Forecaster:
         validation = None
         if val_size:
             validation = panel.windows(W, scale, slice(-(held_out + val_size), -held_out or None))
+        slopes = self.tilt * panel.slope(W, self.season_length, held_out + val_size) / scale
         build = partial(self._network, len(panel.unique_ids))
-        return train(build, windows, validation, self._training_options(name))
+        options = self._training_options(name)
+        return train(build, windows, validation, torch.from_numpy(slopes).float(), options)
 
     def _network(self, n_series: int) -> SeasonalLSTM:
         return DECODINGS[self.decoding](
