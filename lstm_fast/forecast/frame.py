@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ def check_frame(
     freq: str | None = None,
     fill: str | None = None,
     covariates: Sequence[str] = (),
+    positive: bool = False,
 ) -> tuple[pd.DataFrame, str]:
     """A sorted copy of `df` with the columns that are used, and the frequency of its timestamps.
 
@@ -34,11 +35,12 @@ def check_frame(
             a line between the neighbours (beyond the first and the last value it repeats these),
             ``"previous"`` repeats the value before, ``"zero"`` takes 0.
         covariates: further columns of numbers.
+        positive: whether `y` must have a logarithm.
 
     Raises:
         ValueError: naming the series and the row, if a column is missing, a value is missing,
-            infinite or not a number, a timestamp is repeated, or timestamps are not regular.
-            Rows are named as the index of `df` names them.
+            infinite, not a number or (with `positive`) not above 0, a timestamp is repeated, or
+            timestamps are not regular. Rows are named as the index of `df` names them.
     """
     numbers = ["y", *covariates]
     columns = ["unique_id", "ds", *numbers]
@@ -50,6 +52,8 @@ def check_frame(
     )
     for column in columns:
         _reject_missing(df, frame, column, fillable=fill is not None and column in numbers)
+    if positive:
+        _reject_without_logarithm(frame, lambda row: f"({_place(df, row.name)})")
     duplicated = frame.duplicated(["unique_id", "ds"])
     if duplicated.any():
         row = frame[duplicated].iloc[0]
@@ -65,6 +69,8 @@ def check_frame(
     else:
         _reject_off_grid(df, frame, position, freq)
         frame = _fill(frame, position, freq, fill, numbers)
+        if positive:
+            _reject_without_logarithm(frame, lambda _: f"from fill={fill!r}")
     return frame.reset_index(drop=True), freq
 
 
@@ -183,6 +189,16 @@ def _reject_missing(df: pd.DataFrame, frame: pd.DataFrame, column: str, fillable
             f"series {row['unique_id']!r} must have a finite {column} in every row. "
             f"Got {_plain(df[column][bad].iloc[0])!r} at ds {row['ds']} ({_place(df, row.name)}); "
             "fill or drop it first, or give fill"
+        )
+
+
+def _reject_without_logarithm(frame: pd.DataFrame, place: Callable[[pd.Series], str]) -> None:
+    bad = frame["y"] <= 0
+    if bad.any():
+        row = frame[bad].iloc[0]
+        raise ValueError(
+            f"series {row['unique_id']!r} must be above 0 for its logarithm. "
+            f"Got {row['y']} at ds {row['ds']} {place(row)}; use log=False"
         )
 
 

@@ -40,7 +40,11 @@ def guess_settings(
     """
     guesses = []
     frame, freq = check_frame(
-        df, options.get("freq"), options.get("fill"), options.get("futr_exog_list", ())
+        df,
+        options.get("freq"),
+        options.get("fill"),
+        options.get("futr_exog_list", ()),
+        positive=options.get("log", False),
     )
     if "freq" not in options:
         guesses.append(f"timestamps have the frequency {freq}")

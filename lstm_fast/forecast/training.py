@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import os
 import warnings
@@ -19,7 +20,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 
 from lstm_fast.forecast.model import SeasonalLSTM
-from lstm_fast.forecast.windows import Batch, Windows
+from lstm_fast.forecast.windows import Batch, Windows, tilted
 
 _CHUNK = 1024  # windows at a time where no gradient is needed
 _LOG_STEPS = 10  # logging each step would take a tenth of a small one
@@ -45,11 +46,13 @@ def train(
     build: Callable[[], SeasonalLSTM],
     windows: Windows,
     validation: Windows | None,
+    slopes: Tensor,
     options: TrainingOptions,
 ) -> SeasonalLSTM:
     """The networks that `build` makes, trained; the random state of the process is left as it was.
 
-    With `validation` windows, training stops early and the best weights are kept. With a
+    `slopes` [series] are the deviations of the random trends that windows are `tilted` by. With
+    `validation` windows, training stops early and the best weights are kept. With a
     checkpoint, networks that are finished are read, and ones that are not go on: to the same
     weights, bit for bit, as if they had never stopped.
     """
@@ -63,7 +66,7 @@ def train(
             trainer = lightning.Trainer(**_trainer_options(options, validation))
             trainer.fit(
                 TrainingModule(networks, options),
-                TrainingBatches(windows, options, trainer),
+                TrainingBatches(windows, slopes, options, trainer),
                 None if validation is None else ValidationBatches(validation, options.n_models),
                 ckpt_path=part if part is not None and part.exists() else None,
                 weights_only=True,
@@ -96,18 +99,28 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, windows: Windows, options: TrainingOptions, trainer: lightning.Trainer
+        self,
+        windows: Windows,
+        slopes: Tensor,
+        options: TrainingOptions,
+        trainer: lightning.Trainer,
     ) -> None:
-        self.windows, self.options, self.trainer = windows, options, trainer
+        self.windows, self.slopes = windows, slopes
+        self.options, self.trainer = options, trainer
 
     def __iter__(self) -> Iterator[Batch]:
         rank, world = self.trainer.global_rank, self.trainer.world_size
         networks = range(self.options.n_models)
-        deals = [self._deal(k, self.trainer.global_step) for k in networks]
-        while True:
-            chosen = torch.stack([next(deal) for deal in deals])[:, rank::world]
+        first = self.trainer.global_step
+        deals = [self._deal(k, first) for k in networks]
+        for step in itertools.count(first):
+            chosen = torch.stack([next(deal) for deal in deals])
+            generator = torch.Generator().manual_seed(_mix(self.options.seed, step))
+            trend = torch.randn(chosen.shape, generator=generator)[:, rank::world]
+            chosen = chosen[:, rank::world]
             batch = self.windows[chosen.flatten()]
-            yield Batch(*(x.unflatten(0, chosen.shape) for x in batch))
+            batch = Batch(*(x.unflatten(0, chosen.shape) for x in batch))
+            yield tilted(batch, trend * self.slopes[batch.series])
 
     def _deal(self, network: int, step: int) -> Iterator[Tensor]:
         """Numbers of windows, `batch_size` at a time, from `step` on."""
@@ -147,6 +160,12 @@ class TrainingModule(lightning.LightningModule):
         super().__init__()
         self.networks = networks
         self.options = options
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        # Lightning's own asks of each part what it might be, for a fiftieth of a small step.
+        return Batch(*(x.to(device) for x in batch))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout of a step is decided by the step, so that resuming needs no random state.

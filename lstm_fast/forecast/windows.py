@@ -158,6 +158,19 @@ class Panel:
         # A constant series has no deviation to divide by, and needs none.
         return np.where(np.array(scales) > 0, scales, 1.0)
 
+    def slope(self, input_size: int, season_length: int, held_out: int = 0) -> NDArray[np.float64]:
+        """[series], RMS rise a step from a window's first season to its last, without the last
+        `held_out` rows.
+        """
+        lag = max(season_length, input_size - season_length)
+        slopes = []
+        for offset, length in zip(self.offset, self.length, strict=True):
+            known = self.values[offset : offset + length - held_out]
+            means = known.unfold(0, season_length, 1).mean(dim=1)
+            rise = means[lag:] - means[:-lag]
+            slopes.append(rise.square().mean().sqrt().item() / lag if len(rise) else 0.0)
+        return np.array(slopes)
+
     def windows(self, input_size: int, scale: NDArray[np.float64], span: slice) -> Windows:
         """Those windows of each series whose targets all lie in the rows `span` of the series.
 
@@ -236,6 +249,16 @@ class Windows:
             self.series.numpy()[chosen],
             self.start.numpy()[chosen],
         )
+
+
+def tilted(batch: Batch, slope: Tensor) -> Batch:
+    """The windows with a trend of `slope` [B] a step, which ends where the inputs do.
+
+    The mean of the inputs stays 0; targets go on, on the new level.
+    """
+    W = batch.values.shape[-1]
+    trend = slope[..., None] * (torch.arange(W) - (W - 1) / 2)
+    return batch._replace(values=batch.values + trend, target=batch.target + trend[..., -1:])
 
 
 def _steps_between(origin: pd.Timestamp, ds: pd.Timestamp, freq: str) -> int:

@@ -191,6 +191,19 @@ def test_errors_name_the_line(tmp_path, change, message):
     assert "Traceback" not in result.stderr
 
 
+def test_a_value_without_a_logarithm_is_named_by_its_line(csv, tmp_path):
+    (tmp_path / "log.json").write_text('{"log": true}')
+    model = tmp_path / "model.pt"
+    assert invoke("forecast", csv, *SHORT, "--save", model).exit_code == 0
+    rows = pd.read_csv(csv)
+    rows.loc[85, "y"] = 0.0
+    rows.to_csv(tmp_path / "zero.csv", index=False)
+    for option in (("--options", tmp_path / "log.json"), ("--model", model)):
+        result = invoke("forecast", tmp_path / "zero.csv", *SHORT[:2], *option)
+        assert result.exit_code == 1
+        assert re.search(r"above 0 .* Got 0.0 .* \(line 87\); use log=False", result.stderr)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -209,6 +209,7 @@ def test_predict_before_fit(small):
         ({"decoding": "both"}, "decoding must be one of direct, recursive. Got 'both'"),
         ({"fill": "mean"}, "fill must be None or one of linear, .* Got 'mean'"),
         ({"id_size": -1}, "id_size must be at least 0. Got -1"),
+        ({"tilt": -0.5}, "tilt must be at least 0. Got -0.5"),
         ({"val_check_steps": 0}, "val_check_steps must be a number greater than 0"),
     ],
 )

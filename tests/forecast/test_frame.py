@@ -73,6 +73,17 @@ def test_rows_are_named_as_the_index_names_them():
         check_frame(df)
 
 
+def test_what_has_no_logarithm_is_named():
+    df = with_value(5, "y", -1.0)
+    assert (check_frame(df)[0]["y"] == df["y"]).all()
+    with pytest.raises(ValueError, match=r"above 0 .* Got -1.0 at ds 2000-06-01 .*\(row 5\)"):
+        check_frame(df, positive=True)
+    gap = monthly().drop(index=5)
+    assert (check_frame(gap, fill="linear", positive=True)[0]["y"] > 0).all()
+    with pytest.raises(ValueError, match=r"Got 0.0 at ds 2000-06-01 .* from fill='zero'"):
+        check_frame(gap, fill="zero", positive=True)
+
+
 @pytest.mark.parametrize(
     ("fill", "expected"), [("linear", [4.0, 5.0]), ("previous", [3.0, 3.0]), ("zero", [0.0, 0.0])]
 )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lstm_fast.forecast.training import outputs_of
+from lstm_fast.forecast.training import TrainingBatches, outputs_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,6 +161,24 @@ def test_validation_rows_do_not_train(small, series):
         networks = model._train("again", model._panel(model._fitted), scale, 0, 6)
         weights.append(networks.state_dict())
     assert all(map(torch.equal, *(w.values() for w in weights)))
+
+
+def test_tilts_are_decided_by_the_step_and_differ_by_window(small, series):
+    model = small(levels=(), n_models=2).fit(series)
+    windows = model._panel(model._fitted).windows(24, model._scale, slice(None))
+
+    def batches(slope: float, first: int) -> list[torch.Tensor]:
+        trainer: Any = SimpleNamespace(global_step=first, global_rank=0, world_size=1)
+        options = model._training_options("")
+        made = iter(TrainingBatches(windows, torch.tensor([slope]), options, trainer))
+        return [next(made).values for _ in range(6 - first)]
+
+    tilts = [a - b for a, b in zip(batches(2.0, 0), batches(0.0, 0), strict=True)]
+    slopes = torch.stack(tilts).diff(dim=-1)[..., 0]
+    assert len(slopes.flatten().unique()) == slopes.numel() == 6 * 2 * model.batch_size
+    # The deviation of so many has a deviation of 2 / sqrt(2 n); five of these are far.
+    assert slopes.std() == pytest.approx(2.0, abs=10 / (2 * slopes.numel()) ** 0.5)
+    assert all(map(torch.equal, batches(2.0, 3), batches(2.0, 0)[3:]))
 
 
 def test_val_size_must_hold_a_horizon(small, series):

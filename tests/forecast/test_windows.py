@@ -9,7 +9,7 @@ import torch
 
 from lstm_fast.forecast.calendar import season_phase, trading_days
 from lstm_fast.forecast.frame import check_frame
-from lstm_fast.forecast.windows import Features, Panel
+from lstm_fast.forecast.windows import Features, Panel, tilted
 from tests.forecast.series import monthly
 
 
@@ -83,6 +83,30 @@ def test_scale_ignores_held_out_rows(series):
     wild.loc[len(wild) - 12 :, "y"] = 1e6
     assert panel_of(wild).scale(24, held_out=12) == panel_of(series).scale(24, held_out=12)
     assert panel_of(wild).scale(24) > 100 * panel_of(series).scale(24)
+
+
+def test_slope_is_the_usual_one_of_a_window_whatever_the_season(series):
+    step = np.arange(len(series))
+    season = 10 * np.sin(2 * np.pi * step / 12)
+    for input_size in (12, 24, 36):
+        for slope in (0.5, -0.5):
+            panel = panel_of(series.assign(y=slope * step + season))
+            assert np.allclose(panel.slope(input_size, 12), 0.5)
+    bent = panel_of(series.assign(y=np.maximum(step, 36.0)))  # flat, then a rise of 1 a step
+    assert panel_of(series.assign(y=5.0)).slope(24, 12) == 0 < bent.slope(24, 12) < 1
+    assert bent.slope(24, 12, held_out=36) == 0
+    assert panel_of(series[:20]).slope(12, 12) == 0  # less than two seasons
+
+
+def test_a_tilt_ends_with_the_inputs(series):
+    batch = panel_of(series).windows(24, np.array([2.0]), slice(None)).all()
+    slope = torch.linspace(-1, 1, len(batch.values))
+    result = tilted(batch, slope)
+    added = result.values - batch.values
+    assert torch.allclose(added.diff(dim=1), slope[:, None].expand(-1, 23), atol=1e-4)
+    assert torch.allclose(result.values.mean(dim=1), torch.zeros(len(slope)), atol=1e-4)
+    assert torch.allclose(result.target - batch.target, added[:, -1:].expand(-1, 3), atol=1e-4)
+    assert all(map(torch.equal, result[1:5], batch[1:5]))
 
 
 def test_a_constant_series_has_scale_1(series):
