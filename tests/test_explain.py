@@ -31,6 +31,18 @@ def test_the_matrix_unit():
     assert _kernels.cpu_plan("float64", [32] * 24, 1, 64)["path"] == "packed weights"
 
 
+def test_sums_of_inputs_before_the_steps():
+    def before(B: int, H: int, **more: Any) -> bool:
+        return _kernels.cpu_plan("float32", [B] * 24, 64, H, **more)["sums_inputs"]
+
+    assert before(1, 32)
+    assert not before(1, 32, parts=0)
+    assert before(4, 400)  # whose weights leave the cache
+    assert not before(4, 64)
+    assert not before(4, 400, threads=2)  # a team's weights do not
+    assert before(1, 400, threads=2, D=2)
+
+
 def test_threads():
     tiny = _kernels.cpu_plan("float32", [1] * 24, 1, 32, threads=8)
     large = _kernels.cpu_plan("float32", [64] * 24, 1, 64, threads=8)

@@ -102,6 +102,7 @@ struct ForwardRun {
   int64_t begin, end;
   int64_t first_group, last_group;
   Rows<T> x, h;
+  Rows<T> input_sums = {};  // of the rows, from sum_inputs; null if the step multiplies x itself
   T* hidden;
   int64_t hidden_stride;
   T* gates;  // null if they are not saved
@@ -160,8 +161,16 @@ INLINE void separate_gates(const Vec<T> (&packed)[W], Vec<T> (&z)[4]) {
   z[3] = W == 4 ? packed[3 % W] : rotate<T, 3 * shift % kLanes<T>>(packed[W - 1]);
 }
 
+template <int R, int W, typename T>
+INLINE void add_bias(Vec<T> (&packed)[R][W], const T* bias) {
+  for (int w = 0; w < W; ++w) {
+    const Vec<T> b = load(bias + w * kLanes<T>);
+    for (int r = 0; r < R; ++r) packed[r][w] += b;
+  }
+}
+
 // R rows from b of the group of units that begins at unit u, with W vectors of gates. `sums` [R, W
-// vectors] are those of the matrix unit, or null.
+// vectors] are those of the matrix unit (a pointer), those of x and biases (Rows), or null.
 template <int R, int W, typename T, typename Sums, typename Background = NoBackground>
 INLINE void forward_tile(const LayerForward<T>& p, const ForwardRun<T>& run, int64_t b,
                          const T* group, int64_t u, Sums sums, const Background& background = {}) {
@@ -171,46 +180,90 @@ INLINE void forward_tile(const LayerForward<T>& p, const ForwardRun<T>& run, int
   const T* weights_x = weights_h + tail_h * width;
   // Terms of h are usually smaller than those of x and than the biases: added first, they are
   // rounded least.
+  constexpr bool has_input_sums = std::is_same_v<Sums, Rows<T>>;
   Vec<T> packed[R][W] = {};
-  if constexpr (!std::is_null_pointer_v<Sums>) load_tile<R, W, T>(packed, sums, width, 0, width);
+  if constexpr (std::is_pointer_v<Sums>) load_tile<R, W, T>(packed, sums, width, 0, width);
   accumulate<R, W, T>(packed, {run.h.data + b * run.h.row + P - tail_h, run.h.row}, weights_h,
                       tail_h);
-  accumulate<R, W, T>(packed, {run.x.data + b * run.x.row + I - tail_x, run.x.row}, weights_x,
-                      tail_x);
-  for (int w = 0; w < W; ++w) {
-    const Vec<T> bias = load(group + w * kLanes<T>);
-    for (int r = 0; r < R; ++r) packed[r][w] += bias;
+  if constexpr (has_input_sums) {
+    add_tile<R, W, T>(packed, sums.data + b * sums.row, sums.row, 0, width);
+  } else {
+    accumulate<R, W, T>(packed, {run.x.data + b * run.x.row + I - tail_x, run.x.row}, weights_x,
+                        tail_x);
+    add_bias<R, W, T>(packed, group);
   }
   Vec<T> z[R][4];
   for (int r = 0; r < R; ++r) separate_gates<T, W>(packed[r], z[r]);
   update_cells<R, T>(p, run, b, u, z, background);
 }
 
-// Not inlined: GCC 12 then builds `run` in pieces that loads cannot be forwarded from, and steps of
-// few rows take 1.4 times as long.
-template <typename T>
-__attribute__((noinline)) void forward_run_packed(const LayerForward<T>& p,
-                                                  const ForwardRun<T>& run) {
-  const T* group = p.weights + run.first_group * group_size<T>(p.shape, 0);
-  const int64_t end = min(p.shape.H, run.last_group * kLanes<T>);
-  for (int64_t u = run.first_group * kLanes<T>; u < end;
-       group += group_size<T>(p.shape, u), u += kLanes<T>) {
-    const auto group_of = [&](auto vectors) {
-      for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
-        forward_tile<decltype(rows)::value, decltype(vectors)::value>(p, run, b, group, u, nullptr);
-      });
-    };
+// Calls f(group, its first unit, Size<vectors of its gates>) for groups [first, last).
+template <typename T, typename F>
+INLINE void for_each_group(const LayerForward<T>& p, int64_t first, int64_t last, const F& f) {
+  const T* group = p.weights + first * group_size<T>(p.shape, 0);
+  const int64_t end = min(p.shape.H, last * kLanes<T>);
+  for (int64_t u = first * kLanes<T>; u < end; group += group_size<T>(p.shape, u), u += kLanes<T>) {
     switch (group_vectors<T>(p.shape, u)) {
       case 1:
-        group_of(Size<1>{});
+        f(group, u, Size<1>{});
         break;
       case 2:
-        group_of(Size<2>{});
+        f(group, u, Size<2>{});
         break;
       default:
-        group_of(Size<4>{});
+        f(group, u, Size<4>{});
     }
   }
+}
+
+// Not inlined: GCC 12 then builds `run` in pieces that loads cannot be forwarded from, and steps of
+// few rows take 1.4 times as long.
+template <bool HasInputSums, typename T>
+__attribute__((noinline)) void forward_run_packed(const LayerForward<T>& p,
+                                                  const ForwardRun<T>& run) {
+  for_each_group(p, run.first_group, run.last_group, [&](const T* group, int64_t u, auto vectors) {
+    constexpr int W = decltype(vectors)::value;
+    for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
+      constexpr int R = decltype(rows)::value;
+      if constexpr (HasInputSums) {
+        const Rows<T> sums = {run.input_sums.data + u * 4, run.input_sums.row};
+        forward_tile<R, W>(p, run, b, group, u, sums);
+      } else {
+        forward_tile<R, W>(p, run, b, group, u, nullptr);
+      }
+    });
+  });
+}
+
+// What x adds to the gates, bias and all, for the rows of several steps at once: more rows share a
+// weight than a step has, and from step to step only the weights of h have to stay in the cache.
+constexpr int64_t kInputSumsRows = 96;
+
+template <typename T>
+INLINE int64_t input_sums_row(const LayerShape& s) {
+  return ceil_div(s.H, kLanes<T>) * kLanes<T> * 4;
+}
+template <typename T>
+int64_t forward_input_sums(const LayerShape& s) {
+  return max(kInputSumsRows, s.steps.B) * input_sums_row<T>(s);
+}
+
+// Of the rows [begin, end) of N, to p.input_sums.
+template <typename T>
+__attribute__((noinline)) void sum_inputs(const LayerForward<T>& p, int64_t begin, int64_t end) {
+  const LayerShape& s = p.shape;
+  const int64_t stride = input_sums_row<T>(s);
+  for_each_group(p, 0, ceil_div(s.H, kLanes<T>), [&](const T* group, int64_t u, auto vectors) {
+    constexpr int W = decltype(vectors)::value;
+    const T* weights = group + (1 + s.P) * W * kLanes<T>;
+    for_each_tile(begin, end, [&](int64_t row, auto rows) {
+      constexpr int R = decltype(rows)::value;
+      Vec<T> sums[R][W] = {};
+      accumulate<R, W, T>(sums, {p.x + row * s.I, s.I}, weights, s.I);
+      add_bias<R, W, T>(sums, group);
+      store_tile<R, W, T>(sums, p.input_sums + (row - begin) * stride, stride, u * 4, stride);
+    });
+  });
 }
 
 // The same with the matrix unit.
@@ -251,7 +304,8 @@ INLINE void forward_run(const LayerForward<T>& p, const ForwardRun<T>& run, T* s
   if constexpr (kHasMatrixUnit<T>) {
     if (p.shape.parts) return forward_run_split(p, run, scratch);
   }
-  forward_run_packed(p, run);
+  if (run.input_sums.data) return forward_run_packed<true>(p, run);
+  forward_run_packed<false>(p, run);
 }
 
 // Copies the units [u0, u1) of the cells of rows [b0, b1) to those kept of a step, whose rows begin
@@ -276,14 +330,27 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, TeamMember& 
   member.round([&](const Share& share) {
     copy_rows(b0 + share.begin(b1 - b0), b0 + share.end(b1 - b0), p.c0, s.H, p.c_n, s.H);
   });
+  const int64_t steps_summed = p.input_sums ? max(1, kInputSumsRows / steps.B) : steps.T;
+  int64_t summed = 0;  // the row of N that input_sums begins with
   for (int64_t i = 0; i < steps.T; ++i) {
     const int64_t t = s.reverse ? steps.T - 1 - i : i;
     const int64_t end = min(b1, steps.rows(t));
     if (b0 >= end) continue;
     const int64_t n = steps.offset(t);
+    if (p.input_sums && i % steps_summed == 0) {
+      const int64_t other =
+          s.reverse ? max(0, t + 1 - steps_summed) : min(steps.T, t + steps_summed) - 1;
+      const int64_t first = min(t, other), last = max(t, other);
+      summed = steps.offset(first);
+      sum_inputs(p, summed, steps.offset(last) + steps.rows(last));
+    }
     T* y = p.y + n * p.y_stride;
     ForwardRun<T> run;
     run.x = {p.x + n * s.I, s.I};
+    if (p.input_sums) {
+      const int64_t row = input_sums_row<T>(s);
+      run.input_sums = {p.input_sums + (n - summed) * row, row};
+    }
     run.hidden = !s.projected ? y : p.gates ? p.hidden + n * s.H : p.hidden;
     run.hidden_stride = s.projected ? s.H : p.y_stride;
     run.gates = p.gates ? p.gates + n * 4 * s.H : nullptr;

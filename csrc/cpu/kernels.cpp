@@ -20,6 +20,7 @@ constexpr LayerKernels<T> layer_kernels() {
           forward_weights_size<T>,
           pack_forward<T>,
           forward_scratch<T>,
+          forward_input_sums<T>,
           forward_rows<T>,
           kLanes<T>,
           forward_step<T>,

@@ -26,7 +26,11 @@ struct LayerForward {
   const T* h0;       // [B, P], or null for zeros
   const T* c0;       // [B, H], or null for zeros
   const T* zeros;    // [P] zeros; needed if h0 is null
-  T* y;              // [N, P], rows y_stride apart
+  // Scratch of forward_input_sums(shape) elements: what x adds to the gates is summed there for
+  // several steps before they are taken. Null: step by step. Needs all rows in one call, of a
+  // thread without a team, and no matrix unit.
+  T* input_sums;
+  T* y;  // [N, P], rows y_stride apart
   int64_t y_stride;
   T* h_n;     // [B, P] state after the last step of each row
   T* c_n;     // [B, H]
@@ -114,6 +118,7 @@ struct LayerKernels {
   void (*pack_forward)(const LayerShape&, const LayerWeights<T>&, T* packed);
   // `scratch` of forward_scratch(shape, b1 - b0) elements, of each member's own.
   int64_t (*forward_scratch)(const LayerShape&, int64_t rows);
+  int64_t (*forward_input_sums)(const LayerShape&);
   void (*forward_rows)(const LayerForward<T>&, int64_t b0, int64_t b1, TeamMember&, T* scratch);
 
   // The single step of a batch with T == 1, for rows [b0, b1) and units [u0, u1), straight from

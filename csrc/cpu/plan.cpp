@@ -96,6 +96,14 @@ int64_t threads_of(const StackShape& s, Pass pass, const Threads& threads) {
   return threads_for(stack_flops(s) / (pass == Pass::Backward ? s.L : 1), threads);
 }
 
+bool sums_inputs_first(const StackShape& s, const Division& division, int64_t element_bytes) {
+  const StepProduct product(s, Pass::Forward);
+  const bool cached = product.terms * product.columns * element_bytes <= kCachedBytes;
+  // A single row waits for its own sums, more of them keep a core busy.
+  return s.steps.T > 1 && (s.steps.B == 1 || !cached) && division.tasks() == 1 &&
+         division.slices.count() == 1;
+}
+
 int64_t plain_step_rows(const StackShape& s, bool keeps_packed, int64_t element_bytes) {
   constexpr int64_t rows = 32, rows_if_kept = 8;
   // The packed weights, torch's, and the copy that tells whether torch's have changed.

@@ -36,6 +36,12 @@ Division divide(const StackShape&, Pass, int64_t threads, int64_t element_bytes)
 // Whether a matrix unit, which shape.parts > 0 allows, is faster than vectors.
 bool unit_pays(const StackShape&, Pass, const Division&);
 
+// Whether what x adds to the gates is summed for several steps at once, before them. Another order
+// of sums, so that it is not done without shape.parts.
+bool sums_inputs_first(const StackShape&, const Division&, int64_t element_bytes);
+// In layers with so many inputs.
+constexpr int64_t kMinSummedInputs = 32;
+
 // Up to so many rows, a single step suits dot products better than packed weights, which may be
 // kept for further steps.
 int64_t plain_step_rows(const StackShape&, bool keeps_packed, int64_t element_bytes);

@@ -42,6 +42,9 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
   if (!p.saved) {
     for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i) between[i] = arena.take(N * width);
   }
+  T* input_sums[2] = {};  // of the directions
+  for (int64_t d = 0; p.sums_inputs && d < s.D; ++d)
+    input_sums[d] = arena.take(k.forward_input_sums(widest_layer(s)));
   const T* x = p.x;
   for (int64_t l = 0; l < s.L; ++l) {
     T* y = l == s.L - 1 ? p.y : p.saved ? p.saved + saved.output(l) : between[l % 2];
@@ -58,6 +61,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
       layer.h0 = offset(p.h0, i * B * s.P);
       layer.c0 = offset(p.c0, i * B * s.H);
       layer.zeros = plan.zeros;
+      layer.input_sums = layer.shape.I >= kMinSummedInputs ? input_sums[d] : nullptr;
       layer.y = offset(y, d * s.P);
       layer.y_stride = width;
       layer.h_n = offset(p.h_n, i * B * s.P);
@@ -242,8 +246,8 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   const LayerKernels<T>& k = kernels.of(T());
   p.plain = s.steps.T == 1 &&
             (s.steps.B <= plain_step_rows(s, p.keeps_packed, sizeof(T)) || s.parts == 0);
-  const Division division =
-      divide(s, Pass::Forward, threads_of(s, Pass::Forward, threads), sizeof(T));
+  const int64_t forward_threads = threads_of(s, Pass::Forward, threads);
+  const Division division = divide(s, Pass::Forward, forward_threads, sizeof(T));
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
   bool unit = k.has_matrix_unit && !p.plain && unit_pays(s, Pass::Forward, division) &&
               ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
@@ -252,7 +256,12 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
     unit = ordinary(w.weight_ih, 4 * s.H * s.input_size(i / s.D)) &&
            ordinary(w.weight_hh, 4 * s.H * s.P) && ordinary(w.weight_hr, s.P * s.H);
   }
+  // Another order of sums than that of parts 0. Recomputed gates are to be those of the forward
+  // pass, bit for bit.
+  const bool may = s.parts && !unit && !p.plain && !p.recompute_gates;
   if (!unit) s.parts = 0;
+  p.sums_inputs =
+      may && sums_inputs_first(s, divide(s, Pass::Forward, forward_threads, sizeof(T)), sizeof(T));
 }
 
 template <typename T>

@@ -21,6 +21,8 @@ struct StackForward {
   bool recompute_gates;            // how `saved` is laid out
   T* workspace;                    // forward_workspace_size() elements, aligned to 64 bytes
   bool plain;  // decided by `plan`: a single step, straight from torch's weights; y may be h_n
+  bool sums_inputs;  // decided by `plan`: what x adds to the gates is summed for several steps at
+                     // once
   // Whether the workspace outlives the call, so that packed weights serve further steps; whether it
   // holds them, of an earlier call that was planned alike.
   bool keeps_packed;

@@ -194,6 +194,7 @@ py::dict cpu_plan_of(const StackShape& shape, int64_t threads) {
   const auto members = [&](const StackShape& s, Pass pass) {
     return divide(s, pass, threads_of(s, pass, serial(threads)), sizeof(T)).members;
   };
+  result["sums_inputs"] = p.sums_inputs;
   result["threads"] = threads_of(shape, Pass::Forward, serial(threads));
   result["members"] = p.plain ? 1 : members(p.shape, Pass::Forward);
   result["backward_members"] = members(shape, Pass::Backward);
