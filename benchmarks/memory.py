@@ -5,8 +5,8 @@
 
 Of each case, in megabytes above what the process had before the step, as Linux tells it: what is
 kept between forward and backward, and the peak of a step of forward, loss on all outputs and
-backward; and the time of such a step with recomputed gates to one without. Each module has a process of its own and takes a step
-before, which does not count.
+backward; and the time of such a step with recomputed gates to one without. Each module has a
+process of its own and takes a step before, which does not count.
 """
 
 from __future__ import annotations
