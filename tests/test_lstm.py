@@ -59,7 +59,7 @@ def test_values_and_gradients(config: Config):
     [
         Config(input_size=40, hidden_size=50, num_layers=2, bidirectional=True, T=250, B=1),
         Config(input_size=33, hidden_size=70, proj_size=35, num_layers=3, T=100, B=1),
-        Config(input_size=40, hidden_size=330, num_layers=2, T=70, lengths=(69, 70, 20)),
+        Config(input_size=70, hidden_size=330, num_layers=2, T=70, lengths=(69, 70, 20)),
         Config(input_size=300, hidden_size=270, bidirectional=True, T=60, B=4, bias=False),
         Config(input_size=64, hidden_size=200, T=97, B=1, dtype=torch.float64),
     ],

@@ -102,11 +102,11 @@ struct ForwardRun {
   int64_t begin, end;
   int64_t first_group, last_group;
   Rows<T> x, h;
-  Rows<T> input_sums = {};  // of the rows, from sum_inputs; null if the step multiplies x itself
   T* hidden;
   int64_t hidden_stride;
   T* gates;  // null if they are not saved
   T* cells;
+  Rows<T> input_sums = {};  // of the rows, from sum_inputs; null if the step multiplies x itself
 };
 
 // Gates and cells of R rows from b, units from u, of which z holds the sums before activation. A

@@ -104,6 +104,8 @@ bool sums_inputs_first(const StackShape& s, const Division& division, int64_t el
          division.slices.count() == 1;
 }
 
+int64_t min_summed_inputs(const StackShape& s) { return s.steps.B == 1 ? 32 : 64; }
+
 int64_t plain_step_rows(const StackShape& s, bool keeps_packed, int64_t element_bytes) {
   constexpr int64_t rows = 32, rows_if_kept = 8;
   // The packed weights, torch's, and the copy that tells whether torch's have changed.

@@ -40,7 +40,7 @@ bool unit_pays(const StackShape&, Pass, const Division&);
 // of sums, so that it is not done without shape.parts.
 bool sums_inputs_first(const StackShape&, const Division&, int64_t element_bytes);
 // In layers with so many inputs.
-constexpr int64_t kMinSummedInputs = 32;
+int64_t min_summed_inputs(const StackShape&);
 
 // Up to so many rows, a single step suits dot products better than packed weights, which may be
 // kept for further steps.

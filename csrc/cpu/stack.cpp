@@ -61,7 +61,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
       layer.h0 = offset(p.h0, i * B * s.P);
       layer.c0 = offset(p.c0, i * B * s.H);
       layer.zeros = plan.zeros;
-      layer.input_sums = layer.shape.I >= kMinSummedInputs ? input_sums[d] : nullptr;
+      layer.input_sums = layer.shape.I >= min_summed_inputs(s) ? input_sums[d] : nullptr;
       layer.y = offset(y, d * s.P);
       layer.y_stride = width;
       layer.h_n = offset(p.h_n, i * B * s.P);
@@ -258,7 +258,8 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   }
   // Another order of sums than that of parts 0. Recomputed gates are to be those of the forward
   // pass, bit for bit.
-  const bool may = s.parts && !unit && !p.plain && !p.recompute_gates;
+  const bool may = s.parts && !unit && !p.plain && !p.recompute_gates &&
+                   widest_layer(s).I >= min_summed_inputs(s);
   if (!unit) s.parts = 0;
   p.sums_inputs =
       may && sums_inputs_first(s, divide(s, Pass::Forward, forward_threads, sizeof(T)), sizeof(T));
