@@ -1,12 +1,13 @@
 """Memory of a training step beside torch.nn.LSTM's, and what `recompute_gates` saves and costs.
 
-    python -m benchmarks.memory                          # the tables of docs/memory.md
+    python -m benchmarks.memory                          # the table of docs/memory.md
     python -m benchmarks.memory B64_T168_I160_H160_L1_D1 --threads=2 --seconds=5
 
-Of each case, in megabytes above what the process had before the step, as Linux tells it: what is
-kept between forward and backward, and the peak of a step of forward, loss on all outputs and
-backward; and the time of such a step with recomputed gates to one without. Each module has a
-process of its own and takes a step before, which does not count.
+Of each case, in megabytes above what the process had before, as Linux tells it: what is kept
+between forward and backward, and the peak of three steps of forward, loss on all outputs and
+backward, with the memory that our ops keep from call to call; and the time of a step with
+recomputed gates to one without. Each module has a process of its own, and takes a step before that
+does not count.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from benchmarks.cases import GRID, Case
 from benchmarks.measure import inputs, interleave, training
 from benchmarks.profile import parse_case
 from benchmarks.table import markdown
-from lstm_fast import LSTM
+from lstm_fast import LSTM, empty_cache
 
 KINDS: dict[str, tuple[type[nn.LSTM], dict[str, Any]]] = {
     "nn.LSTM": (nn.LSTM, {}),
@@ -36,7 +37,8 @@ KINDS: dict[str, tuple[type[nn.LSTM], dict[str, Any]]] = {
 # Blocks from here on go back to the system when they are freed, so that a process has what is in
 # use. A number of mallopt, of the C library.
 M_MMAP_THRESHOLD, OWN_BLOCK = -3, 1 << 14
-# Below this, pages and what the C library keeps are as much as the tensors.
+# Of nn.LSTM; below this, pages and what the C library keeps are as much as the tensors, and only
+# times are compared.
 LEAST_PEAK = 4e6
 
 
@@ -53,21 +55,30 @@ def _status(field: str) -> int:
 
 
 def memory(kind: str, case: Case, threads: int) -> tuple[int, int]:
-    """Bytes of this process, above those before a step of training: between its forward and its
-    backward, and at most."""
+    """Bytes of this process, above those before any step of training: between the forward and the
+    backward of one, and at most in some."""
     c = ctypes.CDLL(None)
     c.mallopt(M_MMAP_THRESHOLD, OWN_BLOCK)
     torch.set_num_threads(threads)
     module, x = build(kind, case), inputs(case, torch.float32)
-    training(module, x)()
+    run = training(module, x)
+
+    def used() -> int:
+        empty_cache()
+        c.malloc_trim(0)
+        return _status("VmRSS")
+
+    run()
     module.zero_grad()
     gc.collect()
-    c.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _status("VmRSS")
+    before = used()
     output, _ = module(x)
-    kept = _status("VmRSS") - before
-    output.square().mean().backward()
+    kept = used() - before
+    del output
+    used()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    for _ in range(3):
+        run()
     return kept, _status("VmHWM") - before
 
 
@@ -85,9 +96,9 @@ def measure(cases: list[Case], threads: int, seconds: float) -> str:
             x = inputs(case, torch.float32)
             runs = [training(build(kind, case), x) for kind in ratios]
             ours, recomputing = (timing.low for timing in interleave(runs, seconds))
-            saved.append(kept["recomputing"] / kept["ours"])
             costs.append(recomputing / ours)
             if peaks["nn.LSTM"] >= LEAST_PEAK:
+                saved.append(kept["recomputing"] / kept["ours"])
                 for kind, of_kind in ratios.items():
                     of_kind.append(peaks[kind] / peaks["nn.LSTM"])
             rows.append(
@@ -99,16 +110,13 @@ def measure(cases: list[Case], threads: int, seconds: float) -> str:
             )
     header = ["B T I H L D", *(f"{what}, {kind}" for what in ("kept", "peak") for kind in KINDS)]
     lines = [markdown([*header, "time, recomputing to ours"], rows), ""]
-    for kind, of_kind in ratios.items():
-        if of_kind:
-            lines.append(
-                f"Peak, {kind} to nn.LSTM, {len(of_kind)} cases of {LEAST_PEAK / 1e6:.0f} MB and "
-                f"more: {statistics.geometric_mean(of_kind):.2f}, at most {max(of_kind):.2f}."
-            )
-    lines.append(
-        f"Recomputing to ours: {statistics.geometric_mean(saved):.2f} of what is kept, "
-        f"{statistics.geometric_mean(costs):.2f} of the time, at most {max(costs):.2f}."
-    )
+    means = {f"peak, {kind} to nn.LSTM": of_kind for kind, of_kind in ratios.items()}
+    means["kept, recomputing to ours"] = saved
+    means["time, recomputing to ours"] = costs
+    for name, values in means.items():
+        if values:
+            mean = statistics.geometric_mean(values)
+            lines.append(f"{name}: {mean:.2f}, at most {max(values):.2f} ({len(values)} cases)")
     return "\n".join(lines)
 
 

@@ -39,7 +39,7 @@ def in_plain_torch(run: Run) -> Run:
     def slow() -> None:
         with (
             mock.patch.object(options, "variant", reference.variant),
-            mock.patch.object(ops, "lstm", reference.lstm),
+            mock.patch.object(ops, "lstm", lambda *args: reference.lstm(*args[:8])),
         ):
             run()
 

@@ -25,7 +25,7 @@ struct GiveMemory {
 template <typename T>
 std::unique_ptr<T[], GiveMemory> allocate(int64_t elements) {
   return std::unique_ptr<T[], GiveMemory>(
-      static_cast<T*>(take_memory(elements * static_cast<int64_t>(sizeof(T)))));
+      static_cast<T*>(take_memory(elements * static_cast<int64_t>(sizeof(T)), Need::Call)));
 }
 
 // Torch's function to make a tensor of given memory; null before torch 2.11.
@@ -51,7 +51,7 @@ Tensor empty_saved(int64_t elements, const Tensor& like) {
   if (bytes < kLargeBytes || !from_blob()) {
     return empty({elements}, is_double ? ScalarType::Double : ScalarType::Float, like);
   }
-  void* memory = take_memory(bytes);
+  void* memory = take_memory(bytes, Need::Backward);
   AtenTensorHandle handle = nullptr;
   const AOTITorchError error = from_blob()(
       memory, 1, &elements, &stride, 0,

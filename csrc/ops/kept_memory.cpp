@@ -2,8 +2,8 @@
 
 #include <pthread.h>
 
-#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <list>
 #include <mutex>
 #include <new>
@@ -42,20 +42,24 @@ struct Kept {
   std::list<void*> blocks;  // the latest first
   int64_t bytes = 0;
 
-  // A block of at least so many bytes and at most twice as many, the smallest there is; or null.
-  void* take(int64_t wanted) {
+  // The smallest block of at least so many bytes, not much more of them if it is to be away for
+  // long; or null.
+  void* take(int64_t wanted, Need need) {
     const std::lock_guard lock(mutex);
-    auto best = blocks.end();
+    auto best = blocks.end(), smaller = blocks.end();
     for (auto i = blocks.begin(); i != blocks.end(); ++i) {
       const int64_t size = size_of(*i);
-      if (size >= wanted && size / 2 <= wanted && (best == blocks.end() || size < size_of(*best)))
-        best = i;
+      if (size < wanted) {
+        if (smaller == blocks.end() || size > size_of(*smaller)) smaller = i;
+      } else if (need == Need::Call || size / 2 <= wanted) {
+        if (best == blocks.end() || size < size_of(*best)) best = i;
+      }
     }
-    if (best == blocks.end()) return nullptr;
-    void* p = *best;
-    bytes -= size_of(p);
-    blocks.erase(best);
-    return p;
+    if (best != blocks.end()) return remove(best);
+    // The new block will serve the calls that a smaller one has served: as much as a call needs is
+    // kept for calls once, not for each size of them.
+    if (need == Need::Call && smaller != blocks.end()) std::free(block_of(remove(smaller)));
+    return nullptr;
   }
 
   void give(void* p) {
@@ -73,11 +77,14 @@ struct Kept {
  private:
   // Gives up blocks until no more than so many bytes are left.
   void release(int64_t most) {
-    while (bytes > most) {
-      bytes -= size_of(blocks.back());
-      std::free(block_of(blocks.back()));
-      blocks.pop_back();
-    }
+    while (bytes > most) std::free(block_of(remove(std::prev(blocks.end()))));
+  }
+
+  void* remove(std::list<void*>::iterator i) {
+    void* p = *i;
+    bytes -= size_of(p);
+    blocks.erase(i);
+    return p;
   }
 };
 
@@ -95,9 +102,9 @@ Kept& kept() {
 
 }  // namespace
 
-void* take_memory(int64_t bytes) {
+void* take_memory(int64_t bytes, Need need) {
   if (bytes >= kLargeBytes) {
-    if (void* p = kept().take(bytes)) return p;
+    if (void* p = kept().take(bytes, need)) return p;
   }
   return allocate_block(bytes);
 }

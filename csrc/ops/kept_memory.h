@@ -11,8 +11,11 @@ namespace lstm_fast {
 // Blocks that are kept; smaller ones the C library keeps itself.
 constexpr int64_t kLargeBytes = 1 << 20;
 
+// How long memory is needed: for a call, which any large enough block serves, or until backward.
+enum class Need { Call, Backward };
+
 // At least so many bytes, at a multiple of 64. Throws std::bad_alloc.
-void* take_memory(int64_t bytes);
+void* take_memory(int64_t bytes, Need need);
 void give_memory(void* p);
 
 }  // namespace lstm_fast
