@@ -50,13 +50,15 @@ def test_is_kept_and_given_back():
 
 
 def test_no_more_than_so_much_is_kept():
-    module, x = lstm_fast.LSTM(1, 256), torch.randn(1000, 60, 1)  # 307 MB saved
+    module, x = lstm_fast.LSTM(1, 256), torch.randn(1000, 60, 1)
+    saved = 60_000 * 5 * 256 * 4
+    assert saved > 256 * MIB
     before = resident()
     output = module(x)[0]
-    assert resident() - before > 300 * MIB
+    with_it = resident()
+    assert with_it - before > 0.9 * saved
     del output
-    assert resident() - before < 256 * MIB
-    lstm_fast.empty_cache()
+    assert with_it - resident() > 0.9 * saved
 
 
 @pytest.mark.skipif(not keeps_saved, reason="torch 2.10 cannot")

@@ -603,7 +603,7 @@ def test_frozen_weights_skip_the_work(monkeypatch: pytest.MonkeyPatch):
     backward = ops._backward
 
     def noting(*args: Any) -> Any:
-        *_, layers, _, _, _, need_input, need_hx, need_params, _ = args
+        *_, layers, _, _, _, need_input, need_hx, need_params, _, _ = args
         asked.append((layers, need_input, need_hx, need_params))
         return backward(*args)
 
