@@ -26,15 +26,15 @@ static_assert(sizeof(Header) <= kLine);
 char* block_of(void* p) { return static_cast<char*>(p) - kLine; }
 int64_t size_of(void* p) { return reinterpret_cast<Header*>(block_of(p))->bytes; }
 
-// Whole huge pages, from one on: what they cost at first is paid once.
+// In huge pages as far as whole ones fit; the rest is not rounded up to another.
 void* allocate_block(int64_t bytes) {
-  const int64_t unit = bytes < kHugePage ? kLine : kHugePage;
-  const int64_t whole = (kLine + bytes + unit - 1) / unit * unit;
-  auto* block = static_cast<char*>(std::aligned_alloc(unit, whole));
-  if (!block) throw std::bad_alloc();
-  prefer_huge_pages(block, whole);
-  new (block) Header{whole - kLine};
-  return block + kLine;
+  bytes = (bytes + kLine - 1) / kLine * kLine;
+  void* block = nullptr;
+  if (posix_memalign(&block, bytes < kHugePage ? kLine : kHugePage, kLine + bytes))
+    throw std::bad_alloc();
+  prefer_huge_pages(block, kLine + bytes);
+  new (block) Header{bytes};
+  return static_cast<char*>(block) + kLine;
 }
 
 struct Kept {
