@@ -31,6 +31,7 @@ def cpu_plan(
     D: int = 1,
     parts: int = 3,
     threads: int = 1,
+    second_cache: int | None = None,
 ) -> dict[str, Any]: ...
 def cuda_plan(
     dtype: str,

@@ -9,6 +9,7 @@ import lstm_fast
 from lstm_fast import _kernels
 
 ISA = lstm_fast.build_info()["isa"]
+SECOND_CACHE = 2 << 20  # bytes that the planner is told of, whatever this machine has
 
 
 def path(*, B: int, T: int = 1, parts: int = 3, **shape: Any) -> str:
@@ -33,12 +34,15 @@ def test_the_matrix_unit():
 
 def test_sums_of_inputs_before_the_steps():
     def before(B: int, H: int, **more: Any) -> bool:
-        return _kernels.cpu_plan("float32", [B] * 24, 64, H, **more)["sums_inputs"]
+        shape = {"second_cache": SECOND_CACHE, **more}
+        return _kernels.cpu_plan("float32", [B] * 24, 64, H, **shape)["sums_inputs"]
 
     assert before(1, 32)
     assert not before(1, 32, parts=0)
     assert before(4, 400)  # whose weights leave the cache
-    assert not before(4, 64)
+    assert not before(4, 200)
+    assert before(4, 200, second_cache=512 << 10)
+    assert not before(64, 400)  # rows enough to read them for
     assert not before(4, 400, threads=2)  # a team's weights do not
     assert before(1, 400, threads=2, D=2)
 
@@ -51,7 +55,8 @@ def test_threads():
 
 def test_teams():
     def members(B: int, H: int, **more: Any) -> tuple[int, int]:
-        plan = _kernels.cpu_plan("float32", [B] * 24, 32, H, parts=0, **more)
+        shape = {"parts": 0, "second_cache": SECOND_CACHE, **more}
+        plan = _kernels.cpu_plan("float32", [B] * 24, 32, H, **shape)
         return plan["members"], plan["backward_members"]
 
     assert members(2, 400, threads=2) == (2, 2)  # a row each would read all weights twice

@@ -130,7 +130,7 @@ INLINE void recurrent_gradients(const LayerBackward<T>& p, const BackwardRun<T>&
   for_each_panel(weight_hh(p), begin, end,
                  [&](int64_t column, const Columns<T>& panel, auto vectors) {
                    constexpr int W = decltype(vectors)::value;
-                   for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
+                   for_each_tile<W>(run.begin, run.end, [&](int64_t b, auto rows) {
                      constexpr int R = decltype(rows)::value;
                      Vec<T> dh[R][W] = {};
                      if (run.dz_next) accumulate<R, W, T>(dh, {run.dz_next + b * G, G}, panel, G);
@@ -153,7 +153,7 @@ INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run, T
   if (!p.shape.projected) return;
   for_each_panel(weight_hr(p), 0, p.shape.H, [&](int64_t u, const Columns<T>& panel, auto vectors) {
     constexpr int W = decltype(vectors)::value;
-    for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
+    for_each_tile<W>(run.begin, run.end, [&](int64_t b, auto rows) {
       constexpr int R = decltype(rows)::value;
       Vec<T> d_hidden[R][W] = {};
       accumulate<R, W, T>(d_hidden, {run.dh + b * P, P}, panel, P);

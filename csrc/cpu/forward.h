@@ -223,7 +223,7 @@ __attribute__((noinline)) void forward_run_packed(const LayerForward<T>& p,
                                                   const ForwardRun<T>& run) {
   for_each_group(p, run.first_group, run.last_group, [&](const T* group, int64_t u, auto vectors) {
     constexpr int W = decltype(vectors)::value;
-    for_each_tile(run.begin, run.end, [&](int64_t b, auto rows) {
+    for_each_tile<W>(run.begin, run.end, [&](int64_t b, auto rows) {
       constexpr int R = decltype(rows)::value;
       if constexpr (HasInputSums) {
         const Rows<T> sums = {run.input_sums.data + u * 4, run.input_sums.row};
@@ -256,7 +256,7 @@ __attribute__((noinline)) void sum_inputs(const LayerForward<T>& p, int64_t begi
   for_each_group(p, 0, ceil_div(s.H, kLanes<T>), [&](const T* group, int64_t u, auto vectors) {
     constexpr int W = decltype(vectors)::value;
     const T* weights = group + (1 + s.P) * W * kLanes<T>;
-    for_each_tile(begin, end, [&](int64_t row, auto rows) {
+    for_each_tile<W>(begin, end, [&](int64_t row, auto rows) {
       constexpr int R = decltype(rows)::value;
       Vec<T> sums[R][W] = {};
       accumulate<R, W, T>(sums, {p.x + row * s.I, s.I}, weights, s.I);

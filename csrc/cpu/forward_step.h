@@ -88,7 +88,7 @@ void forward_step(const LayerForward<T>& p, const LayerWeights<T>& w, int64_t b0
     copy_row(p.c0 ? p.c0 + b * s.H + u0 : nullptr, p.c_n + b * s.H + u0, u1 - u0);
   }
   for (int64_t u = u0; u < u1; u += kLanes<T>) {
-    for_each_tile(b0, b1, [&](int64_t b, auto rows) {
+    for_each_tile<kTileVectors>(b0, b1, [&](int64_t b, auto rows) {
       step_tile<decltype(rows)::value>(p, w, run, b, u, min(kLanes<T>, u1 - u));
     });
   }

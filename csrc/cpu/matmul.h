@@ -30,15 +30,15 @@ INLINE void for_each_panel(const Matrix<T>& m, int64_t begin, int64_t end, const
 constexpr int64_t kPlainRowsAtOnce = 32;
 
 template <typename T>
-void multiply_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& b, T* y, int64_t y_row,
-                   bool add) {
+void multiply_some_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& b, T* y,
+                        int64_t y_row, bool add) {
   const int64_t step = b.packed ? b.K : kPlainRowsAtOnce;
   for (int64_t k = 0; k < b.K; k += step) {
     const int64_t K = min(step, b.K - k);
     const Matrix<T> some = b.packed ? b : Matrix<T>{b.data + k * b.C, K, b.C, false};
     for_each_panel(some, 0, b.C, [&](int64_t column, const Columns<T>& columns, auto vectors) {
       constexpr int W = decltype(vectors)::value;
-      for_each_tile(begin, end, [&](int64_t row, auto rows) {
+      for_each_tile<W>(begin, end, [&](int64_t row, auto rows) {
         constexpr int R = decltype(rows)::value;
         Vec<T> acc[R][W] = {};
         if (add || k) load_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
@@ -46,6 +46,17 @@ void multiply_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& b, T*
         store_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
       });
     });
+  }
+}
+
+// Rows of `a` stay in the second cache while panel after panel is multiplied with them.
+template <typename T>
+void multiply_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& b, T* y, int64_t y_row,
+                   bool add) {
+  constexpr int64_t bytes = 1 << 18, fewest = 48;
+  const int64_t rows = max(fewest, bytes / (b.K * static_cast<int64_t>(sizeof(T)) + 1));
+  for (; begin < end; begin += rows) {
+    multiply_some_rows(begin, min(end, begin + rows), a, b, y, y_row, add);
   }
 }
 

@@ -2,6 +2,10 @@
 
 #include "team.h"
 
+#if defined(__linux__)
+#include <unistd.h>
+#endif
+
 namespace lstm_fast {
 namespace {
 
@@ -30,8 +34,9 @@ struct StepProduct {
   }
 };
 
-// Weights that leave the second cache.
-constexpr int64_t kCachedBytes = 3 << 19, kPartBytes = 2;
+// Weights of more bytes leave the second cache.
+int64_t cached_bytes(const Threads& threads) { return threads.second_cache / 4 * 3; }
+constexpr int64_t kPartBytes = 2;
 
 // --- The matrix unit. A tile of 16 rows takes it as long for each product of parts as the vector
 // units take for a row; it takes terms by blocks of 32.
@@ -39,6 +44,8 @@ constexpr int64_t kCachedBytes = 3 << 19, kPartBytes = 2;
 constexpr int64_t kUnitRows[] = {0, 2, 4, 8};  // of 1, 2 and 3 parts
 constexpr int64_t kMinUnitTerms = 64, kMinUnitHidden = 16;
 constexpr int64_t kPairOfRowTiles = 32;
+// Cores that have the unit have 2 MiB of second cache.
+constexpr int64_t kUnitCachedBytes = 3 << 19;
 
 bool enough_terms(const StackShape& s, Pass pass, int64_t rows) {
   const int64_t inputs = s.L > 1 ? std::min(s.I, s.D * s.P) : s.I;
@@ -58,7 +65,7 @@ bool unit_pays(const StackShape& s, Pass pass, int64_t rows, int64_t members) {
   if (!s.parts || !enough_terms(s, pass, rows)) return false;
   if (pass == Pass::Backward && s.steps.total() <= kPlainRows) return false;
   const int64_t bytes = 4 * s.H * (s.P + widest_layer(s).I) * s.parts * kPartBytes;
-  return bytes <= kCachedBytes * members ||
+  return bytes <= kUnitCachedBytes * members ||
          rows >= (pass == Pass::Forward ? kPairOfRowTiles : kPairOfRowTiles / 2);
 }
 
@@ -66,7 +73,7 @@ bool unit_pays(const StackShape& s, Pass pass, int64_t rows, int64_t members) {
 
 // Cycles that a member of a team of so many takes for the product of a step and for waiting.
 int64_t step_cycles(const StackShape& s, Pass pass, int64_t rows, int64_t members,
-                    int64_t element_bytes) {
+                    const Threads& threads, int64_t element_bytes) {
   const StepProduct product(s, pass);
   const bool unit = unit_pays(s, pass, rows, members);
   // Vectors read each weight once for a tile of rows, which takes as long as multiplying three.
@@ -75,14 +82,15 @@ int64_t step_cycles(const StackShape& s, Pass pass, int64_t rows, int64_t member
   const int64_t bytes = product.terms * columns * (unit ? s.parts * kPartBytes : element_bytes);
   int64_t cycles = row_products * product.terms * columns * element_bytes / 128;
   constexpr int64_t third_cache_bytes_per_cycle = 7;
-  if (bytes > kCachedBytes) cycles = std::max(cycles, bytes / third_cache_bytes_per_cycle);
+  if (bytes > cached_bytes(threads)) cycles = std::max(cycles, bytes / third_cache_bytes_per_cycle);
   // What the other members have computed comes from their caches.
   constexpr int64_t barrier = 3600;
   return cycles + (members > 1 ? barrier + rows * product.terms : 0);
 }
 
-// A slice has to stay in the second cache from step to step, and to be worth reading the weights.
-constexpr int64_t kSliceBytes = 1 << 19, kMinSliceRows = 256;
+// A slice, of a quarter of the second cache, stays there from step to step. It has to be worth
+// reading the weights.
+constexpr int64_t kMinSliceRows = 256;
 
 }  // namespace
 
@@ -92,31 +100,45 @@ LayerShape widest_layer(const StackShape& s) {
   return widest;
 }
 
-int64_t threads_of(const StackShape& s, Pass pass, const Threads& threads) {
-  return threads_for(stack_flops(s) / (pass == Pass::Backward ? s.L : 1), threads);
+int64_t second_cache_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return 1 << 20;
 }
 
-bool sums_inputs_first(const StackShape& s, const Division& division, int64_t element_bytes) {
+Threads threads_of(const StackShape& s, Pass pass, const Threads& threads) {
+  Threads used = threads;
+  used.count = threads_for(stack_flops(s) / (pass == Pass::Backward ? s.L : 1), threads);
+  return used;
+}
+
+bool sums_inputs_first(const StackShape& s, const Division& division, const Threads& threads,
+                       int64_t element_bytes) {
   const StepProduct product(s, Pass::Forward);
-  const bool cached = product.terms * product.columns * element_bytes <= kCachedBytes;
-  // A single row waits for its own sums, more of them keep a core busy.
-  return s.steps.T > 1 && (s.steps.B == 1 || !cached) && division.tasks() == 1 &&
-         division.slices.count() == 1;
+  const bool cached = product.terms * product.columns * element_bytes <= cached_bytes(threads);
+  // A single row waits for its own sums, more of them keep a core busy. With many, products take
+  // longer than reading weights does.
+  constexpr int64_t many_rows = 32;
+  return s.steps.T > 1 && (s.steps.B == 1 || (!cached && s.steps.B <= many_rows)) &&
+         division.tasks() == 1 && division.slices.count() == 1;
 }
 
 int64_t min_summed_inputs(const StackShape& s) { return s.steps.B == 1 ? 32 : 64; }
 
-int64_t plain_step_rows(const StackShape& s, bool keeps_packed, int64_t element_bytes) {
+int64_t plain_step_rows(const StackShape& s, bool keeps_packed, const Threads& threads,
+                        int64_t element_bytes) {
   constexpr int64_t rows = 32, rows_if_kept = 8;
   // The packed weights, torch's, and the copy that tells whether torch's have changed.
   const int64_t packed_bytes = std::max(element_bytes, s.parts * kPartBytes);
   const int64_t kept_bytes = stack_weights(s) * (packed_bytes + 2 * element_bytes);
-  return keeps_packed && kept_bytes <= kCachedBytes ? rows_if_kept : rows;
+  return keeps_packed && kept_bytes <= cached_bytes(threads) ? rows_if_kept : rows;
 }
 
-Division divide(const StackShape& s, Pass pass, int64_t threads, int64_t element_bytes) {
+Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t element_bytes) {
   const int64_t B = std::max<int64_t>(1, s.steps.B);
-  const int64_t of_direction = std::max<int64_t>(1, threads / s.D);
+  const int64_t of_direction = std::max<int64_t>(1, threads.count / s.D);
   const auto teams_of = [&](int64_t members) { return std::min(B, of_direction / members); };
   Division division;
   int64_t least = 0;
@@ -124,7 +146,7 @@ Division divide(const StackShape& s, Pass pass, int64_t threads, int64_t element
   for (int64_t members = 1; members <= most_members; members *= 2) {
     const int64_t rows = ceil_div(B, teams_of(members));
     const int64_t cycles =
-        most_members > 1 ? step_cycles(s, pass, rows, members, element_bytes) : 0;
+        most_members > 1 ? step_cycles(s, pass, rows, members, threads, element_bytes) : 0;
     if (members > 1 && cycles >= least) continue;
     least = cycles;
     division.members = members;
@@ -132,7 +154,8 @@ Division divide(const StackShape& s, Pass pass, int64_t threads, int64_t element
   division.teams = teams_of(division.members);
   const int64_t row_bytes =
       StepProduct(s, pass).terms * (s.parts ? s.parts * kPartBytes : element_bytes);
-  const int64_t rows = std::max(kMinSliceRows, kSliceBytes / std::max<int64_t>(1, row_bytes));
+  const int64_t rows =
+      std::max(kMinSliceRows, threads.second_cache / 4 / std::max<int64_t>(1, row_bytes));
   division.slices_per_team = ceil_div(B, division.teams * rows);
   division.slices = {s.steps, division.teams * division.slices_per_team};
   return division;

@@ -1,6 +1,7 @@
-// The planner: which kernels compute a stack, and which thread computes what of it. Knows shapes
-// and the number of threads alone. Thresholds were measured on a Xeon of the Sapphire Rapids
-// generation with two cores, 48 KiB of first and 2 MiB of second cache each.
+// The planner: which kernels compute a stack, and which thread computes what of it. Knows shapes,
+// the number of threads and the size of their second caches alone. Thresholds were measured on a
+// Xeon of the Sapphire Rapids generation with two cores, 48 KiB of first and 2 MiB of second cache
+// each, and on two Zen 3 cores with 32 and 512 KiB.
 #pragma once
 
 #include "row_slices.h"
@@ -28,23 +29,24 @@ struct Division {
 };
 
 // Threads that are used, of those there are.
-int64_t threads_of(const StackShape&, Pass, const Threads&);
+Threads threads_of(const StackShape&, Pass, const Threads&);
 
-// How they divide the work. The elements of the stack have element_bytes.
-Division divide(const StackShape&, Pass, int64_t threads, int64_t element_bytes);
+// How all of them divide the work. The elements of the stack have element_bytes.
+Division divide(const StackShape&, Pass, const Threads&, int64_t element_bytes);
 
 // Whether a matrix unit, which shape.parts > 0 allows, is faster than vectors.
 bool unit_pays(const StackShape&, Pass, const Division&);
 
 // Whether what x adds to the gates is summed for several steps at once, before them. Another order
 // of sums, so that it is not done without shape.parts.
-bool sums_inputs_first(const StackShape&, const Division&, int64_t element_bytes);
+bool sums_inputs_first(const StackShape&, const Division&, const Threads&, int64_t element_bytes);
 // In layers with so many inputs.
 int64_t min_summed_inputs(const StackShape&);
 
 // Up to so many rows, a single step suits dot products better than packed weights, which may be
 // kept for further steps.
-int64_t plain_step_rows(const StackShape&, bool keeps_packed, int64_t element_bytes);
+int64_t plain_step_rows(const StackShape&, bool keeps_packed, const Threads&,
+                        int64_t element_bytes);
 
 // The shape of the layer with most inputs.
 LayerShape widest_layer(const StackShape&);

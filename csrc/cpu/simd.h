@@ -19,17 +19,17 @@
 namespace lstm_fast {
 namespace {
 
-// kTileRows: rows of a register tile, chosen so that kTileRows * 4 accumulators and their operands
-// fit the registers.
+// kTileRows: most rows of a register tile. kTileSums: vectors of sums that fit the registers beside
+// their operands.
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
-constexpr int kTileRows = 6;
+constexpr int kTileRows = 6, kTileSums = 24;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
-constexpr int kTileRows = 3;
+constexpr int kTileRows = 6, kTileSums = 12;
 #else
 constexpr int kVectorBytes = 16;
-constexpr int kTileRows = 2;
+constexpr int kTileRows = 4, kTileSums = 8;
 #endif
 constexpr int kTileVectors = 4;
 
@@ -148,6 +148,44 @@ INLINE void store(float* p, Vec<float> v, int64_t n) {
 INLINE void store(double* p, Vec<double> v, int64_t n) {
   if (n >= 8) return store(p, v);
   _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), v);
+}
+#elif defined(__AVX2__)
+// Elements from (kLanes - n) on: n ones, then zeros.
+alignas(64) constexpr int32_t kFirstFloats[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+alignas(64) constexpr int64_t kFirstDoubles[8] = {-1, -1, -1, -1};
+
+INLINE Vec<float> load(const float* p, int64_t n) {
+  if (n >= 8) return load(p);
+  const void* mask = kFirstFloats + (8 - n);
+  return _mm256_maskload_ps(p, _mm256_loadu_si256(static_cast<const __m256i*>(mask)));
+}
+INLINE Vec<double> load(const double* p, int64_t n) {
+  if (n >= 4) return load(p);
+  const void* mask = kFirstDoubles + (4 - n);
+  return _mm256_maskload_pd(p, _mm256_loadu_si256(static_cast<const __m256i*>(mask)));
+}
+// By halves, since masked stores take dozens of cycles on AMD's cores before Zen 4.
+INLINE void store(float* p, Vec<float> v, int64_t n) {
+  if (n >= 8) return store(p, v);
+  __m128 rest = _mm256_castps256_ps128(v);
+  if (n & 4) {
+    _mm_storeu_ps(p, rest);
+    rest = _mm256_extractf128_ps(v, 1), p += 4;
+  }
+  if (n & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+    rest = _mm_movehl_ps(rest, rest), p += 2;
+  }
+  if (n & 1) _mm_store_ss(p, rest);
+}
+INLINE void store(double* p, Vec<double> v, int64_t n) {
+  if (n >= 4) return store(p, v);
+  __m128d rest = _mm256_castpd256_pd128(v);
+  if (n & 2) {
+    _mm_storeu_pd(p, rest);
+    rest = _mm256_extractf128_pd(v, 1), p += 2;
+  }
+  if (n & 1) _mm_store_sd(p, rest);
 }
 #else
 template <typename T>

@@ -79,7 +79,7 @@ INLINE void for_each_product_tile(int64_t rows, int64_t panels, const MakeProduc
       steps = 0;
     }
     const int64_t steps_a_tile = ceil_div(steps, ceil_div(end - begin, kTileRows));
-    for_each_tile(row, end, [&](int64_t r, auto size) {
+    for_each_tile<kTileVectors>(row, end, [&](int64_t r, auto size) {
       for (int64_t i = 0; i < steps_a_tile && next.steps_left(); ++i) next.advance();
       tile(r, size, NoBackground{});
     });

@@ -10,7 +10,7 @@ namespace {
 
 template <typename T>
 struct ForwardPlan {
-  int64_t threads;
+  Threads threads;
   Division division;
   std::vector<LayerForward<T>> layers;  // [L][D]
   int64_t layers_per_stage;             // that are packed, and then computed, at a time
@@ -34,7 +34,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
   // Rows are independent of each other through all layers, so that teams need no barrier between
   // them. With two directions, a layer waits for both of the one below. Where nothing is lost by
   // it, layers are packed one by one in the same place: less leaves the second cache.
-  const bool one_slice = plan.threads == 1 && plan.division.slices.count() == 1;
+  const bool one_slice = plan.threads.count == 1 && plan.division.slices.count() == 1;
   const bool by_layer = s.D > 1 || (one_slice && !p.keeps_packed);
   plan.layers_per_stage = by_layer ? 1 : s.L;
   plan.zeros = arena.take(s.P);
@@ -99,7 +99,7 @@ struct BackwardPlan {
   T* zeros;               // [P]
   T* scratch;             // one piece a thread
   int64_t scratch_size;   // of a piece
-  int64_t threads;
+  Threads threads;
   Division division;
   int64_t workspace_size;
 };
@@ -147,7 +147,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
   if (p.grad_weights)
     plan.scratch_size = std::max(plan.scratch_size, k.weight_grad_scratch(widest));
   plan.scratch_size = (plan.scratch_size + 15) / 16 * 16;  // whole cache lines
-  plan.scratch = arena.take(std::max(plan.threads, s.D) * plan.scratch_size);
+  plan.scratch = arena.take(std::max(plan.threads.count, s.D) * plan.scratch_size);
   plan.workspace_size = arena.used();
   return plan;
 }
@@ -245,9 +245,9 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
   p.plain = s.steps.T == 1 &&
-            (s.steps.B <= plain_step_rows(s, p.keeps_packed, sizeof(T)) || s.parts == 0);
-  const int64_t forward_threads = threads_of(s, Pass::Forward, threads);
-  const Division division = divide(s, Pass::Forward, forward_threads, sizeof(T));
+            (s.steps.B <= plain_step_rows(s, p.keeps_packed, threads, sizeof(T)) || s.parts == 0);
+  const Threads team = threads_of(s, Pass::Forward, threads);
+  const Division division = divide(s, Pass::Forward, team, sizeof(T));
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
   bool unit = k.has_matrix_unit && !p.plain && unit_pays(s, Pass::Forward, division) &&
               ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
@@ -262,7 +262,7 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
                    widest_layer(s).I >= min_summed_inputs(s);
   if (!unit) s.parts = 0;
   p.sums_inputs =
-      may && sums_inputs_first(s, divide(s, Pass::Forward, forward_threads, sizeof(T)), sizeof(T));
+      may && sums_inputs_first(s, divide(s, Pass::Forward, team, sizeof(T)), team, sizeof(T));
 }
 
 template <typename T>
@@ -297,7 +297,7 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
   const LayerKernels<T>& k = kernels.of(T());
   const ForwardPlan<T> plan = plan_forward(kernels, p, threads);
   std::fill_n(plan.zeros, s.P, T(0));
-  const Threads team{plan.threads, threads.run};
+  const Threads& team = plan.threads;
 
   if (p.plain) {
     for (int64_t l = 0; l < s.L; ++l) {
@@ -342,7 +342,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   const SavedLayout saved{s, p.keep_output, p.recompute_gates};
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
 
-  const Threads team{plan.threads, threads.run};
+  const Threads& team = plan.threads;
   const bool plain = N <= kPlainRows;
   for (int64_t l = s.L - 1; l >= 0; --l) {
     const T* grad_y = l == s.L - 1 ? p.grad_y : plan.grad_between[l % 2];

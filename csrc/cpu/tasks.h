@@ -6,11 +6,15 @@
 
 namespace lstm_fast {
 
+// Of the second cache of a core of this machine. (plan.cpp)
+int64_t second_cache_bytes();
+
 // `run` calls f(context, task) for every task in [0, tasks), in any order, on up to `count`
-// threads, and returns when all are done.
+// threads, and returns when all are done. Each thread has a second cache of its own.
 struct Threads {
   int64_t count;
   void (*run)(int64_t tasks, void (*f)(const void* context, int64_t task), const void* context);
+  int64_t second_cache = second_cache_bytes();
 };
 
 // A region of threads has to win back about 5 us of fork and join: 2^19 floating-point operations a

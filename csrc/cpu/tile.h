@@ -137,12 +137,14 @@ INLINE void with_size(int64_t n, const F& f) {
   f(Size<Most>{});
 }
 
-// Calls f(first row, Size<rows>) for tiles that cover rows [begin, end), as even as they can be.
-template <typename F>
+// Calls f(first row, Size<rows>) for tiles of so many vectors of columns that cover rows [begin,
+// end), as even as they can be.
+template <int Vectors, typename F>
 INLINE void for_each_tile(int64_t begin, int64_t end, const F& f) {
-  for (int64_t tiles = ceil_div(end - begin, kTileRows); tiles > 0; --tiles) {
+  constexpr int most = kTileSums / Vectors < kTileRows ? kTileSums / Vectors : kTileRows;
+  for (int64_t tiles = ceil_div(end - begin, most); tiles > 0; --tiles) {
     const int64_t rows = ceil_div(end - begin, tiles);
-    with_size<kTileRows>(rows, [&](auto size) { f(begin, size); });
+    with_size<most>(rows, [&](auto size) { f(begin, size); });
     begin += rows;
   }
 }

@@ -3,7 +3,7 @@
 //   [dW_ih | dW_hh | db]^T = [x_t | h_{t-1} | 1]^T dz        dW_hr = dh^T hidden
 //
 // Both are sums over all N rows, made block by block of kBlock rows with the left factor gathered
-// into one matrix. A panel of columns of dz (or hidden) at a time, so that panels can go to
+// into one matrix. A panel of columns of dz (or hidden) after the other, so that panels can go to
 // different threads.
 #pragma once
 
@@ -44,15 +44,31 @@ INLINE int64_t split_operands_size(const LayerShape& s) {
   return transposed_size(kBlock, left_columns(s), s.parts) + split_panel_size(kBlock, s.parts);
 }
 
+// Panels that share a left factor, which is gathered for them once, with sums of M rows that stay
+// in the cache, more or less, from one block of rows to the next: they are read and written in
+// order.
+template <typename T>
+INLINE int64_t panels_at_once(int64_t M, int64_t panels) {
+  constexpr int64_t bytes = 1 << 19;
+  const int64_t of_panel = M * kPanel<T> * static_cast<int64_t>(sizeof(T));
+  return min(panels, max(1, bytes / max(1, of_panel)));
+}
+
+// Elements that sum_of_products needs for a product [M, C], sums included.
+template <typename T>
+INLINE int64_t sum_of_products_scratch(int64_t M, int64_t C) {
+  return kBlock * (left_stride<T>(M) + kPanel<T>)+panels_at_once<T>(M, ceil_div(C, kPanel<T>)) * M *
+         kPanel<T>;
+}
+
 template <typename T>
 int64_t weight_grad_scratch(const LayerShape& s) {
-  const int64_t columns = left_columns(s);
-  if (s.parts) {
-    const int64_t panels = ceil_div(4 * s.H, kPanel<T>);
-    return kBlock * left_stride<T>(columns) + 2 * split_operands_size(s) +
-           panels * split_sums_size(s);
-  }
-  return kBlock * left_stride<T>(columns) + kBlock * kPanel<T> + columns * kPanel<T>;
+  const int64_t columns = left_columns(s), G = 4 * s.H;
+  const int64_t of_projection = s.projected ? sum_of_products_scratch<T>(s.P, s.H) : 0;
+  if (!s.parts) return max(sum_of_products_scratch<T>(columns, G), of_projection);
+  return max(kBlock * left_stride<T>(columns) + 2 * split_operands_size(s) +
+                 ceil_div(G, kPanel<T>) * split_sums_size(s),
+             of_projection);
 }
 
 // Rows [n0, n1) of [x_t | h_{t-1} | 1]. Advances the background n1 - n0 times.
@@ -69,30 +85,42 @@ INLINE void gather_inputs(const WeightGrad<T>& p, int64_t n0, int64_t n1, T* out
   });
 }
 
-// sums[M][width] = left[N, M]^T right[N, columns of a panel], where gather(n0, n1, out, stride)
-// writes rows of left.
-template <typename T, typename Gather>
-INLINE void sum_of_products(int64_t N, int64_t M, const T* right, int64_t C, int64_t column,
-                            const Gather& gather, T* scratch, T* sums) {
+// Calls f(panel, sums [M][width of the panel]) for the panels [begin, end) of left[N, M]^T
+// right[N, C], where gather(n0, n1, out, stride) writes rows of left. `scratch` has
+// sum_of_products_scratch(M, C) elements.
+template <typename T, typename Gather, typename F>
+INLINE void sum_of_products(int64_t N, int64_t M, const T* right, int64_t C, int64_t begin,
+                            int64_t end, T* scratch, const Gather& gather, const F& f) {
   const int64_t stride = left_stride<T>(M);
   T* left = scratch;
-  T* panel = left + kBlock * stride;
-  with_size<kTileVectors>(panel_vectors<T>(C, column), [&](auto vectors) {
-    constexpr int W = decltype(vectors)::value;
-    constexpr int64_t width = W * kLanes<T>;
+  T* right_panel = left + kBlock * stride;
+  T* sums = right_panel + kBlock * kPanel<T>;
+  const auto sums_of = [&](int64_t i) { return sums + i * M * kPanel<T>; };
+  const int64_t at_once = panels_at_once<T>(M, ceil_div(C, kPanel<T>));
+  for (int64_t first = begin; first < end; first += at_once) {
+    const int64_t panels = min(at_once, end - first);
     for (int64_t n0 = 0; n0 == 0 || n0 < N; n0 += kBlock) {
       const int64_t n1 = min(N, n0 + kBlock);
       gather(n0, n1, left, stride);
-      pack_panel(right, C, n0, n1, C, column, panel);
-      for_each_tile(0, M, [&](int64_t m, auto rows) {
-        constexpr int R = decltype(rows)::value;
-        Vec<T> acc[R][W] = {};
-        if (n0) load_tile<R, W, T>(acc, sums + m * width, width, 0, width);
-        accumulate<R, W, T>(acc, {left + m, 1, stride}, panel, n1 - n0);
-        store_tile<R, W, T>(acc, sums + m * width, width, 0, width);
-      });
+      for (int64_t i = 0; i < panels; ++i) {
+        const int64_t column = (first + i) * kPanel<T>;
+        pack_panel(right, C, n0, n1, C, column, right_panel);
+        with_size<kTileVectors>(panel_vectors<T>(C, column), [&](auto vectors) {
+          constexpr int W = decltype(vectors)::value;
+          constexpr int64_t width = W * kLanes<T>;
+          for_each_tile<W>(0, M, [&](int64_t m, auto rows) {
+            constexpr int R = decltype(rows)::value;
+            T* out = sums_of(i) + m * width;
+            Vec<T> acc[R][W] = {};
+            if (n0) load_tile<R, W, T>(acc, out, width, 0, width);
+            accumulate<R, W, T>(acc, {left + m, 1, stride}, right_panel, n1 - n0);
+            store_tile<R, W, T>(acc, out, width, 0, width);
+          });
+        });
+      }
     }
-  });
+    for (int64_t i = 0; i < panels; ++i) f(first + i, sums_of(i));
+  }
 }
 
 // Writes the sums [M][width of the panel] of the columns of dz from `column`.
@@ -165,18 +193,21 @@ INLINE void gate_weight_grad_split(const WeightGrad<T>& p, int64_t begin, int64_
   }
 }
 
+// The panels [begin, end) without it.
 template <typename T>
-INLINE void gate_weight_grad(const WeightGrad<T>& p, int64_t column, T* scratch) {
+INLINE void gate_weight_grad(const WeightGrad<T>& p, int64_t begin, int64_t end, T* scratch) {
   const LayerShape& s = p.shape;
-  const int64_t G = 4 * s.H, M = left_columns(s);
-  T* sums = scratch + kBlock * (left_stride<T>(M) + kPanel<T>);
+  const int64_t G = 4 * s.H;
   const NoBackground background;
   const auto gather = [&](int64_t n0, int64_t n1, T* out, int64_t stride) {
     gather_inputs(p, n0, n1, out, stride, background);
   };
-  sum_of_products<T>(s.steps.total(), M, p.grad_gates, G, column, gather, scratch, sums);
-
-  write_gate_weight_grad(p, column, sums, panel_vectors<T>(G, column) * kLanes<T>);
+  sum_of_products<T>(s.steps.total(), left_columns(s), p.grad_gates, G, begin, end, scratch, gather,
+                     [&](int64_t panel, const T* sums) {
+                       const int64_t column = panel * kPanel<T>;
+                       const int64_t width = panel_vectors<T>(G, column) * kLanes<T>;
+                       write_gate_weight_grad(p, column, sums, width);
+                     });
 }
 
 // The same for a few rows of a single step: x and h_0 are matrices as they lie, and the sums are so
@@ -210,40 +241,44 @@ INLINE void few_rows_weight_grad(const WeightGrad<T>& p, int64_t column) {
 }
 
 template <typename T>
-INLINE void projection_weight_grad(const WeightGrad<T>& p, int64_t column, T* scratch) {
+INLINE void projection_weight_grad(const WeightGrad<T>& p, int64_t begin, int64_t end, T* scratch) {
   const LayerShape& s = p.shape;
-  T* sums = scratch + kBlock * (left_stride<T>(s.P) + kPanel<T>);
   const auto gather = [&](int64_t n0, int64_t n1, T* out, int64_t stride) {
     for (int64_t n = n0; n < n1; ++n, out += stride) copy_row(p.grad_hidden + n * s.P, out, s.P);
   };
-  sum_of_products<T>(s.steps.total(), s.P, p.hidden, s.H, column, gather, scratch, sums);
-
-  const int64_t width = panel_vectors<T>(s.H, column) * kLanes<T>,
-                columns = min(width, s.H - column);
-  for (int64_t m = 0; m < s.P; ++m)
-    copy_row(sums + m * width, p.weight_hr + m * s.H + column, columns);
+  sum_of_products<T>(s.steps.total(), s.P, p.hidden, s.H, begin, end, scratch, gather,
+                     [&](int64_t panel, const T* sums) {
+                       const int64_t column = panel * kPanel<T>;
+                       const int64_t width = panel_vectors<T>(s.H, column) * kLanes<T>;
+                       for (int64_t m = 0; m < s.P; ++m) {
+                         copy_row(sums + m * width, p.weight_hr + m * s.H + column,
+                                  min(width, s.H - column));
+                       }
+                     });
 }
 
+// Panels of the gates, then of the projection.
 template <typename T>
 void weight_grad(const WeightGrad<T>& p, int64_t panel0, int64_t panel1, T* scratch) {
   const FlushDenormals scope;
   const int64_t gate_panels = ceil_div(4 * p.shape.H, kPanel<T>);
   const Steps& steps = p.shape.steps;
-  const bool few_rows = steps.T == 1 && steps.B > 0 && steps.B <= kFewRows;
-  if (p.shape.parts && panel0 < gate_panels) {
-    const UnitScope unit(true);
-    gate_weight_grad_split(p, panel0, min(panel1, gate_panels), scratch);
-    panel0 = min(panel1, gate_panels);
-  }
-  for (int64_t panel = panel0; panel < panel1; ++panel) {
-    if (panel < gate_panels) {
-      if (few_rows)
+  const int64_t gates_end = min(panel1, gate_panels);
+  if (panel0 < gates_end) {
+    if (p.shape.parts) {
+      const UnitScope unit(true);
+      gate_weight_grad_split(p, panel0, gates_end, scratch);
+    } else if (steps.T == 1 && steps.B > 0 && steps.B <= kFewRows) {
+      for (int64_t panel = panel0; panel < gates_end; ++panel) {
         few_rows_weight_grad(p, panel * kPanel<T>);
-      else
-        gate_weight_grad(p, panel * kPanel<T>, scratch);
-    } else if (p.weight_hr) {
-      projection_weight_grad(p, (panel - gate_panels) * kPanel<T>, scratch);
+      }
+    } else {
+      gate_weight_grad(p, panel0, gates_end, scratch);
     }
+  }
+  const int64_t begin = max(panel0, gate_panels);
+  if (begin < panel1 && p.weight_hr) {
+    projection_weight_grad(p, begin - gate_panels, panel1 - gate_panels, scratch);
   }
 }
 

@@ -183,19 +183,19 @@ py::dict build_info() {
 }
 
 template <typename T>
-py::dict cpu_plan_of(const StackShape& shape, int64_t threads) {
+py::dict cpu_plan_of(const StackShape& shape, const Threads& threads) {
   const std::vector<LayerWeights<T>> weights(shape.L * shape.D);
   StackForward<T> p{};
   p.shape = shape;
   p.weights = weights.data();
-  plan(active_kernels(), p, serial(threads));
+  plan(active_kernels(), p, threads);
   py::dict result;
   result["path"] = p.plain ? "single step" : p.shape.parts ? "matrix unit" : "packed weights";
   const auto members = [&](const StackShape& s, Pass pass) {
-    return divide(s, pass, threads_of(s, pass, serial(threads)), sizeof(T)).members;
+    return divide(s, pass, threads_of(s, pass, threads), sizeof(T)).members;
   };
   result["sums_inputs"] = p.sums_inputs;
-  result["threads"] = threads_of(shape, Pass::Forward, serial(threads));
+  result["threads"] = threads_of(shape, Pass::Forward, threads).count;
   result["members"] = p.plain ? 1 : members(p.shape, Pass::Forward);
   result["backward_members"] = members(shape, Pass::Backward);
   return result;
@@ -204,7 +204,7 @@ py::dict cpu_plan_of(const StackShape& shape, int64_t threads) {
 // What the CPU's planner decides, numbers beyond the matrix unit aside.
 py::dict cpu_plan(const std::string& dtype, const std::vector<int64_t>& batch_sizes, int64_t I,
                   int64_t H, std::optional<int64_t> P, int64_t L, int64_t D, int parts,
-                  int64_t threads) {
+                  int64_t threads, std::optional<int64_t> second_cache) {
   if (batch_sizes.empty()) throw std::invalid_argument("batch_sizes must not be empty");
   std::vector<int64_t> offsets = {0};
   for (const int64_t rows : batch_sizes) offsets.push_back(offsets.back() + rows);
@@ -218,7 +218,9 @@ py::dict cpu_plan(const std::string& dtype, const std::vector<int64_t>& batch_si
   s.L = L;
   s.D = D;
   s.parts = parts;
-  return dtype == "float64" ? cpu_plan_of<double>(s, threads) : cpu_plan_of<float>(s, threads);
+  Threads available = serial(threads);
+  if (second_cache) available.second_cache = *second_cache;
+  return dtype == "float64" ? cpu_plan_of<double>(s, available) : cpu_plan_of<float>(s, available);
 }
 
 // What the CUDA planner decides for a device that need not be there.
@@ -297,7 +299,7 @@ PYBIND11_MODULE(_kernels, m) {
   using py::literals::operator""_a;
   m.def("cpu_plan", &lstm_fast::cpu_plan, "dtype"_a, "batch_sizes"_a, "I"_a, "H"_a,
         "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "parts"_a = 3, "threads"_a = 1,
-        "How the CPU kernels compute a problem on this machine.");
+        "second_cache"_a = py::none(), "How the CPU kernels compute a problem on this machine.");
   m.def("cuda_plan", &lstm_fast::cuda_plan, "dtype"_a, "T"_a, "B"_a, "I"_a, "H"_a,
         "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "allow_tf32"_a = true,
         "compute_capability"_a = 90, "multiprocessors"_a = 132, "shared_bytes"_a = 227 << 10,
