@@ -58,6 +58,20 @@ if X86:
         *("-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-Wno-maybe-uninitialized"),
     ]
 
+
+def chosen_isas() -> list[str]:
+    """The instruction sets to compile for: all, or the baseline and those of LSTM_FAST_CPU_ISAS."""
+    wanted = os.environ.get("LSTM_FAST_CPU_ISAS", "").split() or list(ISA_FLAGS)
+    unknown = set(wanted) - set(ISA_FLAGS)
+    if unknown:
+        sys.exit(f"LSTM_FAST_CPU_ISAS must be of {' '.join(ISA_FLAGS)}, got {' '.join(wanted)}")
+    return [isa for isa in ISA_FLAGS if isa in {"baseline", *wanted}]
+
+
+CPU_ISAS = chosen_isas()
+# What dispatch.cpp may refer to.
+ISA_MACROS = [f"-DLSTM_FAST_{isa.upper()}" for isa in CPU_ISAS if isa != "baseline"]
+
 MIN_NVCC = (12, 8)  # the oldest that knows sm_100
 # Turing, Ampere (two), Ada, Hopper, Blackwell. 90a rather than 90: what only Hopper itself has.
 CUDA_ARCHS = ["75", "80", "86", "89", "90a", "100"]
@@ -74,7 +88,7 @@ DEBUG = os.environ.get("LSTM_FAST_DEBUG", "0") not in ("", "0")
 CXX_FLAGS = [
     *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"),
     *(("-g", "-O1") if DEBUG else ("-g0", "-O3", "-DNDEBUG")),
-    *(["-DLSTM_FAST_X86"] if X86 else []),
+    *ISA_MACROS,
 ]
 # Without exceptions the objects of the instruction sets share no symbol, not even the unwinder's.
 KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti"]
@@ -365,7 +379,7 @@ def sources(folder: Path, suffix: str = ".cpp") -> list[Path]:
     return sorted(path.relative_to(ROOT) for path in (ROOT / folder).glob(f"*{suffix}"))
 
 
-def add_cpu_objects(ninja: NinjaFile, isas: Iterable[str] = tuple(ISA_FLAGS)) -> list[Path]:
+def add_cpu_objects(ninja: NinjaFile, isas: Iterable[str] = tuple(CPU_ISAS)) -> list[Path]:
     """csrc/cpu: kernels.cpp once per instruction set, everything else once, for any CPU."""
     objects = []
     for source in sources(CSRC / "cpu"):

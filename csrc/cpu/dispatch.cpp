@@ -5,7 +5,7 @@
 
 #include "kernels.h"
 
-#if defined(LSTM_FAST_X86)
+#if defined(LSTM_FAST_AMX)
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
@@ -16,15 +16,30 @@
 namespace lstm_fast {
 
 extern const Kernels kernels_baseline;
-#if defined(LSTM_FAST_X86)
+#if defined(LSTM_FAST_AVX2)
 extern const Kernels kernels_avx2;
+#endif
+#if defined(LSTM_FAST_AVX512)
 extern const Kernels kernels_avx512;
+#endif
+#if defined(LSTM_FAST_AMX)
 extern const Kernels kernels_amx;
 #endif
 
 namespace {
 
-#if defined(LSTM_FAST_X86)
+#if defined(LSTM_FAST_AVX2) || defined(LSTM_FAST_AVX512) || defined(LSTM_FAST_AMX)
+bool has_avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+[[maybe_unused]] bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+#if defined(LSTM_FAST_AMX)
 // AMX needs the CPU, and the system's consent to a larger register state of this process.
 bool amx_usable() {
 #if defined(__linux__)
@@ -48,14 +63,14 @@ struct Available {
 
   Available() {
     list[count++] = &kernels_baseline;
-#if defined(LSTM_FAST_X86)
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx2) list[count++] = &kernels_avx2;
-    if (avx2 && avx512) list[count++] = &kernels_avx512;
-    if (avx2 && avx512 && amx_usable()) list[count++] = &kernels_amx;
+#if defined(LSTM_FAST_AVX2)
+    if (has_avx2()) list[count++] = &kernels_avx2;
+#endif
+#if defined(LSTM_FAST_AVX512)
+    if (has_avx512()) list[count++] = &kernels_avx512;
+#endif
+#if defined(LSTM_FAST_AMX)
+    if (has_avx512() && amx_usable()) list[count++] = &kernels_amx;
 #endif
   }
 };

@@ -166,8 +166,14 @@ py::tuple activations(const Array<T>& x, const std::optional<std::string>& isa) 
 
 py::dict build_info() {
   std::vector<std::string> built = {"baseline"};
-#if defined(LSTM_FAST_X86)
-  built.insert(built.end(), {"avx2", "avx512", "amx"});
+#if defined(LSTM_FAST_AVX2)
+  built.push_back("avx2");
+#endif
+#if defined(LSTM_FAST_AVX512)
+  built.push_back("avx512");
+#endif
+#if defined(LSTM_FAST_AMX)
+  built.push_back("amx");
 #endif
   py::dict info;
   info["version"] = kVersion;

@@ -26,7 +26,7 @@ def build(sanitizers: str, guided: bool) -> None:
     """The programs, linked from the CPU floor alone. Raises CompileError."""
     folder = folder_of(sanitizers, guided)
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
-    left = {"-g0", "-O3", "-DNDEBUG"} | ({"-DLSTM_FAST_X86"} if guided else set())
+    left = {"-g0", "-O3", "-DNDEBUG", *(setup.ISA_MACROS if guided else [])}
     kept = [flag for flag in setup.CXX_FLAGS if flag not in left]
     includes = [f"-I{setup.CSRC}", f"-I{setup.CSRC / 'cpu'}"]
     cover, link = ["-fsanitize=fuzzer-no-link"] * guided, ["-fsanitize=fuzzer"] * guided
