@@ -19,8 +19,8 @@
 namespace lstm_fast {
 namespace {
 
-// kTileRows: most rows of a register tile. kTileSums: vectors of sums that fit the registers beside
-// their operands.
+// kTileSums: vectors of sums that fit the registers beside their operands. kTileRows: most rows of
+// a tile whose sums do.
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 constexpr int kTileRows = 6, kTileSums = 24;

@@ -43,27 +43,49 @@ struct Columns {
 
 template <int R, int W, typename T>
 INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K,
-                       int64_t step = W * kLanes<T>) {
-  constexpr int lanes = kLanes<T>;
-  const T* a_row[R];
-  for (int r = 0; r < R; ++r) a_row[r] = a.data + r * a.row;
-  // Unrolled, since a core cannot foresee the end of a loop of dozens of short rounds.
+                       int64_t step = W * kLanes<T>);
+
+// The columns of the vectors from `Begin` on.
+template <int Begin, int Vectors, int R, int W, typename T>
+INLINE void accumulate_columns(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K,
+                               int64_t step) {
+  Vec<T> part[R][Vectors];
+  for (int r = 0; r < R; ++r) {
+    for (int w = 0; w < Vectors; ++w) part[r][w] = acc[r][Begin + w];
+  }
+  accumulate<R, Vectors, T>(part, a, b + Begin * kLanes<T>, K, step);
+  for (int r = 0; r < R; ++r) {
+    for (int w = 0; w < Vectors; ++w) acc[r][Begin + w] = part[r][w];
+  }
+}
+
+template <int R, int W, typename T>
+INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K, int64_t step) {
+  if constexpr (R * W > kTileSums) {
+    accumulate_columns<0, W / 2>(acc, a, b, K, step);
+    accumulate_columns<W / 2, W - W / 2>(acc, a, b, K, step);
+  } else {
+    constexpr int lanes = kLanes<T>;
+    const T* a_row[R];
+    for (int r = 0; r < R; ++r) a_row[r] = a.data + r * a.row;
+    // Unrolled, since a core cannot foresee the end of a loop of dozens of short rounds.
 #pragma GCC unroll 4
-  for (int64_t k = 0; k < K; ++k, b += step) {
-    // The operand with fewer vectors stays in registers.
-    if constexpr (R < W) {
-      Vec<T> x[R];
-      for (int r = 0; r < R; ++r) x[r] = broadcast(a_row[r][k * a.step]);
-      for (int w = 0; w < W; ++w) {
-        const Vec<T> y = load(b + w * lanes);
-        for (int r = 0; r < R; ++r) acc[r][w] = fma(x[r], y, acc[r][w]);
-      }
-    } else {
-      Vec<T> y[W];
-      for (int w = 0; w < W; ++w) y[w] = load(b + w * lanes);
-      for (int r = 0; r < R; ++r) {
-        const Vec<T> x = broadcast(a_row[r][k * a.step]);
-        for (int w = 0; w < W; ++w) acc[r][w] = fma(x, y[w], acc[r][w]);
+    for (int64_t k = 0; k < K; ++k, b += step) {
+      // The operand with fewer vectors stays in registers.
+      if constexpr (R < W) {
+        Vec<T> x[R];
+        for (int r = 0; r < R; ++r) x[r] = broadcast(a_row[r][k * a.step]);
+        for (int w = 0; w < W; ++w) {
+          const Vec<T> y = load(b + w * lanes);
+          for (int r = 0; r < R; ++r) acc[r][w] = fma(x[r], y, acc[r][w]);
+        }
+      } else {
+        Vec<T> y[W];
+        for (int w = 0; w < W; ++w) y[w] = load(b + w * lanes);
+        for (int r = 0; r < R; ++r) {
+          const Vec<T> x = broadcast(a_row[r][k * a.step]);
+          for (int w = 0; w < W; ++w) acc[r][w] = fma(x, y[w], acc[r][w]);
+        }
       }
     }
   }
@@ -138,13 +160,17 @@ INLINE void with_size(int64_t n, const F& f) {
 }
 
 // Calls f(first row, Size<rows>) for tiles of so many vectors of columns that cover rows [begin,
-// end), as even as they can be.
+// end), as even as they can be. Where the registers do not hold the sums of kTileRows rows, tiles
+// have at least as many as they do hold: half as many would read the other operand twice as often.
 template <int Vectors, typename F>
 INLINE void for_each_tile(int64_t begin, int64_t end, const F& f) {
-  constexpr int most = kTileSums / Vectors < kTileRows ? kTileSums / Vectors : kTileRows;
-  for (int64_t tiles = ceil_div(end - begin, most); tiles > 0; --tiles) {
+  constexpr bool fits = kTileRows * Vectors <= kTileSums;
+  constexpr int held = kTileSums / kTileVectors;
+  const int64_t all = end - begin;
+  for (int64_t tiles = fits ? ceil_div(all, kTileRows) : max(all > 0, all / held); tiles > 0;
+       --tiles) {
     const int64_t rows = ceil_div(end - begin, tiles);
-    with_size<most>(rows, [&](auto size) { f(begin, size); });
+    with_size<fits ? kTileRows : 2 * held - 1>(rows, [&](auto size) { f(begin, size); });
     begin += rows;
   }
 }
