@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from lstm_fast import ops, reference
+from lstm_fast import LSTM, ops, reference
 from tests.sample_inputs import CONFIGS, DTYPES, Config, assert_all_close, assert_close
 
 all_configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -509,3 +509,16 @@ def test_zero_batch():
     output, h_n, c_n, *grads = all_results(args, torch.ones(()))
     assert (output.shape, h_n.shape, c_n.shape) == ((5, 0, 6), (4, 0, 3), (4, 0, 5))
     assert all(not grad.any() for grad in grads)
+
+
+def test_a_narrower_layer_needs_no_more_room():
+    """More panels of its weights' gradients share a block of rows than of the first layer's."""
+    ours = LSTM(257, 255, num_layers=2)
+    theirs = torch.nn.LSTM(257, 255, num_layers=2)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 2, 257)
+    grads = [
+        torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
+        for module in (ours, theirs)
+    ]
+    torch.testing.assert_close(*grads)

@@ -44,21 +44,24 @@ INLINE int64_t split_operands_size(const LayerShape& s) {
   return transposed_size(kBlock, left_columns(s), s.parts) + split_panel_size(kBlock, s.parts);
 }
 
-// Panels that share a left factor, which is gathered for them once, with sums of M rows that stay
-// in the cache, more or less, from one block of rows to the next: they are read and written in
-// order.
+// Panels share a left factor, which is gathered for them once, if their sums, of M rows, have so
+// many bytes together. They are read and written in order, so that leaving the cache hardly counts.
+constexpr int64_t kSumsBytes = 1 << 19;
+
 template <typename T>
-INLINE int64_t panels_at_once(int64_t M, int64_t panels) {
-  constexpr int64_t bytes = 1 << 19;
+INLINE int64_t panels_at_once(int64_t M) {
   const int64_t of_panel = M * kPanel<T> * static_cast<int64_t>(sizeof(T));
-  return min(panels, max(1, bytes / max(1, of_panel)));
+  return max(1, kSumsBytes / max(1, of_panel));
 }
 
-// Elements that sum_of_products needs for a product [M, C], sums included.
+// Elements that sum_of_products needs for a product [M, C], sums included. Grows with M, so that
+// what the widest layer needs is enough for all.
 template <typename T>
 INLINE int64_t sum_of_products_scratch(int64_t M, int64_t C) {
-  return kBlock * (left_stride<T>(M) + kPanel<T>)+panels_at_once<T>(M, ceil_div(C, kPanel<T>)) * M *
-         kPanel<T>;
+  const int64_t of_panel = M * kPanel<T>;
+  const int64_t at_once = max(of_panel, kSumsBytes / static_cast<int64_t>(sizeof(T)));
+  const int64_t sums = min(at_once, ceil_div(C, kPanel<T>) * of_panel);
+  return sums + kBlock * (left_stride<T>(M) + kPanel<T>);
 }
 
 template <typename T>
@@ -96,7 +99,7 @@ INLINE void sum_of_products(int64_t N, int64_t M, const T* right, int64_t C, int
   T* right_panel = left + kBlock * stride;
   T* sums = right_panel + kBlock * kPanel<T>;
   const auto sums_of = [&](int64_t i) { return sums + i * M * kPanel<T>; };
-  const int64_t at_once = panels_at_once<T>(M, ceil_div(C, kPanel<T>));
+  const int64_t at_once = panels_at_once<T>(M);
   for (int64_t first = begin; first < end; first += at_once) {
     const int64_t panels = min(at_once, end - first);
     for (int64_t n0 = 0; n0 == 0 || n0 < N; n0 += kBlock) {
