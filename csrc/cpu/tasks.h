@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../lstm.h"
+
 namespace lstm_fast {
 
 // Of the second cache of a core of this machine. (plan.cpp)
@@ -21,7 +23,7 @@ struct Threads {
 // thread take about that long (measured with 2 threads at 100 GFLOP/s each).
 constexpr int64_t kFlopsPerThread = int64_t{1} << 19;
 
-inline int64_t threads_for(int64_t flops, const Threads& threads) {
+LSTM_FAST_INLINE int64_t threads_for(int64_t flops, const Threads& threads) {
   return std::max<int64_t>(1, std::min(threads.count, flops / kFlopsPerThread));
 }
 
@@ -38,21 +40,21 @@ void run(const Threads& threads, int64_t tasks, const F& f) {
 }
 
 // Item i of [0, size) cut into `parts`: [begin(i), begin(i + 1)).
-inline int64_t part(int64_t size, int64_t parts, int64_t i) { return size * i / parts; }
+LSTM_FAST_INLINE int64_t part(int64_t size, int64_t parts, int64_t i) { return size * i / parts; }
 
 // Hands out pieces of a workspace on cache lines. From a null base it only measures.
 template <typename T>
 class Arena {
  public:
-  explicit Arena(T* base) : base_(base) {}
+  LSTM_FAST_INLINE explicit Arena(T* base) : base_(base) {}
 
-  T* take(int64_t elements) {
+  LSTM_FAST_INLINE T* take(int64_t elements) {
     constexpr int64_t line = 64 / sizeof(T);
     T* piece = base_ ? base_ + used_ : nullptr;
     used_ += (elements + line - 1) / line * line;
     return piece;
   }
-  int64_t used() const { return used_; }
+  LSTM_FAST_INLINE int64_t used() const { return used_; }
 
  private:
   T* base_;
@@ -60,7 +62,7 @@ class Arena {
 };
 
 template <typename T>
-T* offset(T* p, int64_t elements) {
+LSTM_FAST_INLINE T* offset(T* p, int64_t elements) {
   return p ? p + elements : nullptr;
 }
 

@@ -88,7 +88,7 @@ INLINE void gather_inputs(const WeightGrad<T>& p, int64_t n0, int64_t n1, T* out
   });
 }
 
-// Calls f(panel, sums [M][width of the panel]) for the panels [begin, end) of left[N, M]^T
+// Calls f(first column, width, sums [M][width]) for the panels [begin, end) of left[N, M]^T
 // right[N, C], where gather(n0, n1, out, stride) writes rows of left. `scratch` has
 // sum_of_products_scratch(M, C) elements.
 template <typename T, typename Gather, typename F>
@@ -122,7 +122,10 @@ INLINE void sum_of_products(int64_t N, int64_t M, const T* right, int64_t C, int
         });
       }
     }
-    for (int64_t i = 0; i < panels; ++i) f(first + i, sums_of(i));
+    for (int64_t i = 0; i < panels; ++i) {
+      const int64_t column = (first + i) * kPanel<T>;
+      f(column, panel_vectors<T>(C, column) * kLanes<T>, sums_of(i));
+    }
   }
 }
 
@@ -200,15 +203,12 @@ INLINE void gate_weight_grad_split(const WeightGrad<T>& p, int64_t begin, int64_
 template <typename T>
 INLINE void gate_weight_grad(const WeightGrad<T>& p, int64_t begin, int64_t end, T* scratch) {
   const LayerShape& s = p.shape;
-  const int64_t G = 4 * s.H;
   const NoBackground background;
   const auto gather = [&](int64_t n0, int64_t n1, T* out, int64_t stride) {
     gather_inputs(p, n0, n1, out, stride, background);
   };
-  sum_of_products<T>(s.steps.total(), left_columns(s), p.grad_gates, G, begin, end, scratch, gather,
-                     [&](int64_t panel, const T* sums) {
-                       const int64_t column = panel * kPanel<T>;
-                       const int64_t width = panel_vectors<T>(G, column) * kLanes<T>;
+  sum_of_products<T>(s.steps.total(), left_columns(s), p.grad_gates, 4 * s.H, begin, end, scratch,
+                     gather, [&](int64_t column, int64_t width, const T* sums) {
                        write_gate_weight_grad(p, column, sums, width);
                      });
 }
@@ -250,9 +250,7 @@ INLINE void projection_weight_grad(const WeightGrad<T>& p, int64_t begin, int64_
     for (int64_t n = n0; n < n1; ++n, out += stride) copy_row(p.grad_hidden + n * s.P, out, s.P);
   };
   sum_of_products<T>(s.steps.total(), s.P, p.hidden, s.H, begin, end, scratch, gather,
-                     [&](int64_t panel, const T* sums) {
-                       const int64_t column = panel * kPanel<T>;
-                       const int64_t width = panel_vectors<T>(s.H, column) * kLanes<T>;
+                     [&](int64_t column, int64_t width, const T* sums) {
                        for (int64_t m = 0; m < s.P; ++m) {
                          copy_row(sums + m * width, p.weight_hr + m * s.H + column,
                                   min(width, s.H - column));
