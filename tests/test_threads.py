@@ -14,6 +14,7 @@ SHAPES = [
     (2, 9, 30, 400, {"num_layers": 2}),
     (3, 9, 30, 400, {"bidirectional": True}),
     (16, 6, 40, 200, {}),
+    (4, 2, 8, 384, {}),  # so few rows that backward reads the weights as they are
 ]
 
 
@@ -21,7 +22,9 @@ SHAPES = [
 def case(request):
     B, T, I, H, options = request.param  # noqa: E741
     torch.manual_seed(0)
-    return lstm_fast.LSTM(I, H, **options), torch.randn(T, B, I)
+    module = lstm_fast.LSTM(I, H, **options)
+    states = module.num_layers * (1 + module.bidirectional), B, H
+    return module, [torch.randn(T, B, I), torch.randn(states), torch.randn(states)]
 
 
 @pytest.fixture
@@ -31,24 +34,24 @@ def threads():
     torch.set_num_threads(before)
 
 
-def forward_and_backward(module, x):
-    x = x.clone().requires_grad_()
-    output, state = module(x)
-    inputs = [x, *module.parameters()]
-    grads = torch.autograd.grad(output.square().sum() + state[1].sum(), inputs)
+def forward_and_backward(module, inputs):
+    x, h0, c0 = inputs = [t.clone().requires_grad_() for t in inputs]
+    output, state = module(x, (h0, c0))
+    loss = output.square().sum() + state[1].sum()
+    grads = torch.autograd.grad(loss, [*inputs, *module.parameters()])
     return [output, *state, *grads]
 
 
 def test_the_number_of_threads_changes_no_bit(case, threads, monkeypatch):
-    module, x = case
+    module, inputs = case
     threads(1)
     torch.use_deterministic_algorithms(True)
     try:
-        expected = forward_and_backward(module, x)
+        expected = forward_and_backward(module, inputs)
         for count in (2, 3, 4, 8):
             threads(count)
             for _ in range(20):
-                for e, g in zip(expected, forward_and_backward(module, x), strict=True):
+                for e, g in zip(expected, forward_and_backward(module, inputs), strict=True):
                     assert torch.equal(e, g)
     finally:
         torch.use_deterministic_algorithms(False)
@@ -56,10 +59,10 @@ def test_the_number_of_threads_changes_no_bit(case, threads, monkeypatch):
 
 def test_more_teams_than_cores(case, threads):
     """Members that another thread keeps from running are waited for, or done without."""
-    module, x = case
+    module, inputs = case
     threads(2)
-    expected = forward_and_backward(module, x)
+    expected = forward_and_backward(module, inputs)
     with ThreadPoolExecutor(6) as pool:
-        for got in pool.map(lambda _: forward_and_backward(module, x), range(30)):
+        for got in pool.map(lambda _: forward_and_backward(module, inputs), range(30)):
             for e, g in zip(expected, got, strict=True):
                 torch.testing.assert_close(g, e)

@@ -177,7 +177,8 @@ void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1, TeamMember
     run.begin = max(b0, steps.carried(t, s.reverse)), run.end = min(b1, steps.rows(t));
     if (!p.grad_h0 || run.begin >= run.end) return;
     if (p.plain) {
-      return multiply_rows<T>(run.begin, run.end, {dz(t), G}, weight_hh(p), p.grad_h0, s.P, false);
+      return multiply_rows<T>(run.begin, run.end, {dz(t), G}, weight_hh(p), p.grad_h0, s.P, false,
+                              run.first_panel * kPanel<T>, min(s.P, run.last_panel * kPanel<T>));
     }
     run.dz_next = dz(t);
     const auto finish = [&](int64_t b, int64_t column, auto& dh, const auto& background) {

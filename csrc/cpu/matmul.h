@@ -1,4 +1,5 @@
-// y[begin:end, C] (+)= a[begin:end, K] x b[K, C], with b packed (pack.h) or as it is.
+// y[begin:end, C] (+)= a[begin:end, K] x b[K, C], with b packed (pack.h) or as it is, of all
+// columns or of some panels.
 #pragma once
 
 #include "pack.h"
@@ -31,33 +32,42 @@ constexpr int64_t kPlainRowsAtOnce = 32;
 
 template <typename T>
 void multiply_some_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& b, T* y,
-                        int64_t y_row, bool add) {
+                        int64_t y_row, bool add, int64_t first_column, int64_t last_column) {
   const int64_t step = b.packed ? b.K : kPlainRowsAtOnce;
   for (int64_t k = 0; k < b.K; k += step) {
     const int64_t K = min(step, b.K - k);
     const Matrix<T> some = b.packed ? b : Matrix<T>{b.data + k * b.C, K, b.C, false};
-    for_each_panel(some, 0, b.C, [&](int64_t column, const Columns<T>& columns, auto vectors) {
-      constexpr int W = decltype(vectors)::value;
-      for_each_tile<W>(begin, end, [&](int64_t row, auto rows) {
-        constexpr int R = decltype(rows)::value;
-        Vec<T> acc[R][W] = {};
-        if (add || k) load_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
-        accumulate<R, W, T>(acc, {a.data + row * a.row + k * a.step, a.row, a.step}, columns, K);
-        store_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
-      });
-    });
+    for_each_panel(some, first_column, last_column,
+                   [&](int64_t column, const Columns<T>& columns, auto vectors) {
+                     constexpr int W = decltype(vectors)::value;
+                     for_each_tile<W>(begin, end, [&](int64_t row, auto rows) {
+                       constexpr int R = decltype(rows)::value;
+                       Vec<T> acc[R][W] = {};
+                       if (add || k) load_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
+                       accumulate<R, W, T>(acc, {a.data + row * a.row + k * a.step, a.row, a.step},
+                                           columns, K);
+                       store_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
+                     });
+                   });
   }
 }
 
 // Rows of `a` stay in the second cache while panel after panel is multiplied with them.
 template <typename T>
 void multiply_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& b, T* y, int64_t y_row,
-                   bool add) {
+                   bool add, int64_t first_column, int64_t last_column) {
   constexpr int64_t bytes = 1 << 18, fewest = 48;
   const int64_t rows = max(fewest, bytes / (b.K * static_cast<int64_t>(sizeof(T)) + 1));
   for (; begin < end; begin += rows) {
-    multiply_some_rows(begin, min(end, begin + rows), a, b, y, y_row, add);
+    multiply_some_rows(begin, min(end, begin + rows), a, b, y, y_row, add, first_column,
+                       last_column);
   }
+}
+
+template <typename T>
+void multiply_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& b, T* y, int64_t y_row,
+                   bool add) {
+  multiply_rows(begin, end, a, b, y, y_row, add, 0, b.C);
 }
 
 }  // namespace
