@@ -69,7 +69,7 @@ void pack_backward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
 template <typename T>
 struct BackwardRun {
   int64_t begin, end;
-  int64_t first_panel, last_panel;
+  Sweep panels;
   const T* dz_next;   // [B, G] gradients before the activations at the step that followed
   const T* dh_end;    // [B, P] gradient of the final state, for rows that ended at this step
   const T* dy;        // [B, P], rows grad_y_stride apart
@@ -123,11 +123,9 @@ INLINE void recurrent_gradients(const LayerBackward<T>& p, const BackwardRun<T>&
   const int64_t G = 4 * s.H;
   if (s.parts && run.dz_next) {
     return for_each_split_tile(run.begin, run.end, Rows<T>{run.dz_next, G},
-                               split_matrix(s, p.weights, s.P), run.first_panel, run.last_panel,
-                               scratch, f);
+                               split_matrix(s, p.weights, s.P), run.panels, scratch, f);
   }
-  const int64_t begin = run.first_panel * kPanel<T>, end = min(s.P, run.last_panel * kPanel<T>);
-  for_each_panel(weight_hh(p), begin, end,
+  for_each_panel(weight_hh(p), run.panels,
                  [&](int64_t column, const Columns<T>& panel, auto vectors) {
                    constexpr int W = decltype(vectors)::value;
                    for_each_tile<W>(run.begin, run.end, [&](int64_t b, auto rows) {
@@ -151,7 +149,8 @@ INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run, T
   };
   recurrent_gradients(p, run, scratch, finish);
   if (!p.shape.projected) return;
-  for_each_panel(weight_hr(p), 0, p.shape.H, [&](int64_t u, const Columns<T>& panel, auto vectors) {
+  const Matrix<T> hr = weight_hr(p);
+  for_each_panel(hr, hr.all_panels(), [&](int64_t u, const Columns<T>& panel, auto vectors) {
     constexpr int W = decltype(vectors)::value;
     for_each_tile<W>(run.begin, run.end, [&](int64_t b, auto rows) {
       constexpr int R = decltype(rows)::value;
@@ -178,7 +177,7 @@ void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1, TeamMember
     if (!p.grad_h0 || run.begin >= run.end) return;
     if (p.plain) {
       return multiply_rows<T>(run.begin, run.end, {dz(t), G}, weight_hh(p), p.grad_h0, s.P, false,
-                              run.first_panel * kPanel<T>, min(s.P, run.last_panel * kPanel<T>));
+                              run.panels);
     }
     run.dz_next = dz(t);
     const auto finish = [&](int64_t b, int64_t column, auto& dh, const auto& background) {
@@ -195,7 +194,7 @@ void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1, TeamMember
     const int64_t t = s.reverse ? i : steps.T - 1 - i;
     member.round([&](const Share& share) {
       BackwardRun<T> run;
-      run.first_panel = share.begin(panels), run.last_panel = share.end(panels);
+      run.panels = {share.begin(panels), share.end(panels), i % 2 > 0};
       if (i > 0) finish_rows(Steps::previous(t, !s.reverse), run);
       if (i == steps.T) return;
       const int64_t n = steps.offset(t), end = min(b1, steps.rows(t));

@@ -100,7 +100,7 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
 template <typename T>
 struct ForwardRun {
   int64_t begin, end;
-  int64_t first_group, last_group;
+  Sweep groups;
   Rows<T> x, h;
   T* hidden;
   int64_t hidden_stride;
@@ -197,12 +197,12 @@ INLINE void forward_tile(const LayerForward<T>& p, const ForwardRun<T>& run, int
   update_cells<R, T>(p, run, b, u, z, background);
 }
 
-// Calls f(group, its first unit, Size<vectors of its gates>) for groups [first, last).
+// Calls f(group, its first unit, Size<vectors of its gates>) for groups of units.
 template <typename T, typename F>
-INLINE void for_each_group(const LayerForward<T>& p, int64_t first, int64_t last, const F& f) {
-  const T* group = p.weights + first * group_size<T>(p.shape, 0);
-  const int64_t end = min(p.shape.H, last * kLanes<T>);
-  for (int64_t u = first * kLanes<T>; u < end; group += group_size<T>(p.shape, u), u += kLanes<T>) {
+INLINE void for_each_group(const LayerForward<T>& p, const Sweep& groups, const F& f) {
+  for (int64_t i = 0; i < groups.size(); ++i) {
+    const int64_t u = groups[i] * kLanes<T>;
+    const T* group = p.weights + groups[i] * group_size<T>(p.shape, 0);
     switch (group_vectors<T>(p.shape, u)) {
       case 1:
         f(group, u, Size<1>{});
@@ -221,7 +221,7 @@ INLINE void for_each_group(const LayerForward<T>& p, int64_t first, int64_t last
 template <bool HasInputSums, typename T>
 __attribute__((noinline)) void forward_run_packed(const LayerForward<T>& p,
                                                   const ForwardRun<T>& run) {
-  for_each_group(p, run.first_group, run.last_group, [&](const T* group, int64_t u, auto vectors) {
+  for_each_group(p, run.groups, [&](const T* group, int64_t u, auto vectors) {
     constexpr int W = decltype(vectors)::value;
     for_each_tile<W>(run.begin, run.end, [&](int64_t b, auto rows) {
       constexpr int R = decltype(rows)::value;
@@ -253,7 +253,7 @@ template <typename T>
 __attribute__((noinline)) void sum_inputs(const LayerForward<T>& p, int64_t begin, int64_t end) {
   const LayerShape& s = p.shape;
   const int64_t stride = input_sums_row<T>(s);
-  for_each_group(p, 0, ceil_div(s.H, kLanes<T>), [&](const T* group, int64_t u, auto vectors) {
+  for_each_group(p, {0, ceil_div(s.H, kLanes<T>)}, [&](const T* group, int64_t u, auto vectors) {
     constexpr int W = decltype(vectors)::value;
     const T* weights = group + (1 + s.P) * W * kLanes<T>;
     for_each_tile<W>(begin, end, [&](int64_t row, auto rows) {
@@ -277,16 +277,14 @@ INLINE void forward_run_split(const LayerForward<T>& p, const ForwardRun<T>& run
   const SplitRows x = split_rows(run.x.data + run.begin * run.x.row, run.x.row, rows, s.I, s.parts,
                                  scratch + split_size(rows, s.P, s.parts));
   const int64_t of_blocks = (1 + split_tail(s.P) + split_tail(s.I)) * 4 * kLanes<T>;
-  const auto unit_of = [&](int64_t i) { return (run.first_group + i) * kLanes<T>; };
-  const auto group_of = [&](int64_t i) {
-    return p.weights + (run.first_group + i) * group_size<T>(s, 0);
-  };
+  const auto unit_of = [&](int64_t i) { return run.groups[i] * kLanes<T>; };
+  const auto group_of = [&](int64_t i) { return p.weights + run.groups[i] * group_size<T>(s, 0); };
   const auto product = [&](int64_t row, int64_t i, int64_t product_rows, T* sums) {
     return Product<T>(h.from(row), blocks_h, x.from(row), blocks_x, group_of(i) + of_blocks,
                       s.parts, product_rows, sums);
   };
   for_each_product_tile<kTileRows, T>(
-      rows, run.last_group - run.first_group, product,
+      rows, run.groups.size(), product,
       [&](int64_t row, int64_t i, auto tile_rows, const T* sums, const auto& background) {
         forward_tile<decltype(tile_rows)::value, 4>(p, run, run.begin + row, group_of(i),
                                                     unit_of(i), sums, background);
@@ -358,7 +356,7 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, TeamMember& 
 
     member.round([&](const Share& share) {
       const int64_t groups = ceil_div(s.H, kLanes<T>);
-      run.first_group = share.begin(groups), run.last_group = share.end(groups);
+      run.groups = {share.begin(groups), share.end(groups), i % 2 > 0};
       const int64_t carried = min(max(b0, steps.carried(t, s.reverse)), end);
       if (b0 < carried) {
         run.begin = b0, run.end = carried;
@@ -370,8 +368,8 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, TeamMember& 
         run.h = h0;
         forward_run(p, run, scratch);
       }
-      const int64_t first_unit = run.first_group * kLanes<T>;
-      const int64_t last_unit = min(s.H, run.last_group * kLanes<T>);
+      const int64_t first_unit = run.groups.first * kLanes<T>;
+      const int64_t last_unit = min(s.H, run.groups.last * kLanes<T>);
       if (p.cells && !p.gates) keep_cells(p, n, b0, end, first_unit, last_unit);
       if (s.projected) {
         multiply_rows<T>(b0, end, {run.hidden, s.H}, weight_hr, y, p.y_stride, false);

@@ -13,13 +13,15 @@ struct Matrix {
   const T* data;
   int64_t K, C;
   bool packed;
+
+  INLINE Sweep all_panels() const { return {0, ceil_div(C, kPanel<T>)}; }
 };
 
-// Calls f(column, Columns, Size<vectors>) for panels of columns that cover the columns [begin,
-// end); `begin` is that of a panel.
+// Calls f(column, Columns, Size<vectors>) for panels of columns.
 template <typename T, typename F>
-INLINE void for_each_panel(const Matrix<T>& m, int64_t begin, int64_t end, const F& f) {
-  for (int64_t column = begin; column < end; column += kPanel<T>) {
+INLINE void for_each_panel(const Matrix<T>& m, const Sweep& panels, const F& f) {
+  for (int64_t i = 0; i < panels.size(); ++i) {
+    const int64_t column = panels[i] * kPanel<T>;
     const int64_t vectors = panel_vectors<T>(m.C, column), width = vectors * kLanes<T>;
     const Columns<T> columns = m.packed ? Columns<T>{m.data + m.K * column, width, width}
                                         : Columns<T>{m.data + column, m.C, m.C - column};
@@ -32,42 +34,39 @@ constexpr int64_t kPlainRowsAtOnce = 32;
 
 template <typename T>
 void multiply_some_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& b, T* y,
-                        int64_t y_row, bool add, int64_t first_column, int64_t last_column) {
+                        int64_t y_row, bool add, const Sweep& panels) {
   const int64_t step = b.packed ? b.K : kPlainRowsAtOnce;
   for (int64_t k = 0; k < b.K; k += step) {
     const int64_t K = min(step, b.K - k);
     const Matrix<T> some = b.packed ? b : Matrix<T>{b.data + k * b.C, K, b.C, false};
-    for_each_panel(some, first_column, last_column,
-                   [&](int64_t column, const Columns<T>& columns, auto vectors) {
-                     constexpr int W = decltype(vectors)::value;
-                     for_each_tile<W>(begin, end, [&](int64_t row, auto rows) {
-                       constexpr int R = decltype(rows)::value;
-                       Vec<T> acc[R][W] = {};
-                       if (add || k) load_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
-                       accumulate<R, W, T>(acc, {a.data + row * a.row + k * a.step, a.row, a.step},
-                                           columns, K);
-                       store_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
-                     });
-                   });
+    for_each_panel(some, panels, [&](int64_t column, const Columns<T>& columns, auto vectors) {
+      constexpr int W = decltype(vectors)::value;
+      for_each_tile<W>(begin, end, [&](int64_t row, auto rows) {
+        constexpr int R = decltype(rows)::value;
+        Vec<T> acc[R][W] = {};
+        if (add || k) load_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
+        accumulate<R, W, T>(acc, {a.data + row * a.row + k * a.step, a.row, a.step}, columns, K);
+        store_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
+      });
+    });
   }
 }
 
 // Rows of `a` stay in the second cache while panel after panel is multiplied with them.
 template <typename T>
 void multiply_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& b, T* y, int64_t y_row,
-                   bool add, int64_t first_column, int64_t last_column) {
+                   bool add, const Sweep& panels) {
   constexpr int64_t bytes = 1 << 18, fewest = 48;
   const int64_t rows = max(fewest, bytes / (b.K * static_cast<int64_t>(sizeof(T)) + 1));
   for (; begin < end; begin += rows) {
-    multiply_some_rows(begin, min(end, begin + rows), a, b, y, y_row, add, first_column,
-                       last_column);
+    multiply_some_rows(begin, min(end, begin + rows), a, b, y, y_row, add, panels);
   }
 }
 
 template <typename T>
 void multiply_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& b, T* y, int64_t y_row,
                    bool add) {
-  multiply_rows(begin, end, a, b, y, y_row, add, 0, b.C);
+  multiply_rows(begin, end, a, b, y, y_row, add, b.all_panels());
 }
 
 }  // namespace

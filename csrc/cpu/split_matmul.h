@@ -16,8 +16,8 @@ struct SplitMatrix {
 
   INLINE int64_t tail() const { return split_tail(K); }
   INLINE int64_t panel_size() const { return tail() * kPanel<T> + split_panel_size(K, parts); }
-  INLINE int64_t panels() const { return ceil_div(C, kPanel<T>); }
-  INLINE int64_t size() const { return panels() * panel_size(); }
+  INLINE Sweep all_panels() const { return {0, ceil_div(C, kPanel<T>)}; }
+  INLINE int64_t size() const { return all_panels().size() * panel_size(); }
   INLINE const T* panel(int64_t i) const { return data + i * panel_size(); }
   INLINE const T* blocks(int64_t i) const { return panel(i) + tail() * kPanel<T>; }
 };
@@ -28,7 +28,7 @@ void pack_split(const T* m, const SplitMatrix<T>& shape, T* out) {
   if constexpr (kHasMatrixUnit<T>) {
     const int64_t K = shape.K, C = shape.C, tail = shape.tail();
     const NoBackground background;
-    for (int64_t i = 0; i < shape.panels(); ++i, out += shape.panel_size()) {
+    for (int64_t i = 0; i < shape.all_panels().size(); ++i, out += shape.panel_size()) {
       const int64_t column = i * kPanel<T>, columns = min(kPanel<T>, C - column);
       for (int64_t k = 0; k < tail; ++k) {
         const T* row = m + (K - tail + k) * C + column;
@@ -86,25 +86,25 @@ INLINE void for_each_product_tile(int64_t rows, int64_t panels, const MakeProduc
   }
 }
 
-// Calls f(row, column, accumulators, background) for tiles of a[begin:end, K] x the panels [panel0,
-// panel1) of b. `scratch` has split_size(end - begin, K, parts) elements.
+// Calls f(row, column, accumulators, background) for tiles of a[begin:end, K] x the panels of b.
+// `scratch` has split_size(end - begin, K, parts) elements.
 template <typename T, typename F>
 INLINE void for_each_split_tile(int64_t begin, int64_t end, const Rows<T>& a,
-                                const SplitMatrix<T>& b, int64_t panel0, int64_t panel1, T* scratch,
+                                const SplitMatrix<T>& b, const Sweep& panels, T* scratch,
                                 const F& f) {
   if constexpr (kHasMatrixUnit<T>) {
     const int64_t tail = b.tail();
     const SplitRows left =
         split_rows(a.data + begin * a.row, a.row, end - begin, b.K, b.parts, scratch);
     const auto product = [&](int64_t row, int64_t panel, int64_t rows, T* sums) {
-      return Product<T>(left.from(row), split_blocks(b.K), {}, 0, b.blocks(panel0 + panel), b.parts,
+      return Product<T>(left.from(row), split_blocks(b.K), {}, 0, b.blocks(panels[panel]), b.parts,
                         rows, sums);
     };
-    const auto tile = [&](int64_t row, int64_t panel, auto tile_rows, const T* sums,
+    const auto tile = [&](int64_t row, int64_t i, auto tile_rows, const T* sums,
                           const auto& background) {
       constexpr int R = decltype(tile_rows)::value;
-      row += begin, panel += panel0;
-      const int64_t column = panel * kPanel<T>;
+      row += begin;
+      const int64_t panel = panels[i], column = panel * kPanel<T>;
       with_size<kTileVectors>(panel_vectors<T>(b.C, column), [&](auto vectors) {
         constexpr int W = decltype(vectors)::value;
         Vec<T> acc[R][W];
@@ -114,7 +114,7 @@ INLINE void for_each_split_tile(int64_t begin, int64_t end, const Rows<T>& a,
         f(row, column, acc, background);
       });
     };
-    for_each_product_tile<4, T>(end - begin, panel1 - panel0, product, tile);
+    for_each_product_tile<4, T>(end - begin, panels.size(), product, tile);
   }
 }
 
@@ -127,7 +127,7 @@ void multiply_rows_split(int64_t begin, int64_t end, const T* a, int64_t a_row,
                          const SplitMatrix<T>& b, T* y, int64_t y_row, bool add, T* scratch) {
   for (; begin < end; begin += kSplitRowsAtOnce) {
     const int64_t stop = min(end, begin + kSplitRowsAtOnce);
-    for_each_split_tile(begin, stop, Rows<T>{a, a_row}, b, 0, b.panels(), scratch,
+    for_each_split_tile(begin, stop, Rows<T>{a, a_row}, b, b.all_panels(), scratch,
                         [&](int64_t row, int64_t column, auto& acc, const auto& background) {
                           T* out = y + row * y_row;
                           if (add) add_tile(acc, out, y_row, column, b.C);

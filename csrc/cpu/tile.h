@@ -24,6 +24,17 @@ INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// The panels of a matrix [first, last) that are gone through, from the first one up or from the
+// last one down. Steps that multiply with the same weights alternate: where a cache does not hold
+// all of them, it holds those that the step before read last.
+struct Sweep {
+  int64_t first, last;
+  bool down = false;
+
+  INLINE int64_t size() const { return last - first; }
+  INLINE int64_t operator[](int64_t i) const { return down ? last - 1 - i : first + i; }
+};
+
 // A matrix operand whose rows are tile rows: element (r, k) at data[r * row + k * step].
 template <typename T>
 struct Rows {
