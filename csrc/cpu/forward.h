@@ -73,13 +73,14 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
           w.bias_ih ? load(w.bias_ih + row, units) + load(w.bias_hh + row, units) : Vec<T>{};
       store(out + gate * lanes, bias, lanes);
     }
-    // Gates in turn for a vector of terms: written one line after the other, which takes two thirds
-    // of the time of a gate after the other where neither matrix is in the second cache.
+    // Gates in turn for some terms: a prefetcher follows the rows of one gate, and what is written
+    // stays in the first cache (16 KiB) until it has its four gates.
+    constexpr int64_t terms_at_once = (1 << 14) / (4 * kLanes<T> * sizeof(T));
     const auto pack_tail = [&](const T* m, int64_t K, int64_t terms, T* rows) {
-      for (int64_t k = 0; k < terms; k += kLanes<T>) {
+      for (int64_t k = 0; k < terms; k += terms_at_once) {
         for (int gate = 0; gate < 4; ++gate) {
           transpose_columns(m + (gate * s.H + u + 1) * K - terms + k, K, units,
-                            min(kLanes<T>, terms - k), rows + k * width + gate * lanes, width,
+                            min(terms_at_once, terms - k), rows + k * width + gate * lanes, width,
                             lanes);
         }
       }

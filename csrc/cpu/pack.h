@@ -65,7 +65,17 @@ INLINE void transpose_columns(const T* m, int64_t stride, int64_t rows, int64_t 
                               int64_t step, int64_t lanes_out) {
   constexpr int lanes = kLanes<T>;
   if (K == 1 && stride == 1) return store(out, load(m, rows), lanes_out);  // the usual input
-  for (int64_t k = 0; k < K; k += lanes) {
+  int64_t k = 0;
+  // Whole squares, without a test for each row.
+  if (rows >= lanes && lanes_out >= lanes) {
+    for (; k + lanes <= K; k += lanes) {
+      Vec<T> square[lanes];
+      for (int i = 0; i < lanes; ++i) square[i] = load(m + i * stride + k);
+      transpose<T>(square);
+      for (int i = 0; i < lanes; ++i) store(out + (k + i) * step, square[i]);
+    }
+  }
+  for (; k < K; k += lanes) {
     Vec<T> square[lanes];
     for (int i = 0; i < lanes; ++i) {
       square[i] = i < rows ? load(m + i * stride + k, K - k) : Vec<T>{};

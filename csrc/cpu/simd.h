@@ -241,18 +241,30 @@ INLINE void sum_lanes(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, T (&sums)[4]) {
   }
 }
 
-// Transposes a square of kLanes x kLanes elements held in registers: log2(kLanes) perfect shuffles.
-template <typename T>
+// One of two rows of squares of `Block` x `Block` lanes, after the odd squares of the upper row
+// have changed places with the even ones of the lower.
+template <int Block, bool Upper, typename V, int... Lane>
+INLINE V exchange(V upper, V lower, std::integer_sequence<int, Lane...>) {
+  constexpr int lanes = sizeof...(Lane);
+  return __builtin_shufflevector(upper, lower,
+                                 (Upper ? (Lane & Block ? lanes + Lane - Block : Lane)
+                                        : (Lane & Block ? lanes + Lane : Lane + Block))...);
+}
+
+// Transposes a square of kLanes x kLanes elements held in registers: its four quarters change
+// places, then those of each quarter, and so on. Only the first exchanges cross the 128-bit halves
+// of registers, which costs more.
+template <typename T, int Block = kLanes<T> / 2>
 INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
-  constexpr int lanes = kLanes<T>;
-  using Lanes = std::make_integer_sequence<int, lanes>;
-  for (int stage = 1; stage < lanes; stage *= 2) {
-    Vec<T> shuffled[lanes];
-    for (int i = 0; i < lanes / 2; ++i) {
-      shuffled[2 * i] = interleave<0>(rows[i], rows[i + lanes / 2], Lanes{});
-      shuffled[2 * i + 1] = interleave<1>(rows[i], rows[i + lanes / 2], Lanes{});
+  if constexpr (Block > 0) {
+    using Lanes = std::make_integer_sequence<int, kLanes<T>>;
+    for (int i = 0; i < kLanes<T>; ++i) {
+      if (i & Block) continue;
+      const Vec<T> upper = rows[i], lower = rows[i + Block];
+      rows[i] = exchange<Block, true>(upper, lower, Lanes{});
+      rows[i + Block] = exchange<Block, false>(upper, lower, Lanes{});
     }
-    for (int i = 0; i < lanes; ++i) rows[i] = shuffled[i];
+    transpose<T, Block / 2>(rows);
   }
 }
 
