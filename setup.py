@@ -9,6 +9,7 @@ Metadata and tool settings are in pyproject.toml. Environment variables:
     CXX, CXXFLAGS, LDFLAGS   compiler, and flags added after ours
     MAX_JOBS                 number of compilations at a time
     LSTM_FAST_DEBUG=1        -g -O1 with assertions instead of -O3 without
+    LSTM_FAST_CPU_ISAS       instruction sets beside the baseline, such as "avx2"; all if empty
     LSTM_FAST_CUDA           1: with CUDA kernels; 0: without; auto, the default: with, if the
                              installed torch has CUDA and there is an nvcc
     LSTM_FAST_CUDA_ARCHS     architectures, such as "80 90a"; PTX of the last one serves newer ones

@@ -42,7 +42,7 @@ def forward_and_backward(module, inputs):
     return [output, *state, *grads]
 
 
-def test_the_number_of_threads_changes_no_bit(case, threads, monkeypatch):
+def test_the_number_of_threads_changes_no_bit(case, threads):
     module, inputs = case
     threads(1)
     torch.use_deterministic_algorithms(True)
