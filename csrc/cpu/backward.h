@@ -114,51 +114,68 @@ INLINE void gate_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run,
   }
 }
 
-// Calls f(row, column, accumulators, background) with the sums of dz_next W_hh, zeros without
-// dz_next.
-template <typename T, typename F>
-INLINE void recurrent_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run, T* scratch,
-                                const F& f) {
+// y = dz W_hh, of the rows [begin, end) and of panels of columns.
+template <typename T>
+INLINE void recurrent_product(const LayerBackward<T>& p, int64_t begin, int64_t end, const T* dz,
+                              T* y, const Sweep& panels, T* scratch) {
   const LayerShape& s = p.shape;
   const int64_t G = 4 * s.H;
-  if (s.parts && run.dz_next) {
-    return for_each_split_tile(run.begin, run.end, Rows<T>{run.dz_next, G},
-                               split_matrix(s, p.weights, s.P), run.panels, scratch, f);
+  if (s.parts) {
+    return multiply_rows_split(begin, end, dz, G, split_matrix(s, p.weights, s.P), y, s.P, false,
+                               panels, scratch);
   }
-  for_each_panel(weight_hh(p), run.panels,
-                 [&](int64_t column, const Columns<T>& panel, auto vectors) {
-                   constexpr int W = decltype(vectors)::value;
-                   for_each_tile<W>(run.begin, run.end, [&](int64_t b, auto rows) {
-                     constexpr int R = decltype(rows)::value;
-                     Vec<T> dh[R][W] = {};
-                     if (run.dz_next) accumulate<R, W, T>(dh, {run.dz_next + b * G, G}, panel, G);
-                     f(b, column, dh, NoBackground{});
-                   });
-                 });
+  multiply_rows<T>(begin, end, {dz, G}, weight_hh(p), y, s.P, false, panels);
 }
 
-template <typename T>
-INLINE void backward_run(const LayerBackward<T>& p, const BackwardRun<T>& run, T* scratch) {
+// What follows on a tile of a product, in d_hidden.
+template <typename T, int R, int W, typename Background = NoBackground>
+INLINE void finish_tile(const LayerBackward<T>& p, const BackwardRun<T>& run, int64_t b,
+                        int64_t column, Vec<T> (&d_hidden)[R][W],
+                        const Background& background = {}) {
   const int64_t P = p.shape.P;
-  const auto finish = [&](int64_t b, int64_t column, auto& dh, const auto& background) {
-    if (run.dh_end) add_tile(dh, run.dh_end + b * P, P, column, P);
-    if (run.dy) add_tile(dh, run.dy + b * p.grad_y_stride, p.grad_y_stride, column, P);
-    if (!p.shape.projected) return gate_gradients<T>(p, run, b, column, dh, background);
-    store_tile(dh, run.dh + b * P, P, column, P);
-    background.advance(0, 1);
-  };
-  recurrent_gradients(p, run, scratch, finish);
-  if (!p.shape.projected) return;
-  const Matrix<T> hr = weight_hr(p);
-  for_each_panel(hr, hr.all_panels(), [&](int64_t u, const Columns<T>& panel, auto vectors) {
+  if (run.dh_end) add_tile(d_hidden, run.dh_end + b * P, P, column, P);
+  if (run.dy) add_tile(d_hidden, run.dy + b * p.grad_y_stride, p.grad_y_stride, column, P);
+  gate_gradients<T>(p, run, b, column, d_hidden, background);
+}
+
+// Of the product of rows of `a`, zeros if null, with panels of m.
+template <typename T>
+void finish_product(const LayerBackward<T>& p, const BackwardRun<T>& run, Rows<T> a,
+                    const Matrix<T>& m, const Sweep& panels) {
+  for_each_panel(m, panels, [&](int64_t column, const Columns<T>& panel, auto vectors) {
     constexpr int W = decltype(vectors)::value;
     for_each_tile<W>(run.begin, run.end, [&](int64_t b, auto rows) {
       constexpr int R = decltype(rows)::value;
       Vec<T> d_hidden[R][W] = {};
-      accumulate<R, W, T>(d_hidden, {run.dh + b * P, P}, panel, P);
-      gate_gradients<T>(p, run, b, u, d_hidden);
+      if (a.data) accumulate<R, W, T>(d_hidden, {a.data + b * a.row, a.row}, panel, m.K);
+      finish_tile(p, run, b, column, d_hidden);
     });
   });
+}
+
+template <typename T>
+INLINE void backward_run(const LayerBackward<T>& p, BackwardRun<T> run, T* scratch) {
+  const LayerShape& s = p.shape;
+  const int64_t G = 4 * s.H, P = s.P;
+  if (s.projected) {
+    if (run.dz_next) {
+      recurrent_product(p, run.begin, run.end, run.dz_next, run.dh, run.panels, scratch);
+    } else {
+      copy_rows(run.begin, run.end, run.dh_end, P, run.dh, P);
+    }
+    if (run.dy) add_rows(run.begin, run.end, run.dy, p.grad_y_stride, run.dh, P);
+    run.dh_end = run.dy = nullptr;
+    const Matrix<T> hr = weight_hr(p);
+    finish_product(p, run, {run.dh, P}, hr, hr.all_panels());
+  } else if (s.parts && run.dz_next) {
+    for_each_split_tile(run.begin, run.end, Rows<T>{run.dz_next, G},
+                        split_matrix(s, p.weights, P), run.panels, scratch,
+                        [&](int64_t b, int64_t column, auto& dh, const auto& background) {
+                          finish_tile(p, run, b, column, dh, background);
+                        });
+  } else {
+    finish_product(p, run, {run.dz_next, G}, weight_hh(p), run.panels);
+  }
 }
 
 template <typename T>
@@ -168,23 +185,14 @@ void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1, TeamMember
   const UnitScope unit(p.shape.parts > 0);
   const LayerShape& s = p.shape;
   const Steps& steps = s.steps;
-  const int64_t G = 4 * s.H, panels = ceil_div(s.P, kPanel<T>);
+  const int64_t G = 4 * s.H, panels = weight_hh(p).all_panels().size();
   const auto dz = [&](int64_t t) { return p.grad_gates + steps.offset(t) * G; };
 
   // The gradient of h0 of the rows that step t was the first of.
-  const auto finish_rows = [&](int64_t t, BackwardRun<T>& run) {
-    run.begin = max(b0, steps.carried(t, s.reverse)), run.end = min(b1, steps.rows(t));
-    if (!p.grad_h0 || run.begin >= run.end) return;
-    if (p.plain) {
-      return multiply_rows<T>(run.begin, run.end, {dz(t), G}, weight_hh(p), p.grad_h0, s.P, false,
-                              run.panels);
-    }
-    run.dz_next = dz(t);
-    const auto finish = [&](int64_t b, int64_t column, auto& dh, const auto& background) {
-      store_tile(dh, p.grad_h0 + b * s.P, s.P, column, s.P);
-      background.advance(0, 1);
-    };
-    recurrent_gradients(p, run, scratch, finish);
+  const auto finish_rows = [&](int64_t t, const Sweep& panels) {
+    const int64_t begin = max(b0, steps.carried(t, s.reverse)), end = min(b1, steps.rows(t));
+    if (!p.grad_h0 || begin >= end) return;
+    recurrent_product(p, begin, end, dz(t), p.grad_h0, panels, scratch);
   };
 
   member.round([&](const Share& share) {
@@ -195,7 +203,7 @@ void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1, TeamMember
     member.round([&](const Share& share) {
       BackwardRun<T> run;
       run.panels = {share.begin(panels), share.end(panels), i % 2 > 0};
-      if (i > 0) finish_rows(Steps::previous(t, !s.reverse), run);
+      if (i > 0) finish_rows(Steps::previous(t, !s.reverse), run.panels);
       if (i == steps.T) return;
       const int64_t n = steps.offset(t), end = min(b1, steps.rows(t));
       const int64_t followed = steps.carried(t, !s.reverse), carried = steps.carried(t, s.reverse);
@@ -241,8 +249,9 @@ void input_grad_rows(const InputGrad<T>& p, int64_t n0, int64_t n1, T* scratch) 
   const int64_t G = 4 * s.H;
   for (int d = 0; d < p.directions; ++d) {
     if (s.parts) {
-      multiply_rows_split(n0, n1, p.grad_gates[d], G, split_matrix(s, p.weights[d], s.I), p.grad_x,
-                          s.I, d > 0, scratch);
+      const SplitMatrix<T> weight_ih = split_matrix(s, p.weights[d], s.I);
+      multiply_rows_split(n0, n1, p.grad_gates[d], G, weight_ih, p.grad_x, s.I, d > 0,
+                          weight_ih.all_panels(), scratch);
     } else {
       const Matrix<T> weight_ih = {p.weights[d], G, s.I, p.packed};
       multiply_rows<T>(n0, n1, {p.grad_gates[d], G}, weight_ih, p.grad_x, s.I, d > 0);

@@ -39,6 +39,11 @@ INLINE int64_t group_size(const LayerShape& s, int64_t u) {
 }
 
 template <typename T>
+INLINE Sweep all_groups(const LayerShape& s) {
+  return {0, ceil_div(s.H, kLanes<T>)};
+}
+
+template <typename T>
 INLINE int64_t all_groups_size(const LayerShape& s) {
   const int64_t last = (s.H - 1) / kLanes<T> * kLanes<T>;
   return last / kLanes<T> * group_size<T>(s, 0) + group_size<T>(s, last);
@@ -242,7 +247,7 @@ constexpr int64_t kInputSumsRows = 96;
 
 template <typename T>
 INLINE int64_t input_sums_row(const LayerShape& s) {
-  return ceil_div(s.H, kLanes<T>) * kLanes<T> * 4;
+  return all_groups<T>(s).size() * kLanes<T> * 4;
 }
 template <typename T>
 int64_t forward_input_sums(const LayerShape& s) {
@@ -254,7 +259,7 @@ template <typename T>
 __attribute__((noinline)) void sum_inputs(const LayerForward<T>& p, int64_t begin, int64_t end) {
   const LayerShape& s = p.shape;
   const int64_t stride = input_sums_row<T>(s);
-  for_each_group(p, {0, ceil_div(s.H, kLanes<T>)}, [&](const T* group, int64_t u, auto vectors) {
+  for_each_group(p, all_groups<T>(s), [&](const T* group, int64_t u, auto vectors) {
     constexpr int W = decltype(vectors)::value;
     const T* weights = group + (1 + s.P) * W * kLanes<T>;
     for_each_tile<W>(begin, end, [&](int64_t row, auto rows) {
@@ -356,7 +361,7 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, TeamMember& 
     run.cells = p.gates ? p.cells + n * s.H : nullptr;
 
     member.round([&](const Share& share) {
-      const int64_t groups = ceil_div(s.H, kLanes<T>);
+      const int64_t groups = all_groups<T>(s).size();
       run.groups = {share.begin(groups), share.end(groups), i % 2 > 0};
       const int64_t carried = min(max(b0, steps.carried(t, s.reverse)), end);
       if (b0 < carried) {

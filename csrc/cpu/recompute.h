@@ -40,7 +40,7 @@ void recompute_rows(const LayerRecompute<T>& p, int64_t n0, int64_t n1, T* scrat
     });
     ForwardRun<T> run;
     run.begin = 0, run.end = stop - n;
-    run.groups = {0, ceil_div(s.H, kLanes<T>)};
+    run.groups = all_groups<T>(s);
     run.x = {p.x + n * s.I, s.I};
     run.h = {h, s.P};
     run.hidden = p.hidden ? p.hidden + n * s.H : hidden;

@@ -118,16 +118,17 @@ INLINE void for_each_split_tile(int64_t begin, int64_t end, const Rows<T>& a,
   }
 }
 
-// y[begin:end, C] (+)= a[begin:end, K] x b, in batches of rows. `scratch` has
-// split_size(kSplitRowsAtOnce, K, parts) elements.
+// y[begin:end, C] (+)= a[begin:end, K] x panels of b, in batches of rows. `scratch` has
+// split_size(kSplitRowsAtOnce, K, parts) elements, or split_size(end - begin, K, parts) if fewer.
 constexpr int64_t kSplitRowsAtOnce = 4 * kPairRows;
 
 template <typename T>
 void multiply_rows_split(int64_t begin, int64_t end, const T* a, int64_t a_row,
-                         const SplitMatrix<T>& b, T* y, int64_t y_row, bool add, T* scratch) {
+                         const SplitMatrix<T>& b, T* y, int64_t y_row, bool add,
+                         const Sweep& panels, T* scratch) {
   for (; begin < end; begin += kSplitRowsAtOnce) {
     const int64_t stop = min(end, begin + kSplitRowsAtOnce);
-    for_each_split_tile(begin, stop, Rows<T>{a, a_row}, b, b.all_panels(), scratch,
+    for_each_split_tile(begin, stop, Rows<T>{a, a_row}, b, panels, scratch,
                         [&](int64_t row, int64_t column, auto& acc, const auto& background) {
                           T* out = y + row * y_row;
                           if (add) add_tile(acc, out, y_row, column, b.C);
