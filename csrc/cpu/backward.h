@@ -127,7 +127,7 @@ INLINE void recurrent_product(const LayerBackward<T>& p, int64_t begin, int64_t 
   multiply_rows<T>(begin, end, {dz, G}, weight_hh(p), y, s.P, false, panels);
 }
 
-// What follows on a tile of a product, in d_hidden.
+// From a tile of the product with W_hh, or with W_hr if projected, to the gradients of its gates.
 template <typename T, int R, int W, typename Background = NoBackground>
 INLINE void finish_tile(const LayerBackward<T>& p, const BackwardRun<T>& run, int64_t b,
                         int64_t column, Vec<T> (&d_hidden)[R][W],
@@ -138,7 +138,7 @@ INLINE void finish_tile(const LayerBackward<T>& p, const BackwardRun<T>& run, in
   gate_gradients<T>(p, run, b, column, d_hidden, background);
 }
 
-// Of the product of rows of `a`, zeros if null, with panels of m.
+// The same for all tiles of the product of `a` with panels of m; of zeros if `a` is null.
 template <typename T>
 void finish_product(const LayerBackward<T>& p, const BackwardRun<T>& run, Rows<T> a,
                     const Matrix<T>& m, const Sweep& panels) {
@@ -146,7 +146,8 @@ void finish_product(const LayerBackward<T>& p, const BackwardRun<T>& run, Rows<T
     constexpr int W = decltype(vectors)::value;
     for_each_tile<W>(run.begin, run.end, [&](int64_t b, auto rows) {
       constexpr int R = decltype(rows)::value;
-      Vec<T> d_hidden[R][W] = {};
+      Vec<T> d_hidden[R][W];
+      clear_tile<R, W, T>(d_hidden);
       if (a.data) accumulate<R, W, T>(d_hidden, {a.data + b * a.row, a.row}, panel, m.K);
       finish_tile(p, run, b, column, d_hidden);
     });
@@ -157,7 +158,7 @@ template <typename T>
 INLINE void backward_run(const LayerBackward<T>& p, BackwardRun<T> run, T* scratch) {
   const LayerShape& s = p.shape;
   const int64_t G = 4 * s.H, P = s.P;
-  if (s.projected) {
+  if (s.projected) {  // and no team shares the units
     if (run.dz_next) {
       recurrent_product(p, run.begin, run.end, run.dz_next, run.dh, run.panels, scratch);
     } else {
@@ -168,8 +169,8 @@ INLINE void backward_run(const LayerBackward<T>& p, BackwardRun<T> run, T* scrat
     const Matrix<T> hr = weight_hr(p);
     finish_product(p, run, {run.dh, P}, hr, hr.all_panels());
   } else if (s.parts && run.dz_next) {
-    for_each_split_tile(run.begin, run.end, Rows<T>{run.dz_next, G},
-                        split_matrix(s, p.weights, P), run.panels, scratch,
+    for_each_split_tile(run.begin, run.end, Rows<T>{run.dz_next, G}, split_matrix(s, p.weights, P),
+                        run.panels, scratch,
                         [&](int64_t b, int64_t column, auto& dh, const auto& background) {
                           finish_tile(p, run, b, column, dh, background);
                         });

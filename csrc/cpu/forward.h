@@ -187,8 +187,12 @@ INLINE void forward_tile(const LayerForward<T>& p, const ForwardRun<T>& run, int
   // Terms of h are usually smaller than those of x and than the biases: added first, they are
   // rounded least.
   constexpr bool has_input_sums = std::is_same_v<Sums, Rows<T>>;
-  Vec<T> packed[R][W] = {};
-  if constexpr (std::is_pointer_v<Sums>) load_tile<R, W, T>(packed, sums, width, 0, width);
+  Vec<T> packed[R][W];
+  if constexpr (std::is_pointer_v<Sums>) {
+    load_tile<R, W, T>(packed, sums, width, 0, width);
+  } else {
+    clear_tile<R, W, T>(packed);
+  }
   accumulate<R, W, T>(packed, {run.h.data + b * run.h.row + P - tail_h, run.h.row}, weights_h,
                       tail_h);
   if constexpr (has_input_sums) {
@@ -264,7 +268,8 @@ __attribute__((noinline)) void sum_inputs(const LayerForward<T>& p, int64_t begi
     const T* weights = group + (1 + s.P) * W * kLanes<T>;
     for_each_tile<W>(begin, end, [&](int64_t row, auto rows) {
       constexpr int R = decltype(rows)::value;
-      Vec<T> sums[R][W] = {};
+      Vec<T> sums[R][W];
+      clear_tile<R, W, T>(sums);
       accumulate<R, W, T>(sums, {p.x + row * s.I, s.I}, weights, s.I);
       add_bias<R, W, T>(sums, group);
       store_tile<R, W, T>(sums, p.input_sums + (row - begin) * stride, stride, u * 4, stride);

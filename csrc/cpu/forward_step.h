@@ -31,9 +31,10 @@ INLINE void step_tile(const LayerForward<T>& p, const LayerWeights<T>& w, const 
   const LayerShape& s = p.shape;
   const Rows<T> h = {run.h.data + b * run.h.row, run.h.row};
   const Rows<T> x = {run.x.data + b * run.x.row, run.x.row};
-  T gates[R][4][lanes] = {};
+  T gates[R][4][lanes];
   for (int64_t j = 0; j < count; ++j) {
-    Vec<T> acc[R][4] = {};
+    Vec<T> acc[R][4];
+    clear_tile<R, 4, T>(acc);
     accumulate_lanes<R, 4, T>(acc, h, w.weight_hh + (u + j) * s.P, s.H * s.P, s.P);
     accumulate_lanes<R, 4, T>(acc, x, w.weight_ih + (u + j) * s.I, s.H * s.I, s.I);
     for (int r = 0; r < R; ++r) {
@@ -51,7 +52,9 @@ INLINE void step_tile(const LayerForward<T>& p, const LayerWeights<T>& w, const 
   }
   Vec<T> z[R][4];
   for (int r = 0; r < R; ++r) {
-    for (int gate = 0; gate < 4; ++gate) z[r][gate] = load(gates[r][gate]) + bias[gate];
+    for (int gate = 0; gate < 4; ++gate) {
+      z[r][gate] = load(gates[r][gate], count) + bias[gate];
+    }
   }
   update_cells<R, T>(p, run, b, u, z);
 }

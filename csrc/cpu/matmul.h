@@ -43,8 +43,12 @@ void multiply_some_rows(int64_t begin, int64_t end, Rows<T> a, const Matrix<T>& 
       constexpr int W = decltype(vectors)::value;
       for_each_tile<W>(begin, end, [&](int64_t row, auto rows) {
         constexpr int R = decltype(rows)::value;
-        Vec<T> acc[R][W] = {};
-        if (add || k) load_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
+        Vec<T> acc[R][W];
+        if (add || k) {
+          load_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
+        } else {
+          clear_tile<R, W, T>(acc);
+        }
         accumulate<R, W, T>(acc, {a.data + row * a.row + k * a.step, a.row, a.step}, columns, K);
         store_tile<R, W, T>(acc, y + row * y_row, y_row, column, b.C);
       });

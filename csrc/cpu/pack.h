@@ -22,7 +22,8 @@ INLINE void copy_rows(int64_t begin, int64_t end, const T* from, int64_t from_st
     copy_row(from ? from + b * from_stride : nullptr, to + b * C, C);
 }
 
-// Adds rows [begin, end) that are `from_stride` apart to those of a contiguous matrix with C columns.
+// Adds rows [begin, end) that are `from_stride` apart to those of a contiguous matrix with C
+// columns.
 template <typename T>
 INLINE void add_rows(int64_t begin, int64_t end, const T* from, int64_t from_stride, T* to,
                      int64_t C) {

@@ -52,6 +52,24 @@ struct Columns {
   int64_t last;
 };
 
+template <int N>
+using Size = std::integral_constant<int, N>;
+
+// Calls f(Size<0>), ..., f(Size<N - 1>).
+template <int N, typename F>
+INLINE void unrolled(const F& f) {
+  if constexpr (N > 0) {
+    unrolled<N - 1>(f);
+    f(Size<N - 1>{});
+  }
+}
+
+// Not by an initialiser: GCC makes a string instruction of it, which takes dozens of cycles.
+template <int R, int W, typename T>
+INLINE void clear_tile(Vec<T> (&acc)[R][W]) {
+  unrolled<R * W>([&](auto i) { acc[i / W][i % W] = Vec<T>{}; });
+}
+
 template <int R, int W, typename T>
 INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K,
                        int64_t step = W * kLanes<T>);
@@ -146,18 +164,6 @@ INLINE void store_tile(const Vec<T> (&acc)[R][W], T* m, int64_t stride, int64_t 
       const int64_t c = column + w * kLanes<T>;
       store(m + r * stride + c, acc[r][w], C - c);
     }
-  }
-}
-
-template <int N>
-using Size = std::integral_constant<int, N>;
-
-// Calls f(Size<0>), ..., f(Size<N - 1>).
-template <int N, typename F>
-INLINE void unrolled(const F& f) {
-  if constexpr (N > 0) {
-    unrolled<N - 1>(f);
-    f(Size<N - 1>{});
   }
 }
 

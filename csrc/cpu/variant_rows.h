@@ -22,7 +22,9 @@ struct Operand {
 
   INLINE void multiply(int64_t rows, const T* a, T* y, bool add, T* scratch) const {
     if constexpr (kHasMatrixUnit<T>) {
-      if (parts) return multiply_rows_split(0, rows, a, K, split(), y, C, add, split().all_panels(), scratch);
+      if (parts)
+        return multiply_rows_split(0, rows, a, K, split(), y, C, add, split().all_panels(),
+                                   scratch);
     }
     multiply_rows<T>(0, rows, {a, K}, {data, K, C, true}, y, C, add);
   }

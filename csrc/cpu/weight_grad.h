@@ -114,8 +114,12 @@ INLINE void sum_of_products(int64_t N, int64_t M, const T* right, int64_t C, int
           for_each_tile<W>(0, M, [&](int64_t m, auto rows) {
             constexpr int R = decltype(rows)::value;
             T* out = sums_of(i) + m * width;
-            Vec<T> acc[R][W] = {};
-            if (n0) load_tile<R, W, T>(acc, out, width, 0, width);
+            Vec<T> acc[R][W];
+            if (n0) {
+              load_tile<R, W, T>(acc, out, width, 0, width);
+            } else {
+              clear_tile<R, W, T>(acc);
+            }
             accumulate<R, W, T>(acc, {left + m, 1, stride}, right_panel, n1 - n0);
             store_tile<R, W, T>(acc, out, width, 0, width);
           });
