@@ -138,6 +138,20 @@ INLINE void finish_tile(const LayerBackward<T>& p, const BackwardRun<T>& run, in
   gate_gradients<T>(p, run, b, column, d_hidden, background);
 }
 
+// Asks for what `finish_tile` reads and writes of row b.
+template <typename T>
+INLINE void prefetch_tile_row(const LayerBackward<T>& p, const BackwardRun<T>& run, int64_t b,
+                              int64_t column, int64_t width) {
+  const int64_t H = p.shape.H;
+  for (int gate = 0; gate < 4; ++gate) {
+    prefetch_row(run.gates + (b * 4 + gate) * H + column, width);
+    prefetch_row(run.dz + (b * 4 + gate) * H + column, width);
+  }
+  prefetch_row(run.cells + b * H + column, width);
+  if (run.c_before) prefetch_row(run.c_before + b * H + column, width);
+  if (run.dy) prefetch_row(run.dy + b * p.grad_y_stride + column, width);
+}
+
 // The same for all tiles of the product of `a` with panels of m; of zeros if `a` is null.
 template <typename T>
 void finish_product(const LayerBackward<T>& p, const BackwardRun<T>& run, Rows<T> a,
@@ -148,7 +162,14 @@ void finish_product(const LayerBackward<T>& p, const BackwardRun<T>& run, Rows<T
       constexpr int R = decltype(rows)::value;
       Vec<T> d_hidden[R][W];
       clear_tile<R, W, T>(d_hidden);
-      if (a.data) accumulate<R, W, T>(d_hidden, {a.data + b * a.row, a.row}, panel, m.K);
+      // A row between some of the terms and the next: all at once, they would delay the first
+      // terms.
+      for (int r = 0; a.data && r < R; ++r) {
+        const int64_t begin = m.K * r / R, end = m.K * (r + 1) / R;
+        prefetch_tile_row(p, run, b + r, column, W * kLanes<T>);
+        accumulate<R, W, T>(d_hidden, {a.data + b * a.row + begin, a.row},
+                            {panel.data + begin * panel.step, panel.step, panel.last}, end - begin);
+      }
       finish_tile(p, run, b, column, d_hidden);
     });
   });

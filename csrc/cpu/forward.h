@@ -156,6 +156,25 @@ INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int
   }
 }
 
+// What `update_cells` writes, ahead of the product before it: stores that wait for their lines fill
+// the store buffer. A single row writes too little for that.
+template <int R, typename T>
+INLINE void prefetch_results(const LayerForward<T>& p, const ForwardRun<T>& run, int64_t b,
+                             int64_t u) {
+  if constexpr (R > 1) {
+    const int64_t H = p.shape.H;
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(run.hidden + (b + r) * run.hidden_stride + u);
+    }
+    for (int r = 0; run.gates && r < R; ++r) {
+      for (int gate = 0; gate < 4; ++gate) {
+        prefetch_row(run.gates + ((b + r) * 4 + gate) * H + u, kLanes<T>);
+      }
+      prefetch_row(run.cells + (b + r) * H + u, kLanes<T>);
+    }
+  }
+}
+
 // One vector for each gate, from the W vectors in which they lie; lanes past the units are
 // arbitrary.
 template <typename T, int W>
@@ -187,6 +206,7 @@ INLINE void forward_tile(const LayerForward<T>& p, const ForwardRun<T>& run, int
   // Terms of h are usually smaller than those of x and than the biases: added first, they are
   // rounded least.
   constexpr bool has_input_sums = std::is_same_v<Sums, Rows<T>>;
+  prefetch_results<R>(p, run, b, u);
   Vec<T> packed[R][W];
   if constexpr (std::is_pointer_v<Sums>) {
     load_tile<R, W, T>(packed, sums, width, 0, width);

@@ -43,6 +43,13 @@ struct Rows {
   int64_t step = 1;
 };
 
+// Asks for C elements of a row that will be read or written soon; they need not exist.
+template <typename T>
+INLINE void prefetch_row(const T* row, int64_t C) {
+  for (int64_t c = 0; c < C; c += 64 / sizeof(T)) __builtin_prefetch(row + c);
+  __builtin_prefetch(row + C - 1);  // in a line of its own if the row begins within one
+}
+
 // W vectors of columns of a matrix: row k begins at data + k * step, and has `last` columns, if
 // below W * kLanes. Reading on is harmless, up to the end of the last row.
 template <typename T>

@@ -88,6 +88,19 @@ INLINE void gather_inputs(const WeightGrad<T>& p, int64_t n0, int64_t n1, T* out
   });
 }
 
+// The rows of the panel that is packed next. They come from the third cache or beyond, while the
+// product of the panel before has nothing to wait for.
+template <typename T>
+struct PanelAhead {
+  const T* row;
+  int64_t stride, rows;
+
+  // Not inlined: the product's registers would be spilled.
+  __attribute__((noinline)) void prefetch(int64_t n) {
+    for (n = min(n, rows), rows -= n; n > 0; --n, row += stride) prefetch_row(row, kPanel<T>);
+  }
+};
+
 // Calls f(first column, width, sums [M][width]) for the panels [begin, end) of left[N, M]^T
 // right[N, C], where gather(n0, n1, out, stride) writes rows of left. `scratch` has
 // sum_of_products_scratch(M, C) elements.
@@ -108,12 +121,16 @@ INLINE void sum_of_products(int64_t N, int64_t M, const T* right, int64_t C, int
       for (int64_t i = 0; i < panels; ++i) {
         const int64_t column = (first + i) * kPanel<T>;
         pack_panel(right, C, n0, n1, C, column, right_panel);
+        PanelAhead<T> ahead = {right + n0 * C + column + kPanel<T>, C, n1 - n0};
+        if (i + 1 == panels) ahead = {right + n1 * C + first * kPanel<T>, C, min(kBlock, N - n1)};
+        const int64_t ahead_per_row = ceil_div(kBlock, M);
         with_size<kTileVectors>(panel_vectors<T>(C, column), [&](auto vectors) {
           constexpr int W = decltype(vectors)::value;
           constexpr int64_t width = W * kLanes<T>;
           for_each_tile<W>(0, M, [&](int64_t m, auto rows) {
             constexpr int R = decltype(rows)::value;
             T* out = sums_of(i) + m * width;
+            ahead.prefetch(R * ahead_per_row);
             Vec<T> acc[R][W];
             if (n0) {
               load_tile<R, W, T>(acc, out, width, 0, width);
