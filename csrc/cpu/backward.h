@@ -152,7 +152,7 @@ INLINE void prefetch_tile_row(const LayerBackward<T>& p, const BackwardRun<T>& r
   if (run.dy) prefetch_row(run.dy + b * p.grad_y_stride + column, width);
 }
 
-// The same for all tiles of the product of `a` with panels of m; of zeros if `a` is null.
+// `finish_tile` of all tiles of the product of `a` with panels of m; of zeros if `a` is null.
 template <typename T>
 void finish_product(const LayerBackward<T>& p, const BackwardRun<T>& run, Rows<T> a,
                     const Matrix<T>& m, const Sweep& panels) {
