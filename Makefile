@@ -21,6 +21,9 @@ TORCH ?= torch==2.13.0
 RESULTS := benchmarks/results/$(shell date +%Y-%m-%d-%H%M).json
 BENCH ?=
 BACKTEST ?=
+# A process for each core. One of them takes a whole file, since some build what all of their tests
+# need.
+TEST ?= --numprocesses=auto --dist=loadfile
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -36,7 +39,7 @@ demo: $(VENV)/.forecast $(VENV)/.built
 	$(BIN)/lstm-fast demo
 
 test: $(VENV)/.dev $(VENV)/.built
-	$(BIN)/python -m pytest --ignore=tests/clients
+	$(BIN)/python -m pytest $(TEST) --ignore=tests/clients
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
