@@ -255,14 +255,15 @@ class LSTM(torch.nn.LSTM):
             if not isinstance(hx, (tuple, list)) or len(hx) != 2:
                 return None
             h0, c0 = hx
+            if h0 is None or c0 is None:
+                return None
         if torch._C._is_any_autocast_enabled():
             input, h0, c0, *weights = ops.autocast(input, h0, c0, *weights)
         num_layers, bidirectional = state["num_layers"], state["bidirectional"]
         drops = state["dropout"] and state["training"] and num_layers > 1
-        if not (drops or torch.is_grad_enabled()) and input.size(-1) == state["input_size"]:
-            results = ops.infer(
-                input, batch_sizes, h0, c0, weights, state["bias"], num_layers, bidirectional
-            )
+        options = state["bias"], num_layers, bidirectional, self.recompute_gates
+        if not drops and input.size(-1) == state["input_size"]:
+            results = ops.attempt(input, batch_sizes, h0, c0, weights, *options)
             if results is not None:
                 return results
         if (
@@ -300,17 +301,7 @@ class LSTM(torch.nn.LSTM):
                 return None
         if drops:
             return self._layer_by_layer(input, batch_sizes, h0, c0, weights)
-        return ops.lstm(
-            input,
-            batch_sizes,
-            h0,
-            c0,
-            weights,
-            state["bias"],
-            num_layers,
-            bidirectional,
-            self.recompute_gates,
-        )
+        return ops.lstm(input, batch_sizes, h0, c0, weights, *options)
 
     def _layer_by_layer(
         self,

@@ -117,7 +117,7 @@ class LSTMCell(torch.nn.LSTMCell):
             and _is_state(hx, dim=2)
         ):
             h0, c0 = (None, None) if hx is None else hx
-            results = ops.infer_cell(input, h0, c0, params, has_biases)
+            results = ops.attempt_cell(input, h0, c0, params, has_biases)
             if results is not None:
                 return results
         if not self._is_fused(input, hx, params):

@@ -89,35 +89,33 @@ def lstm(
         return reference.lstm(
             input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
         )
-    if torch.is_grad_enabled() and (
-        input.requires_grad
-        or (h0 is not None and h0.requires_grad)
-        or (c0 is not None and c0.requires_grad)
-        or any([p.requires_grad for p in params])
-    ):
+    options = has_biases, num_layers, bidirectional
+    if torch.is_grad_enabled() and _require_grad(input, h0, c0, params):
         if num_layers > 1 and not (input.requires_grad or params[0].requires_grad):
             first = _first_trained_layer(h0, c0, params, num_layers)
             if first > 0:
-                args = input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
-                return _in_two(first, *args, recompute_gates)
+                return _in_two(first, input, batch_sizes, h0, c0, params, *options, recompute_gates)
         if torch.compiler.is_dynamo_compiling():
             # Dynamo refuses a tensor that is given twice: one state as h0 and c0, tied weights.
             h0, c0 = (None if t is None else t.view_as(t) for t in (h0, c0))
             params = [p.view_as(p) for p in params]
-        return _LSTM.apply(
-            input,
-            batch_sizes,
-            h0,
-            c0,
-            has_biases,
-            num_layers,
-            bidirectional,
-            recompute_gates,
-            *params,
-        )
-    options = has_biases, num_layers, bidirectional
+        how = _parts(input), recompute_gates
+        return _LSTM.apply(None, input, batch_sizes, h0, c0, *options, *how, *params)
     results = _forward(input, batch_sizes, h0, c0, list(params), *options, False, _parts(input))
     return results[:3]
+
+
+def _require_grad(
+    input: Tensor, h0: Tensor | None, c0: Tensor | None, params: Sequence[Tensor]
+) -> bool:
+    """Whether a gradient is wanted of any of them."""
+    return (
+        params[0].requires_grad  # as a rule
+        or input.requires_grad
+        or (h0 is not None and h0.requires_grad)
+        or (c0 is not None and c0.requires_grad)
+        or any([p.requires_grad for p in params])
+    )
 
 
 def _first_trained_layer(
@@ -170,19 +168,41 @@ def _in_two(
     return output, h_n, c_n
 
 
-def infer(*args: Any) -> tuple[Tensor, Tensor, Tensor] | None:
-    """`lstm` without gradients for the arguments that are common, in less time than their checks
-    in Python take; None for others, wrong ones among them. `params` must be a list."""
+def attempt(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    params: list[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    recompute_gates: bool,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`lstm` for the arguments that are common, in less time than their checks in Python take;
+    None for others, wrong ones among them."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return None
-    results = _direct.direct_forward(*args, False, _cpu_parts())
-    return None if results is None else results[:3]
+    tensors = input, batch_sizes, h0, c0
+    options = has_biases, num_layers, bidirectional
+    parts = _cpu_parts()
+    if not (torch.is_grad_enabled() and _require_grad(input, h0, c0, params)):
+        results = _direct.direct_forward(*tensors, params, *options, False, parts)
+        return None if results is None else results[:3]
+    if num_layers > 1 and not (input.requires_grad or params[0].requires_grad):
+        return None
+    # The results are no function of anything yet, since they come past autograd.
+    results = _direct.direct_forward(*tensors, params, *options, True, parts, recompute_gates)
+    if results is None:
+        return None
+    return _apply_past_transforms(results, *tensors, *options, parts, recompute_gates, *params)
 
 
-def infer_cell(
+def attempt_cell(
     input: Tensor, h0: Tensor | None, c0: Tensor | None, params: list[Tensor], has_biases: bool
 ) -> tuple[Tensor, Tensor] | None:
-    """Likewise for one step of one layer: h and c, given input [B, I], h0 [B, H] and c0 [B, H]."""
+    """Likewise for one step of one layer without gradients: h and c, given input [B, I], h0 [B, H]
+    and c0 [B, H]."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return None
     options = has_biases, 1, False, False, _cpu_parts(), False, True
@@ -256,6 +276,7 @@ class _LSTM(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        results: tuple[Tensor, Tensor, Tensor, Tensor] | None,
         input: Tensor,
         batch_sizes: Tensor | None,
         h0: Tensor | None,
@@ -263,14 +284,16 @@ class _LSTM(torch.autograd.Function):
         has_biases: bool,
         num_layers: int,
         bidirectional: bool,
+        parts: int,
         recompute_gates: bool,
         *params: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """`results` are those of the op, if it has been run."""
         ctx.set_materialize_grads(False)
-        ctx.options = has_biases, num_layers, bidirectional
-        ctx.how = _parts(input), recompute_gates
-        output, h_n, c_n, saved = _forward(
-            input, batch_sizes, h0, c0, list(params), *ctx.options, True, *ctx.how
+        ctx.options = options = has_biases, num_layers, bidirectional
+        ctx.how = parts, recompute_gates
+        output, h_n, c_n, saved = results or _forward(
+            input, batch_sizes, h0, c0, list(params), *options, True, parts, recompute_gates
         )
         ctx.save_for_backward(input, batch_sizes, h0, c0, output, saved, *params)
         return output, h_n, c_n
@@ -281,7 +304,7 @@ class _LSTM(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         grads = grad_output, grad_h_n, grad_c_n
         input, batch_sizes, h0, c0, output, saved, *params = ctx.saved_tensors
-        needs_input, _, needs_h0, needs_c0, _, _, _, _, *needs_params = ctx.needs_input_grad
+        _, needs_input, _, needs_h0, needs_c0, _, _, _, _, _, *needs_params = ctx.needs_input_grad
         args: Any = (*grads, input, batch_sizes, h0, c0, params, *ctx.options)
         needs: Any = (needs_input, needs_h0 or needs_c0, any(needs_params))
         if _is_differentiated(grads):
@@ -290,6 +313,7 @@ class _LSTM(torch.autograd.Function):
             results = _backward(*args, output, saved, *needs, *ctx.how)
         grad_input, grad_h0, grad_c0, grad_params = results
         return (
+            None,
             grad_input if needs_input else None,
             None,
             grad_h0 if needs_h0 else None,
@@ -298,8 +322,14 @@ class _LSTM(torch.autograd.Function):
             None,
             None,
             None,
-            *(grad if needed else None for grad, needed in zip_longest(grad_params, needs_params)),
+            None,
+            *[grad if needed else None for grad, needed in zip_longest(grad_params, needs_params)],
         )
+
+
+# `_LSTM.apply` less the preparations for transforms of `torch.func`, which take as long as the rest
+# of it: a direct call has found none active.
+_apply_past_transforms = super(torch.autograd.Function, _LSTM).apply
 
 
 @torch.library.register_fake("lstm_fast::lstm")

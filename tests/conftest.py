@@ -64,6 +64,6 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
         return wrapper
 
-    for name in ("lstm", "infer", "infer_cell"):
+    for name in ("lstm", "attempt", "attempt_cell"):
         monkeypatch.setattr(ops, name, counting(getattr(ops, name)))
     return calls

@@ -199,9 +199,11 @@ BAD_CALLS: dict[str, tuple[Any, ...]] = {
 }
 
 
+@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("args", BAD_CALLS.values(), ids=BAD_CALLS)
-def test_errors_are_those_of_torch(args: tuple[Any, ...]):
-    assert_same_error(*twins(), *args)
+def test_errors_are_those_of_torch(args: tuple[Any, ...], train: bool):
+    with torch.set_grad_enabled(train):
+        assert_same_error(*twins(), *args)
 
 
 @pytest.mark.parametrize(
@@ -230,11 +232,13 @@ def test_a_parameter_of_the_wrong_shape_raises(name: str, shape: tuple[int, ...]
     ],
     ids=["too few", "none", "device"],
 )
-def test_bad_weights_raise_as_in_torch(break_it: Callable[[Any], Any]):
+@pytest.mark.parametrize("train", [False, True])
+def test_bad_weights_raise_as_in_torch(break_it: Callable[[Any], Any], train: bool):
     ours, theirs = twins()
     break_it(ours)
     break_it(theirs)
-    assert_same_error(ours, theirs, X)
+    with torch.set_grad_enabled(train):
+        assert_same_error(ours, theirs, X)
 
 
 def test_a_deleted_parameter_is_remembered_as_in_torch():

@@ -220,6 +220,55 @@ def test_past_the_dispatcher_is_the_op(config: str):
     assert unwanted == (None,) * (3 + len(params))
 
 
+def attempt(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    results = ops.attempt(*args)
+    assert results is not None
+    return results
+
+
+@pytest.mark.parametrize("recompute_gates", [False, True])
+@all_configs
+def test_attempt_is_lstm_bit_for_bit(config: Config, recompute_gates: bool):
+    args = *op_arguments(config), recompute_gates
+    with torch.no_grad():
+        assert all(map(torch.equal, attempt(*args), ops.lstm(*args)))
+    leaves = requiring_grad(args)
+    got, expected = attempt(*args), ops.lstm(*args)
+    assert all(map(torch.equal, got, expected))
+    coefficients = [torch.randn_like(result) for result in got]
+    grads = [torch.autograd.grad(results, leaves, coefficients) for results in (got, expected)]
+    assert all(map(torch.equal, *grads))
+
+
+def test_attempt_leaves_to_lstm_what_is_not_common():
+    args = *op_arguments(CONFIGS["deep"]), False
+    with forward_ad.dual_level():
+        assert ops.attempt(*args) is None
+
+    def transformed(input: Tensor) -> Tensor:
+        assert ops.attempt(input, *args[1:]) is None
+        return input.sum()
+
+    torch.func.grad(transformed)(args[0])
+    assert ops.attempt(args[0][..., 1:], *args[1:]) is None
+    args[4][-1].requires_grad_()  # of the last layer alone
+    assert ops.attempt(*args) is None
+    with torch.no_grad():
+        attempt(*args)
+
+
+def test_attempt_saves_nothing_without_need(monkeypatch: pytest.MonkeyPatch):
+    spy = Spy(ops._direct.direct_forward)
+    monkeypatch.setattr(ops._direct, "direct_forward", spy)
+    args = *op_arguments(CONFIGS["plain"]), False
+    attempt(*args)
+    requiring_grad(args)
+    with torch.no_grad():
+        attempt(*args)
+    attempt(*args)
+    assert [call[8] for call in spy.calls] == [False, False, True]
+
+
 def test_the_profiler_sees_the_op():
     with torch.profiler.profile() as profile:
         ops.lstm(*op_arguments(CONFIGS["plain"]))
