@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -59,16 +60,20 @@ def warm_up(run: Run, seconds: float) -> int:
 
 
 def interleave(runs: Sequence[Run], seconds: float, min_rounds: int = 5) -> list[Timing]:
-    """Time each function once a round for about `seconds`, so that noise hits all of them alike."""
+    """Time each function once a round for about `seconds`, so that noise hits all of them alike.
+
+    Each comes after each other one: it finds in the caches what that one left there.
+    """
     calls = [warm_up(run, 0.1 * seconds / len(runs)) for run in runs]
     samples: list[list[float]] = [[] for _ in runs]
+    order = random.Random(0)
     collecting = gc.isenabled()
     gc.disable()
     try:
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(samples[0]) < min_rounds:
-            for run, n, taken in zip(runs, calls, samples, strict=True):
-                taken.append(sample(run, n))
+            for i in order.sample(range(len(runs)), len(runs)):
+                samples[i].append(sample(runs[i], calls[i]))
     finally:
         if collecting:
             gc.enable()
