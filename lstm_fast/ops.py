@@ -90,7 +90,12 @@ def lstm(
             input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
         )
     options = has_biases, num_layers, bidirectional
-    if torch.is_grad_enabled() and _require_grad(input, h0, c0, params):
+    if torch.is_grad_enabled() and (
+        input.requires_grad
+        or (h0 is not None and h0.requires_grad)
+        or (c0 is not None and c0.requires_grad)
+        or any([p.requires_grad for p in params])
+    ):
         if num_layers > 1 and not (input.requires_grad or params[0].requires_grad):
             first = _first_trained_layer(h0, c0, params, num_layers)
             if first > 0:
@@ -103,19 +108,6 @@ def lstm(
         return _LSTM.apply(None, input, batch_sizes, h0, c0, *options, *how, *params)
     results = _forward(input, batch_sizes, h0, c0, list(params), *options, False, _parts(input))
     return results[:3]
-
-
-def _require_grad(
-    input: Tensor, h0: Tensor | None, c0: Tensor | None, params: Sequence[Tensor]
-) -> bool:
-    """Whether a gradient is wanted of any of them."""
-    return (
-        params[0].requires_grad  # as a rule
-        or input.requires_grad
-        or (h0 is not None and h0.requires_grad)
-        or (c0 is not None and c0.requires_grad)
-        or any([p.requires_grad for p in params])
-    )
 
 
 def _first_trained_layer(
@@ -186,10 +178,11 @@ def attempt(
     tensors = input, batch_sizes, h0, c0
     options = has_biases, num_layers, bidirectional
     parts = _cpu_parts()
-    if not (torch.is_grad_enabled() and _require_grad(input, h0, c0, params)):
+    if not torch.is_grad_enabled():
         results = _direct.direct_forward(*tensors, params, *options, False, parts)
         return None if results is None else results[:3]
-    if num_layers > 1 and not (input.requires_grad or params[0].requires_grad):
+    # As in a model in training. Of others, `lstm` finds out what gradients are wanted of.
+    if not params or not getattr(params[0], "requires_grad", False):
         return None
     # The results are no function of anything yet, since they come past autograd.
     results = _direct.direct_forward(*tensors, params, *options, True, parts, recompute_gates)

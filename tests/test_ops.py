@@ -242,6 +242,16 @@ def test_attempt_is_lstm_bit_for_bit(config: Config, recompute_gates: bool):
 
 def test_attempt_leaves_to_lstm_what_is_not_common():
     args = *op_arguments(CONFIGS["deep"]), False
+    params = args[4]
+    assert ops.attempt(*args) is None  # no gradient is wanted
+    params[-1].requires_grad_()  # of the last layer alone
+    assert ops.attempt(*args) is None
+    params[0].requires_grad_()
+    attempt(*args)
+    assert ops.attempt(args[0][..., 1:], *args[1:]) is None
+    for wrong in ([None, *params[1:]], []):
+        changed: Any = (*args[:4], wrong, *args[5:])
+        assert ops.attempt(*changed) is None
     with forward_ad.dual_level():
         assert ops.attempt(*args) is None
 
@@ -250,23 +260,17 @@ def test_attempt_leaves_to_lstm_what_is_not_common():
         return input.sum()
 
     torch.func.grad(transformed)(args[0])
-    assert ops.attempt(args[0][..., 1:], *args[1:]) is None
-    args[4][-1].requires_grad_()  # of the last layer alone
-    assert ops.attempt(*args) is None
-    with torch.no_grad():
-        attempt(*args)
 
 
 def test_attempt_saves_nothing_without_need(monkeypatch: pytest.MonkeyPatch):
     spy = Spy(ops._direct.direct_forward)
     monkeypatch.setattr(ops._direct, "direct_forward", spy)
     args = *op_arguments(CONFIGS["plain"]), False
-    attempt(*args)
     requiring_grad(args)
     with torch.no_grad():
         attempt(*args)
     attempt(*args)
-    assert [call[8] for call in spy.calls] == [False, False, True]
+    assert [call[8] for call in spy.calls] == [False, True]
 
 
 def test_the_profiler_sees_the_op():
