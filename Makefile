@@ -21,9 +21,9 @@ TORCH ?= torch==2.13.0
 RESULTS := benchmarks/results/$(shell date +%Y-%m-%d-%H%M).json
 BENCH ?=
 BACKTEST ?=
-# A process for each core. One of them takes a whole file, since some build what all of their tests
-# need.
-TEST ?= --numprocesses=auto --dist=loadfile
+# Two processes, not one a core, since each has torch's threads. A file goes to one of them, since
+# some build what all of their tests need.
+TEST ?= --numprocesses=2 --dist=loadfile
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
