@@ -173,22 +173,22 @@ def attempt(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """`lstm` for the arguments that are common, in less time than their checks in Python take;
     None for others, wrong ones among them."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or not input.is_cpu:
+        return None
+    save = torch.is_grad_enabled()
+    # As in a model in training. Of others, `lstm` finds out what gradients are wanted of.
+    if save and not (params and getattr(params[0], "requires_grad", False)):
         return None
     tensors = input, batch_sizes, h0, c0
     options = has_biases, num_layers, bidirectional
-    parts = _cpu_parts()
-    if not torch.is_grad_enabled():
-        results = _direct.direct_forward(*tensors, params, *options, False, parts)
-        return None if results is None else results[:3]
-    # As in a model in training. Of others, `lstm` finds out what gradients are wanted of.
-    if not params or not getattr(params[0], "requires_grad", False):
-        return None
-    # The results are no function of anything yet, since they come past autograd.
-    results = _direct.direct_forward(*tensors, params, *options, True, parts, recompute_gates)
+    how = _cpu_parts(), save and recompute_gates
+    results = _direct.direct_forward(*tensors, params, *options, save, *how)
     if results is None:
         return None
-    return _apply_past_transforms(results, *tensors, *options, parts, recompute_gates, *params)
+    if not save:
+        return results[:3]
+    # They are no function of anything yet, since they come past autograd.
+    return _apply_past_transforms(results, *tensors, *options, *how, *params)
 
 
 def attempt_cell(
