@@ -21,6 +21,7 @@ _CHECKS = (
     "check_hidden_size",
     "get_expected_hidden_size",
     "get_expected_cell_size",
+    "permute_hidden",
 )
 
 
@@ -34,8 +35,9 @@ class LSTM(torch.nn.LSTM):
 
     Where the two differ: under autocast the states and packed outputs have the autocast dtype too;
     on the CPU halves are rounded once, at the end, not at every step (with AMX, states of bfloat16
-    are rounded where they enter a product, too); and a parameter replaced by one of the wrong shape
-    raises RuntimeError.
+    are rounded where they enter a product, too); a parameter replaced by one of the wrong shape
+    raises RuntimeError; and what backward needs of `output` is `output` itself, so that changing it
+    in place makes backward raise, which with torch's it does in float32 in one direction alone.
 
     Keyword arguments beyond torch's, off by default. `reference.variant` has the step with all of
     them; x_t, h_t and c_t are those of one layer, and masks are drawn by torch's generator, once a
@@ -201,10 +203,18 @@ class LSTM(torch.nn.LSTM):
         if not isinstance(input, Tensor) or input.dim() != 3:
             return self._forward_unbatched(input, hx)
         batch_first = self.batch_first
+        hidden = hx
         if not self._inherits_checks:
-            hidden = self._zeros(input, input.size(0 if batch_first else 1)) if hx is None else hx
-            self.check_forward_args(input, hidden, None)
-        fused = self._fused(input.transpose(0, 1) if batch_first else input, None, hx)
+            state = self._zeros(input, input.size(0 if batch_first else 1)) if hx is None else hx
+            self.check_forward_args(input, state, None)
+            hidden = None if hx is None else self.permute_hidden(hx, None)
+        steps = input
+        if batch_first:
+            steps = input.transpose(0, 1)
+            # Backward reads a copy, so that input may change until then, as with torch's.
+            if torch.is_grad_enabled():
+                steps = ops.contiguous(steps)
+        fused = self._fused(steps, None, hidden)
         if fused is None:
             return super().forward(input, hx)
         output, h_n, c_n = fused
@@ -228,10 +238,11 @@ class LSTM(torch.nn.LSTM):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         fused = None
         if len(batch_sizes):
-            if hx is None:
-                hidden = self._zeros(data, int(batch_sizes[0]))
-            else:
+            hidden: _Pair | None = None
+            if hx is not None:
                 hidden = self.permute_hidden(hx, sorted_indices)
+            elif torch.compiler.is_compiling():  # a graph has the batch from the size of a state
+                hidden = self._zeros(data, int(batch_sizes[0]))
             fused = self._fused(data, batch_sizes, hidden)
         if fused is None:
             return super().forward(input, hx)

@@ -111,6 +111,7 @@ class LSTMCell(torch.nn.LSTMCell):
             del params[2:]
         if (
             not torch.is_grad_enabled()
+            and not torch._C._is_any_autocast_enabled()
             and isinstance(input, Tensor)
             and input.dim() == 2
             and input.size(1) == self.__dict__["input_size"]

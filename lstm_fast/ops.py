@@ -6,9 +6,12 @@ compiled ops.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,12 +22,47 @@ from lstm_fast import _load, reference
 
 _load.load_ops()
 
-_lstm = torch.ops.lstm_fast.lstm.default
-_lstm_backward = torch.ops.lstm_fast.lstm_backward.default
+_lstm: Any = torch.ops.lstm_fast.lstm.default
+_lstm_backward: Any = torch.ops.lstm_fast.lstm_backward.default
 
 _cuda = _load.build_info()["cuda"]
 
-_direct = _load.load_direct()
+_direct: Any = _load.load_direct()
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    return tensor.contiguous()
+
+
+def _on_one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return function(*args)
+        finally:
+            torch.set_num_threads(threads)
+
+    return call
+
+
+def _after_fork() -> None:
+    """Torch's threads do not survive a fork, and a child that calls on them waits forever. The
+    kernels know that; the copies that torch makes around them do not."""
+    global contiguous, _lstm, _lstm_backward, _direct
+    contiguous = _on_one_thread(contiguous)
+    _lstm, _lstm_backward = _on_one_thread(_lstm), _on_one_thread(_lstm_backward)
+    _direct = SimpleNamespace(
+        direct_forward=_on_one_thread(_direct.direct_forward),
+        direct_backward=_on_one_thread(_direct.direct_backward),
+    )
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 """The dtypes that the kernels compute; halves in float32 inside."""
@@ -74,8 +112,8 @@ def lstm(
     Args:
         input: [T, B, I] of any strides, or the data [N, I] of a packed sequence.
         batch_sizes: None, or the [T] int64 batch sizes of a packed sequence.
-        h0: [L * D, B, P], or None for zeros; not None for a packed sequence.
-        c0: [L * D, B, H], or None for zeros; not None for a packed sequence.
+        h0: [L * D, B, P], or None for zeros.
+        c0: [L * D, B, H], or None for zeros.
         params: in the order of `nn.LSTM._flat_weights`, see `reference.lstm`.
         recompute_gates: keep outputs and cells alone for backward, not the gates.
 

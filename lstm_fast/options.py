@@ -330,8 +330,9 @@ def _run_lengths(
         )
 
     def pad(rows: Tensor) -> Tensor:
-        padded = rows.new_zeros(T * B, rows.shape[-1])
-        return padded.index_copy(0, places, rows.reshape(-1, rows.shape[-1])).view(T, B, -1)
+        columns = rows.shape[-1]
+        padded = rows.new_zeros(T * B, columns)
+        return padded.index_copy(0, places, rows.reshape(-1, columns)).view(T, B, columns)
 
     h_n = state[0].to(result.h_n.dtype).index_copy(1, order, result.h_n)
     c_n = state[1].to(result.c_n.dtype).index_copy(1, order, result.c_n)

@@ -25,8 +25,9 @@ class Stream:
     is made. With deterministic algorithms the bits of a row depend neither on the other rows nor on
     `batch_size`.
 
-    The weights are those of the module: changed in place, the next step uses them; a parameter
-    that is replaced needs a new `Stream`.
+    The weights are those of the module: changed in place, the next step uses them. A parameter that
+    is replaced needs a new `Stream`; so does a change of one that is parametrized or that is not
+    contiguous, which are read when the `Stream` is made.
 
         stream = lstm_fast.Stream(module)
         for x in samples:  # [B, I]
@@ -49,7 +50,8 @@ class Stream:
             raise ValueError("module must have one direction: the other begins at the end")
         if used := options.used(module):
             raise ValueError(f"module must have no options beyond torch.nn.LSTM's, has {used}")
-        params = [p.detach() for p in module._flat_weights if isinstance(p, torch.Tensor)]
+        # Not `_flat_weights`, in which computed weights are those of the last call of the module.
+        params = [getattr(module, name).detach() for name in module._flat_weights_names]
         dtypes = {torch.float32: "StreamFloat32", torch.float64: "StreamFloat64"}
         if not params[0].is_cpu or params[0].dtype not in dtypes:
             raise ValueError("module must be on the CPU, in float32 or float64")

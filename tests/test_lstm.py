@@ -494,6 +494,41 @@ def test_scripting():
     assert_all_close(scripted(X), Model(theirs)(X), CONFIGS["deep"])
 
 
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"proj_size": 3}])
+def test_input_of_batch_first_may_change_before_backward(options: dict[str, Any]):
+    for module in twins(batch_first=True, **options):
+        x, grads = X.clone(), []
+        for change in (lambda: None, x.zero_):
+            output = module(x)[0]
+            change()
+            grads.append(torch.autograd.grad(output.sum(), tuple(module.parameters())))
+        torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+def test_training_on_an_input_made_in_inference_mode():
+    with torch.inference_mode():
+        x = X.clone()
+    ours, theirs = (module(x)[0] for module in twins(batch_first=True))
+    assert_all_close(ours, theirs, CONFIGS["deep"])
+    ours.sum().backward()
+
+
+def test_a_number_of_layers_that_is_no_integer():
+    for module in twins():
+        module.num_layers = 2.0
+        with torch.no_grad(), pytest.raises(TypeError):
+            module(X, (torch.zeros(2, 2, 5), torch.zeros(2, 2, 5)))
+
+
+def test_overridden_permutation_of_states():
+    class Swapped(LSTM):
+        def permute_hidden(self, hx, permutation):
+            return hx[1], hx[0]
+
+    module, hx = Swapped(4, 5), (torch.zeros(1, 2, 5), torch.ones(1, 2, 5))
+    assert_all_close(module(X, hx)[0], torch.nn.LSTM.forward(module, X, hx)[0], CONFIGS["deep"])
+
+
 def test_overridden_checks_are_called():
     seen = []
 

@@ -193,7 +193,10 @@ def test_what_is_not_fused_falls_through(fused: list[None]):
     ours, theirs = twins()
     with torch.autocast("cpu", torch.bfloat16):
         got, expected = ours(X, (H, H)), theirs(X, (H, H))
+        with torch.no_grad():
+            inferred = ours(X, (H, H))
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    torch.testing.assert_close(inferred, expected, rtol=0, atol=0)
     traced = torch.jit.trace(ours, (X,), check_trace=False)
     assert "lstm_fast::" not in str(traced.inlined_graph)
     scripted = torch.jit.script(twins()[0])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -501,6 +502,36 @@ def test_bits_do_not_depend_on_other_rows(rows: slice, dtype: torch.dtype):
 
     whole = [result[:, rows] for result in per_row(slice(None))]
     torch.testing.assert_close(per_row(rows), whole, rtol=0, atol=0)
+
+
+@all_dtypes
+@pytest.mark.usefixtures("deterministic")
+def test_bits_do_not_depend_on_longer_rows_of_a_packed_batch(dtype: torch.dtype):
+    config = replace(CONFIGS["wide"], num_layers=2, bidirectional=True, dtype=dtype)
+    input, _, _, _, *rest = op_arguments(config)
+    input = input.detach()
+
+    def states(rows: slice, lengths: list[int]) -> list[Tensor]:
+        packed = pack_padded_sequence(input[:, rows], lengths)
+        _, h_n, c_n = ops.lstm(packed.data, packed.batch_sizes, None, None, *rest)
+        return [h_n[:, -1], c_n[:, -1]]
+
+    alone, beside_a_longer_one = states(slice(1, 2), [1]), states(slice(0, 2), [3, 1])
+    torch.testing.assert_close(alone, beside_a_longer_one, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_weight_gradients_of_many_rows():
+    """The error of their sums does not grow with the number of terms."""
+    module, x = torch.nn.LSTM(3, 4), torch.randn(40, 2000, 3)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        module, x = module.to(dtype), x.to(dtype)
+        leaves = tuple(module.parameters())
+        output, _, _ = ops.lstm(x, None, None, None, list(leaves), True, 1, False)
+        grads.append(torch.autograd.grad(output.square().mean(), leaves))
+    for got, expected in zip(*grads, strict=True):
+        assert (got - expected).norm() / expected.norm() < 1e-6
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

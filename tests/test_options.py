@@ -417,6 +417,14 @@ def test_lengths(options: dict[str, Any], batch_first: bool, lengths: list[int])
                         torch.testing.assert_close(turn(got)[:length, row], turn(expected))
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lengths_of_an_empty_batch(batch_first: bool):
+    module = make(batch_first=batch_first, **STACK)
+    x, none = draw(0, T, I) if batch_first else draw(T, 0, I), torch.zeros(0, dtype=torch.int64)
+    for got, expected in zip(parts(module(x, lengths=none)), parts(module(x)), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_lengths_have_gradients():
     module = make(num_layers=2)
     x, h0, c0 = draw(T, B, I), draw(2, B, H), draw(2, B, H)

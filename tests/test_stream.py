@@ -67,6 +67,19 @@ def test_weights_changed_in_place_are_seen(name: str, B: int):
         torch.testing.assert_close(after, module(x)[0])
 
 
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, lstm_fast.LSTM])
+def test_computed_weights_are_those_of_now(kind: type[torch.nn.LSTM]):
+    module = kind(4, 5)
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    module(torch.zeros(1, 1, 4))
+    for p in module.parameters():
+        p.data.mul_(2)
+    x = torch.randn(T, 1, 4)
+    got = run(lstm_fast.Stream(module), x)
+    with torch.no_grad():
+        torch.testing.assert_close(got, module(x)[0])
+
+
 def test_numbers_too_large_for_a_matrix_unit():
     module = torch.nn.LSTM(4, 70)
     stream = lstm_fast.Stream(module, 50)

@@ -185,7 +185,9 @@ INLINE void backward_run(const LayerBackward<T>& p, BackwardRun<T> run, T* scrat
     } else {
       copy_rows(run.begin, run.end, run.dh_end, P, run.dh, P);
     }
-    if (run.dy) add_rows(run.begin, run.end, run.dy, p.grad_y_stride, run.dh, P);
+    for (int64_t b = run.begin; run.dy && b < run.end; ++b) {
+      add_row(run.dy + b * p.grad_y_stride, run.dh + b * P, P);
+    }
     run.dh_end = run.dy = nullptr;
     const Matrix<T> hr = weight_hr(p);
     finish_product(p, run, {run.dh, P}, hr, hr.all_panels());

@@ -22,17 +22,11 @@ INLINE void copy_rows(int64_t begin, int64_t end, const T* from, int64_t from_st
     copy_row(from ? from + b * from_stride : nullptr, to + b * C, C);
 }
 
-// Adds rows [begin, end) that are `from_stride` apart to those of a contiguous matrix with C
-// columns.
+// Adds C elements.
 template <typename T>
-INLINE void add_rows(int64_t begin, int64_t end, const T* from, int64_t from_stride, T* to,
-                     int64_t C) {
-  for (int64_t b = begin; b < end; ++b) {
-    const T* more = from + b * from_stride;
-    T* row = to + b * C;
-    for (int64_t c = 0; c < C; c += kLanes<T>)
-      store(row + c, load(row + c, C - c) + load(more + c, C - c), C - c);
-  }
+INLINE void add_row(const T* from, T* to, int64_t C) {
+  for (int64_t c = 0; c < C; c += kLanes<T>)
+    store(to + c, load(to + c, C - c) + load(from + c, C - c), C - c);
 }
 
 // Elements of a packed [K, C] matrix.

@@ -14,6 +14,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace lstm_fast {
@@ -27,6 +29,9 @@ constexpr int kTileRows = 6, kTileSums = 24;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
 constexpr int kTileRows = 6, kTileSums = 12;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kTileRows = 6, kTileSums = 24;
 #else
 constexpr int kVectorBytes = 16;
 constexpr int kTileRows = 4, kTileSums = 8;
@@ -95,6 +100,9 @@ INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_
 INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return _mm256_fmadd_pd(a, b, c);
 }
+#elif defined(__aarch64__)
+INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return vfmaq_f32(c, a, b); }
+INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return vfmaq_f64(c, a, b); }
 #else
 INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return a * b + c; }
 INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return a * b + c; }
@@ -121,6 +129,13 @@ INLINE Vec<float> clamp(Vec<float> x, float low, float high) {
 }
 INLINE Vec<double> clamp(Vec<double> x, double low, double high) {
   return _mm256_min_pd(broadcast(high), _mm256_max_pd(broadcast(low), x));
+}
+#elif defined(__aarch64__)
+INLINE Vec<float> clamp(Vec<float> x, float low, float high) {
+  return vminq_f32(vmaxq_f32(x, broadcast(low)), broadcast(high));
+}
+INLINE Vec<double> clamp(Vec<double> x, double low, double high) {
+  return vminq_f64(vmaxq_f64(x, broadcast(low)), broadcast(high));
 }
 #else
 template <typename V, typename T>

@@ -244,8 +244,11 @@ template <typename T>
 void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
-  p.plain = s.steps.T == 1 &&
-            (s.steps.B <= plain_step_rows(s, p.keeps_packed, threads, sizeof(T)) || s.parts == 0);
+  // By parts of 0, a row is summed as in any batch, and in a packed one others may be longer.
+  const bool may_be_plain =
+      s.parts ? s.steps.B <= plain_step_rows(s, p.keeps_packed, threads, sizeof(T))
+              : !s.steps.batch_sizes;
+  p.plain = s.steps.T == 1 && may_be_plain;
   const Threads team = threads_of(s, Pass::Forward, threads);
   const Division division = divide(s, Pass::Forward, team, sizeof(T));
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };

@@ -171,10 +171,8 @@ INLINE void products_row_grad(const VariantBackward<T>& p, int64_t n, T* scaled)
 // Moves a gradient from the running sum of a row to that of what the state was reset to.
 template <typename T>
 INLINE void move_row(T* from, T* to, int64_t C) {
-  for_each_vector<T>(C, [&](int64_t c, int64_t left) {
-    if (to) store(to + c, load(to + c, left) + load(from + c, left), left);
-    store(from + c, Vec<T>{}, left);
-  });
+  if (to) add_row(from, to, C);
+  copy_row<T>(nullptr, from, C);
 }
 
 template <typename T>

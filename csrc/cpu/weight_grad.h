@@ -3,8 +3,9 @@
 //   [dW_ih | dW_hh | db]^T = [x_t | h_{t-1} | 1]^T dz        dW_hr = dh^T hidden
 //
 // Both are sums over all N rows, made block by block of kBlock rows with the left factor gathered
-// into one matrix. A panel of columns of dz (or hidden) after the other, so that panels can go to
-// different threads.
+// into one matrix. A block is summed by itself: a sum of a million rows that took one after the
+// other would lose a digit. A panel of columns of dz (or hidden) after the other, so that panels
+// can go to different threads.
 #pragma once
 
 #include "flush_denormals.h"
@@ -107,7 +108,7 @@ struct PanelAhead {
 template <typename T, typename Gather, typename F>
 INLINE void sum_of_products(int64_t N, int64_t M, const T* right, int64_t C, int64_t begin,
                             int64_t end, T* scratch, const Gather& gather, const F& f) {
-  const int64_t stride = left_stride<T>(M);
+  const int64_t stride = left_stride<T>(M), ahead_per_row = ceil_div(kBlock, M);
   T* left = scratch;
   T* right_panel = left + kBlock * stride;
   T* sums = right_panel + kBlock * kPanel<T>;
@@ -123,7 +124,6 @@ INLINE void sum_of_products(int64_t N, int64_t M, const T* right, int64_t C, int
         pack_panel(right, C, n0, n1, C, column, right_panel);
         PanelAhead<T> ahead = {right + n0 * C + column + kPanel<T>, C, n1 - n0};
         if (i + 1 == panels) ahead = {right + n1 * C + first * kPanel<T>, C, min(kBlock, N - n1)};
-        const int64_t ahead_per_row = ceil_div(kBlock, M);
         with_size<kTileVectors>(panel_vectors<T>(C, column), [&](auto vectors) {
           constexpr int W = decltype(vectors)::value;
           constexpr int64_t width = W * kLanes<T>;
@@ -132,12 +132,9 @@ INLINE void sum_of_products(int64_t N, int64_t M, const T* right, int64_t C, int
             T* out = sums_of(i) + m * width;
             ahead.prefetch(R * ahead_per_row);
             Vec<T> acc[R][W];
-            if (n0) {
-              load_tile<R, W, T>(acc, out, width, 0, width);
-            } else {
-              clear_tile<R, W, T>(acc);
-            }
+            clear_tile<R, W, T>(acc);
             accumulate<R, W, T>(acc, {left + m, 1, stride}, right_panel, n1 - n0);
+            if (n0) add_tile<R, W, T>(acc, out, width, 0, width);
             store_tile<R, W, T>(acc, out, width, 0, width);
           });
         });

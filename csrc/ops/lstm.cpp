@@ -132,12 +132,16 @@ struct LstmOnCpu {
 
 using OpsOnCpu = LstmOps<LstmOnCpu>;
 
-// The tensors of a direct call, released whatever happens. That the others are on the device of
-// the input is checked with their shapes.
+// The tensors of a direct call, released whatever happens; none that has elements and no memory,
+// which only the dispatcher can give it. That the others are on the device of the input is checked
+// with their shapes.
 std::vector<OptionalTensor> own(const DirectCall& call) {
   std::vector<OptionalTensor> tensors(call.count);
   for (int64_t i = 0; i < call.count; ++i) {
     if (call.tensors[i]) tensors[i] = Tensor(static_cast<AtenTensorHandle>(call.tensors[i]));
+  }
+  for (const OptionalTensor& t : tensors) {
+    if (t && t->numel() && !t->const_data_ptr()) throw std::runtime_error("tensor without memory");
   }
   return tensors;
 }
@@ -161,8 +165,8 @@ void* give(const Tensor& t) {
 extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_forward(
     lstm_fast::DirectCall& call) {
   using namespace lstm_fast;
-  std::vector<OptionalTensor> t = own(call);
   try {
+    std::vector<OptionalTensor> t = own(call);
     if (!t.at(0).value().is_cpu()) return false;
     const Arguments a(prepare, *t[0], t[1], t[2], t[3], params_of(t, kDirectForwardTensors),
                       call.has_biases, call.num_layers, call.bidirectional, call.recompute_gates,
@@ -181,8 +185,8 @@ extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_forward(
 extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_backward(
     lstm_fast::DirectCall& call) {
   using namespace lstm_fast;
-  std::vector<OptionalTensor> t = own(call);
   try {
+    std::vector<OptionalTensor> t = own(call);
     if (!t.at(3).value().is_cpu()) return false;
     const auto [input, h0, c0, params] = OpsOnCpu::backward(
         t[0], t[1], t[2], *t[3], t[4], t[5], t[6], params_of(t, kDirectBackwardTensors),

@@ -90,6 +90,7 @@ PyObject* tuple_of(const std::vector<void*>& handles) {
 
 // The results of a call, or None if the dispatcher must make it.
 PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssize_t results) {
+  if (PyErr_Occurred()) return nullptr;  // by an argument that is no number
   for (PyObject* busy : torch.busy) {
     const Reference answer{PyObject_CallNoArgs(busy)};
     if (!answer) return nullptr;
