@@ -32,6 +32,7 @@ def cpu_plan(
     parts: int = 3,
     threads: int = 1,
     second_cache: int | None = None,
+    packed: bool = False,
 ) -> dict[str, Any]: ...
 def cuda_plan(
     dtype: str,

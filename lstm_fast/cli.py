@@ -230,6 +230,14 @@ def forecast(
     reading = _read(file, id_col, time_col, target_col, covariates)
     history = History()
     if model is not None:
+        ignored = {
+            "season": season, "freq": freq, "loss": loss, "steps": steps,
+            "models": models, "options": options_file, "checkpoints": checkpoints,
+            "plot-training": plot_training, "val-size": val_size or None,
+        }  # fmt: skip
+        for name, value in ignored.items():
+            if value is not None:
+                raise ValueError(f"--{name} is for training, and --model forecasts without")
         forecaster = Forecaster.load(model)
         if forecaster.h != horizon:
             raise ValueError(f"the saved forecaster forecasts {forecaster.h} rows, not {horizon}")
@@ -249,7 +257,7 @@ def forecast(
             forecaster.fit(known, val_size)
     if save is not None:
         forecaster.save(save, overwrite=overwrite)
-    forecasts = forecaster.predict(None if model is None else known, futr_df)
+    forecasts = forecaster.predict(None if model is None else known, futr_df, levels)
     _write(forecasts, out)
     if plot is not None:
         from lstm_fast.forecast.plot import plot_forecasts
@@ -331,6 +339,8 @@ def backtest(
             results[method] = cross_validate_statistical(df, method, *place)
     with _progress(forecaster, [], fits=windows):
         results["lstm-fast"] = forecaster.cross_validation(df, windows, step)
+    if out is not None:
+        _write(results["lstm-fast"], out)
     scores = {name: evaluate(result, df, season_length) for name, result in results.items()}
     series = len(scores["lstm-fast"])
     title = f"origins: {windows}, rows ahead: {horizon}, series that are averaged: {series}"
@@ -343,8 +353,6 @@ def backtest(
         for name, mean in means.items()
     ]
     _print_table(title, ("forecast", *metrics), rows)
-    if out is not None:
-        _write(results["lstm-fast"], out)
     if plot is not None:
         from lstm_fast.forecast.plot import plot_backtest
 
@@ -540,7 +548,10 @@ def _check_outputs(overwrite: bool, files: Sequence[Path | None], *pictures: Pat
     for picture in pictures:
         if picture is not None and picture.suffix.lower() not in _PICTURES:
             raise ValueError(f"{picture} must end in {', '.join(_PICTURES)}")
-    for path in filter(None, (*files, *pictures)):
+    paths = [path for path in (*files, *pictures) if path is not None]
+    for i, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:i]]:
+            raise ValueError(f"{path} is given for two outputs")
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")
         if path.exists() and not overwrite:

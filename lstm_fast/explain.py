@@ -49,6 +49,7 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
             D=2 if module.bidirectional else 1,
             parts=ops._parts(data),
             threads=torch.get_num_threads(),
+            packed=isinstance(input, PackedSequence),
         )
         threads = "1 thread" if plan["threads"] == 1 else f"{plan['threads']} threads"
         if plan["members"] > 1:

@@ -21,6 +21,7 @@ def test_a_single_step():
     assert path(B=33, I=16, H=64) != "single step"
     assert path(B=1, T=2, I=16, H=64) == "packed weights"
     assert path(B=1000, I=16, H=64, parts=0) == "single step"  # whose bits no batch may change
+    assert path(B=1, I=16, H=64, parts=0, packed=True) == "packed weights"  # nor longer rows
 
 
 @pytest.mark.skipif(ISA != "amx", reason="no matrix unit")

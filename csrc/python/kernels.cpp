@@ -210,13 +210,13 @@ py::dict cpu_plan_of(const StackShape& shape, const Threads& threads) {
 // What the CPU's planner decides, numbers beyond the matrix unit aside.
 py::dict cpu_plan(const std::string& dtype, const std::vector<int64_t>& batch_sizes, int64_t I,
                   int64_t H, std::optional<int64_t> P, int64_t L, int64_t D, int parts,
-                  int64_t threads, std::optional<int64_t> second_cache) {
+                  int64_t threads, std::optional<int64_t> second_cache, bool packed) {
   if (batch_sizes.empty()) throw std::invalid_argument("batch_sizes must not be empty");
   std::vector<int64_t> offsets = {0};
   for (const int64_t rows : batch_sizes) offsets.push_back(offsets.back() + rows);
   StackShape s{};
-  s.steps = {static_cast<int64_t>(batch_sizes.size()), batch_sizes[0], batch_sizes.data(),
-             offsets.data()};
+  s.steps = {static_cast<int64_t>(batch_sizes.size()), batch_sizes[0], nullptr, nullptr};
+  if (packed) s.steps.batch_sizes = batch_sizes.data(), s.steps.offsets = offsets.data();
   s.I = I;
   s.H = H;
   s.P = P.value_or(H);
@@ -305,7 +305,8 @@ PYBIND11_MODULE(_kernels, m) {
   using py::literals::operator""_a;
   m.def("cpu_plan", &lstm_fast::cpu_plan, "dtype"_a, "batch_sizes"_a, "I"_a, "H"_a,
         "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "parts"_a = 3, "threads"_a = 1,
-        "second_cache"_a = py::none(), "How the CPU kernels compute a problem on this machine.");
+        "second_cache"_a = py::none(), "packed"_a = false,
+        "How the CPU kernels compute a problem on this machine.");
   m.def("cuda_plan", &lstm_fast::cuda_plan, "dtype"_a, "T"_a, "B"_a, "I"_a, "H"_a,
         "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "allow_tf32"_a = true,
         "compute_capability"_a = 90, "multiprocessors"_a = 132, "shared_bytes"_a = 227 << 10,

@@ -24,6 +24,7 @@ from lstm_fast.forecast.frame import (
     check_windows,
     each_series,
     future_timestamps,
+    without_later_values,
 )
 from lstm_fast.forecast.intervals import ConformalIntervals, mean_band, mean_center
 from lstm_fast.forecast.losses import Loss, make_loss
@@ -182,6 +183,16 @@ class Forecaster:
             ValueError: naming the series and the row, if a series is too short or irregular, or
                 has missing, repeated or (with `log`) non-positive values.
         """
+        before = dict(vars(self))
+        try:
+            self._fit(df, val_size)
+        except BaseException:  # nothing of a training that failed stays
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+        return self
+
+    def _fit(self, df: pd.DataFrame, val_size: int) -> None:
         if val_size and val_size < self.h:
             raise ValueError(f"val_size must be 0 or at least h, {self.h}. Got {val_size}")
         frame, freq = self._check(df, self.freq)
@@ -196,7 +207,6 @@ class Forecaster:
         self._scale = panel.scale(self.input_size)
         self._networks = self._train("final", panel, self._scale, 0, val_size)
         self._fitted, self._unique_ids = frame, panel.unique_ids
-        return self
 
     def predict(
         self,
@@ -265,7 +275,8 @@ class Forecaster:
             A long frame with the columns ``unique_id``, ``ds``, ``cutoff`` (the last row that the
             forecast could know), ``y``, ``y_hat`` and the bounds of the levels.
 
-        The forecaster itself is left as it was. No row after a cutoff is seen in its training.
+        The forecaster itself is left as it was. No row after a cutoff is seen in its training, nor
+        in what `fill` makes of a gap that the cutoff lies in: that repeats the value before.
         """
         frame, freq = self._check(df, self.freq)
         check_windows(frame, self.h, n_windows, step_size)
@@ -274,7 +285,7 @@ class Forecaster:
         windows = []
         for k in range(n_windows):
             held_out = self.h + (n_windows - 1 - k) * step_size
-            known = frame[from_end >= held_out]
+            known = without_later_values(frame[from_end >= held_out], df)
             future = frame[(from_end < held_out) & (from_end >= held_out - self.h)]
             if k == 0 or refit:
                 model.checkpoint_dir = self.checkpoint_dir and Path(

@@ -46,7 +46,9 @@ def check_frame(
     columns = ["unique_id", "ds", *numbers]
     _reject_missing_columns(df, columns)
     check_fill(fill)
+    # Of a categorical, categories without a row would count as series.
     frame = df[columns].assign(
+        unique_id=df["unique_id"].astype(object) if _is_categorical(df) else df["unique_id"],
         ds=_timestamps(df),
         **{name: pd.to_numeric(df[name], errors="coerce").astype("float64") for name in numbers},
     )
@@ -74,6 +76,10 @@ def check_frame(
     return frame.reset_index(drop=True), freq
 
 
+def _is_categorical(df: pd.DataFrame) -> bool:
+    return isinstance(df["unique_id"].dtype, pd.CategoricalDtype)
+
+
 def check_fill(fill: str | None) -> None:
     if fill is not None and fill not in FILLS:
         raise ValueError(f"fill must be None or one of {', '.join(FILLS)}. Got {fill!r}")
@@ -96,6 +102,19 @@ def check_windows(frame: pd.DataFrame, h: int, n_windows: int, step_size: int) -
             f"step_size={step_size} apart, forecast {held_out} rows and need some before these. "
             f"Got {rows.min()}"
         )
+
+
+def without_later_values(known: pd.DataFrame, df: pd.DataFrame) -> pd.DataFrame:
+    """The first rows of a checked frame, of which ``fill`` may have drawn the last ones towards
+    values of `df` that come later. These repeat the last value that was given.
+    """
+    given = df.loc[pd.to_numeric(df["y"], errors="coerce").notna(), ["unique_id", "ds"]]
+    given = given.assign(ds=_timestamps(given)).astype(known[["unique_id", "ds"]].dtypes.to_dict())
+    found = known[["unique_id", "ds"]].merge(given, how="left", indicator=True)["_merge"] == "both"
+    place = pd.Series(np.arange(len(known)), index=known.index)
+    series = known["unique_id"]
+    last = place.where(found.to_numpy()).groupby(series, sort=False).transform("max")
+    return known.assign(y=known["y"].mask(place > last).groupby(series, sort=False).ffill())
 
 
 def check_future(

@@ -6,6 +6,8 @@ forecast accuracy" (International Journal of Forecasting 22, 2006); sMAPE is the
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
@@ -49,13 +51,16 @@ def mase(y: ArrayLike, y_hat: ArrayLike, y_train: ArrayLike, season_length: int 
     Raises:
         ValueError: if `y_train` is no longer than a season, or repeats itself exactly.
     """
-    train = np.asarray(y_train, dtype=np.float64)
-    if train.size <= season_length:
-        raise ValueError(f"y_train must be longer than {season_length}. Got {train.size} values")
-    scale = np.abs(train[season_length:] - train[:-season_length]).mean()
+    scale = _naive_error(np.asarray(y_train, dtype=np.float64), season_length)
     if scale == 0:
         raise ValueError("MASE is undefined: y_train repeats itself exactly every season")
-    return mae(y, y_hat) / float(scale)
+    return mae(y, y_hat) / scale
+
+
+def _naive_error(train: NDArray[np.float64], season_length: int) -> float:
+    if train.size <= season_length:
+        raise ValueError(f"y_train must be longer than {season_length}. Got {train.size} values")
+    return float(np.abs(train[season_length:] - train[:-season_length]).mean())
 
 
 def accuracy(
@@ -97,13 +102,16 @@ def evaluate(forecasts: pd.DataFrame, df: pd.DataFrame, season_length: int) -> p
 
     Returns:
         A frame with the columns ``unique_id``, ``MAE``, ``RMSE``, ``sMAPE`` and ``MASE``, and
-        ``coverage-80`` and so on for each level, in per cent.
+        ``coverage-80`` and so on for each level, in per cent. MASE is NaN for a series that
+        repeats itself exactly.
     """
     rows = []
     levels = levels_of(forecasts)
-    ds = pd.to_datetime(df["ds"])
-    for unique_id, windows in forecasts.groupby("unique_id", sort=False):
-        before = df[(df["unique_id"] == unique_id) & (ds <= windows["cutoff"].min())]
+    series = dict(iter(df.assign(ds=pd.to_datetime(df["ds"])).groupby("unique_id", observed=True)))
+    for unique_id, windows in forecasts.groupby("unique_id", sort=False, observed=True):
+        of_series = series[unique_id]
+        before = of_series.loc[of_series["ds"] <= windows["cutoff"].min(), "y"].to_numpy()
+        scaled = _naive_error(before, season_length) > 0
         y, y_hat = windows["y"].to_numpy(), windows["y_hat"].to_numpy()
         rows.append(
             {
@@ -111,7 +119,7 @@ def evaluate(forecasts: pd.DataFrame, df: pd.DataFrame, season_length: int) -> p
                 "MAE": mae(y, y_hat),
                 "RMSE": rmse(y, y_hat),
                 "sMAPE": smape(y, y_hat),
-                "MASE": mase(y, y_hat, before["y"].to_numpy(), season_length),
+                "MASE": mase(y, y_hat, before, season_length) if scaled else math.nan,
                 **{f"coverage-{level:g}": coverage(windows, level) for level in levels},
             }
         )

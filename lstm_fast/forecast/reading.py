@@ -89,7 +89,12 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         separator = _separator(sample, path)
         decimal = "," if separator != "," and _has_decimal_commas(sample) else "."
         table = pd.read_csv(
-            path, sep=separator, decimal=decimal, encoding="utf-8-sig", skip_blank_lines=False
+            path,
+            sep=separator,
+            decimal=decimal,
+            encoding="utf-8-sig",
+            skip_blank_lines=False,
+            index_col=False,
         )
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be text in UTF-8: {error}") from error
@@ -120,7 +125,7 @@ def _separator(sample: list[str], path: Path) -> str:
 
 
 def _has_decimal_commas(sample: list[str]) -> bool:
-    text = "".join(sample[1:])
+    text = re.sub(r"\d{1,2}\.\d{1,2}\.\d{2,4}", "", "".join(sample[1:]))  # less dates
     return bool(re.search(r"\d,\d", text)) and not re.search(r"\d\.\d", text)
 
 
@@ -140,14 +145,14 @@ def _guess_columns(table: pd.DataFrame, given: Columns, guesses: list[str]) -> C
     free = [name for name in free if name != ds]
     unique_id = given.unique_id or _named(free, _ID_NAMES)
     free = [name for name in free if name != unique_id]
-    numeric = [name for name in free if pd.api.types.is_numeric_dtype(table[name])]
+    numeric = [name for name in free if _holds_numbers(table[name])]
     y = given.y or _named(free, _TARGET_NAMES) or (numeric[0] if numeric else None)
     if y is None and len(free) == 1:
         y = free[0]  # a column of numbers with a bad one among them: the error will name its line
     if y is None:
         raise ValueError(f"no column holds numbers to forecast. The columns are {list(table)}")
     free = [name for name in free if name != y]
-    if unique_id is None:
+    if unique_id is None and table[ds].duplicated().any():
         unique_id = _first(free, lambda n: n not in numeric and table[n].duplicated().any())
         free = [name for name in free if name != unique_id]
     found = [(n, w) for n, g, w in ((ds, given.ds, "time"), (y, given.y, "values")) if g is None]
@@ -166,6 +171,15 @@ def _named(names: list[str], wanted: Sequence[str]) -> str | None:
 
 def _first(names: list[str], holds: Any) -> str | None:
     return next((name for name in names if holds(name)), None)
+
+
+def _holds_numbers(column: pd.Series) -> bool:
+    """Most of them, so that the line of one that is none can be named; not the count of rows that
+    pandas writes first."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    if re.fullmatch(r"Unnamed: \d+", str(column.name)) and (numbers.diff()[1:] == 1).all():
+        return False
+    return bool(2 * numbers.notna().sum() > column.notna().sum())
 
 
 def _is_date(column: pd.Series) -> bool:
@@ -209,6 +223,10 @@ def _dates(column: pd.Series, guesses: list[str]) -> pd.Series:
     parts = text.str.extract(r"^(\d{1,2})[/.-](\d{1,2})[/.-]\d{2,4}")
     if parts.notna().all(axis=None):
         return _day_month_year(text, parts.astype(int), guesses)
+    offset = text.str.extract(r"\d{1,2}:\d{2}\S*?([+-]\d{2}:?\d{2})$")[0]
+    if offset.nunique() > 1:
+        guesses.append(f"times are of {offset.nunique()} offsets and are taken in UTC")
+        return pd.to_datetime(text, format="ISO8601", utc=True)
     try:
         return pd.to_datetime(text, format="ISO8601")
     except (ValueError, TypeError):
@@ -223,11 +241,29 @@ def _day_month_year(text: pd.Series, parts: pd.DataFrame, guesses: list[str]) ->
             first: pd.DatetimeIndex(_parsed(text, "mixed", first).unique()).sort_values()
             for first in (False, True)
         }
-        regular = [first for first, ds in readings.items() if infer_freq(ds)]
-        day_first = regular == [True]
+        # With rows missing neither may be regular: the right one has fewer missing. Where both have
+        # as many, nobody writes dots after a month.
+        missing = {first: _missing_rows(ds) for first, ds in readings.items()}
+        day_first = missing[True] < missing[False] or (
+            missing[True] == missing[False] and "." in text.iloc[0]
+        )
+    late = parts.index[parts[1] > 12]
+    if day_first and len(late):
+        raise ValueError(
+            f"line {late[0]}: {text.name} must have the day before the month, as line "
+            f"{parts.index[parts[0] > 12][0]} has. Got {text[late[0]]!r}"
+        )
     order = "day before month" if day_first else "month before day"
     guesses.append(f"dates such as {text.iloc[0]!r} have the {order}")
     return _parsed(text, "mixed", day_first)
+
+
+def _missing_rows(ds: pd.DatetimeIndex) -> float:
+    """How many timestamps there are not between the first and the last, about."""
+    if infer_freq(ds):
+        return 0.0
+    steps = ds.to_series().diff().dropna()
+    return float((ds[-1] - ds[0]) / steps.median()) - len(steps) if len(steps) else 0.0
 
 
 def _parsed(text: pd.Series, form: str, day_first: bool = False) -> pd.Series:

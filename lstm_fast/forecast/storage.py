@@ -67,8 +67,18 @@ def load(cls: type[Forecaster], path: Path) -> Forecaster:
         raise
     except Exception as error:
         raise ValueError(f"{path} is no file of a forecaster: {error}") from error
-    if settings["format"] != FORMAT:
-        raise ValueError(f"{path} must be of format {FORMAT!r}. Got {settings['format']!r}")
+    found = settings.get("format") if isinstance(settings, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} must be of format {FORMAT!r}. Got {found!r}")
+    try:
+        # Networks are made with random weights first, which is nobody else's business.
+        with torch.random.fork_rng(devices=[]):
+            return _restored(cls, state, settings)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+
+
+def _restored(cls: type[Forecaster], state: dict[str, Any], settings: dict[str, Any]) -> Forecaster:
     options = settings["options"]
     model = cls(**{**options, "lstm_class": _LAYERS[options["lstm_class"]]})
     model._loss = make_loss(model.loss, model.levels)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import lightning
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lstm_fast.forecast.model import SeasonalLSTM
@@ -64,15 +66,20 @@ def train(
             networks.load_state_dict(torch.load(done, weights_only=True))
         else:
             trainer = lightning.Trainer(**_trainer_options(options, validation))
-            trainer.fit(
-                TrainingModule(networks, options),
-                TrainingBatches(windows, slopes, options, trainer),
-                None if validation is None else ValidationBatches(validation, options.n_models),
-                ckpt_path=part if part is not None and part.exists() else None,
-                weights_only=True,
-            )
-            if trainer.interrupted:
-                raise KeyboardInterrupt
+            try:
+                trainer.fit(
+                    TrainingModule(networks, options),
+                    TrainingBatches(windows, slopes, options, trainer),
+                    None if validation is None else ValidationBatches(validation, options.n_models),
+                    ckpt_path=part if part is not None and part.exists() else None,
+                    weights_only=True,
+                )
+            except SIGTERMException as stop:  # an exit with the status of success
+                raise SystemExit(128 + signal.SIGTERM) from stop
+            except SystemExit as stop:
+                if trainer.interrupted:  # by Ctrl-C
+                    raise KeyboardInterrupt from stop
+                raise
             if done is not None and part is not None and trainer.is_global_zero:
                 _replace(done, lambda file: torch.save(networks.state_dict(), file))
                 part.unlink(missing_ok=True)

@@ -57,15 +57,17 @@ class Features:
         cls, frame: pd.DataFrame, freq: str, season_length: int, covariates: Sequence[str]
     ) -> Features:
         """`frame`: checked and sorted."""
-        deviation = frame[list(covariates)].std(ddof=0)
+        numbers = frame[list(covariates)]
+        # The standard deviation of a constant need not be 0 in floating point.
+        deviation = numbers.std(ddof=0).where(numbers.max() > numbers.min(), 1.0)
         return cls(
             freq=freq,
             season_length=season_length,
             origin=frame["ds"].min(),
             cycles=useful_cycles(grid(frame["ds"], freq), season_length),
             covariates=list(covariates),
-            mean=frame[list(covariates)].mean().tolist(),
-            deviation=deviation.where(deviation > 0, 1.0).tolist(),
+            mean=numbers.mean().tolist(),
+            deviation=deviation.tolist(),
         )
 
     @property
@@ -149,14 +151,20 @@ class Panel:
         )
 
     def scale(self, input_size: int, held_out: int = 0) -> NDArray[np.float64]:
-        """[series], RMS deviation from the window's mean, without the last `held_out` rows."""
+        """[series], RMS deviation from the window's mean, without the last `held_out` rows. Of a
+        series that is constant without them, it is that with them; of one that is constant, 1.
+        """
         scales = []
         for offset, length in zip(self.offset, self.length, strict=True):
-            known = self.values[offset : offset + length - held_out]
-            windows = known.unfold(0, input_size, 1)
+            of_all = self.values[offset : offset + length]
+            of_known = of_all[: length - held_out]
+            varying = next((v for v in (of_known, of_all) if v.max() > v.min()), None)
+            if varying is None:
+                scales.append(1.0)
+                continue
+            windows = varying.unfold(0, input_size, 1)
             scales.append(windows.var(dim=1, correction=0).mean().sqrt().item())
-        # A constant series has no deviation to divide by, and needs none.
-        return np.where(np.array(scales) > 0, scales, 1.0)
+        return np.array(scales)
 
     def slope(self, input_size: int, season_length: int, held_out: int = 0) -> NDArray[np.float64]:
         """[series], RMS rise a step from a window's first season to its last, without the last

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 import lstm_fast
 from lstm_fast.forecast import (
@@ -362,3 +363,46 @@ def test_coverage_on_many_alike_series():
         # 240 forecast rows: standard errors of 2.6 and 1.4 %; 4 of them.
         assert scores["coverage-80"].mean() == pytest.approx(80, abs=10.4)
         assert scores["coverage-95"].mean() == pytest.approx(95, abs=5.6)
+
+
+def test_a_fit_that_fails_leaves_the_forecaster_as_it_was(small, series):
+    class FailingError(Exception):
+        pass
+
+    class Failing(Callback):
+        def on_train_start(self, *_) -> None:
+            raise FailingError
+
+    model = small().fit(series)
+    expected = model.predict()
+    model.trainer_options = {"callbacks": [Failing()]}
+    with pytest.raises(FailingError):
+        model.fit(series.assign(y=2 * series["y"]))
+    pd.testing.assert_frame_equal(model.predict(), expected, check_exact=True)
+
+
+def test_categories_without_rows_are_no_series(small, series):
+    both = pd.concat([series, series.assign(unique_id="b")]).astype({"unique_id": "category"})
+    one = both[both["unique_id"] == "a"]
+    forecast = small().fit(one).predict()
+    assert forecast["unique_id"].tolist() == ["a"] * 6
+
+
+@pytest.mark.parametrize("fill", ["linear", "previous"])
+def test_a_filled_gap_shows_nothing_of_later_rows(small, series, fill):
+    """A gap of two rows, the cutoff between them."""
+    gap = series.drop(index=[65, 66])
+    forecasts = []
+    for factor in (1, 3):
+        df = gap.assign(y=gap["y"].where(gap.index < 66, factor * gap["y"]))
+        windows = small(fill=fill, log=True).cross_validation(df)
+        assert windows["cutoff"].eq(series["ds"][65]).all()
+        forecasts.append(windows["y_hat"])
+    pd.testing.assert_series_equal(forecasts[0], forecasts[1], check_exact=True)
+
+
+def test_loading_draws_no_random_numbers(small, series, tmp_path):
+    small().fit(series).save(tmp_path / "model.pt")
+    before = torch.get_rng_state()
+    Forecaster.load(tmp_path / "model.pt")
+    assert torch.equal(torch.get_rng_state(), before)

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from lstm_fast.forecast import accuracy, mae, mase, rmse, seasonal_naive, smape
+from lstm_fast.forecast import accuracy, evaluate, mae, mase, rmse, seasonal_naive, smape
 from tests.forecast.series import monthly
 
 Y, Y_HAT = [100.0, 200.0, 400.0], [110.0, 180.0, 400.0]
@@ -77,3 +77,17 @@ def test_seasonal_naive_repeats_the_last_season_of_each_series():
 def test_seasonal_naive_needs_a_season():
     with pytest.raises(ValueError, match=r"needs 12 rows. Got 11"):
         seasonal_naive(monthly(11), h=1, season_length=12)
+
+
+def test_a_series_that_repeats_itself_has_no_mase():
+    ds = pd.date_range("2020-01-01", periods=6, freq="D")
+    df = pd.concat(
+        [
+            pd.DataFrame({"unique_id": "a", "ds": ds, "y": 1.0}),
+            pd.DataFrame({"unique_id": "b", "ds": ds, "y": [1.0, 2, 4, 3, 5, 6]}),
+        ]
+    )
+    last = df[df["ds"] == ds[5]].assign(cutoff=ds[4], y_hat=1.0)
+    scores = evaluate(last, df, 1).set_index("unique_id")
+    assert scores["MASE"].isna().tolist() == [True, False]
+    assert scores.loc["b", "MASE"] == pytest.approx(5 / 1.5)

@@ -142,3 +142,45 @@ def test_covariates_of_the_future(write, series):
         read_future(path, reading, rows.assign(ds=pd.to_datetime(["2020-01-17"])))
     with pytest.raises(ValueError, match="no column 'price'"):
         read_future(write(f"{series}date,cost\n{cell}01/15/2020,1\n"), reading, rows)
+
+
+def test_an_index_that_pandas_wrote_is_not_the_target(write):
+    frame = pd.DataFrame({"when": ["2020-01-01", "2020-02-01", "2020-03-01"], "tons": [5, 7, 6]})
+    assert read_series(write(frame.to_csv())).names == Columns(None, "when", "tons")
+
+
+def test_a_column_of_numbers_is_the_target_with_a_bad_one_too(write):
+    with pytest.raises(ValueError, match=r"line 3: tons must be a number\. Got '7o'"):
+        read_series(write("when,tons,price\n2020-01-01,5,1\n2020-02-01,7o,1\n2020-03-01,6,1\n"))
+
+
+def test_text_names_series_only_where_times_repeat(write):
+    reading = read_series(write("ds,y,notes\n2020-01-01,5,\n2020-01-02,6,x\n2020-01-03,6,x\n"))
+    assert reading.names.unique_id is None
+    assert reading.frame["unique_id"].eq("y").all()
+
+
+def test_days_before_months_with_a_month_missing(write):
+    days = [f"01/{month:02}/{year}" for year in range(2000, 2003) for month in range(1, 13)]
+    reading = read_series(write("ds,y\n" + "".join(f"{d},1\n" for d in days if d != "01/05/2001")))
+    assert reading.frame["ds"].iloc[1] == pd.Timestamp("2000-02-01")
+
+
+def test_dots_follow_the_day(write):
+    text = "Datum;Umsatz\n01.01.2020;50,06\n01.02.2020;51,5\n01.03.2020;49,25\n"
+    reading = read_series(write(text))
+    assert reading.frame["ds"].iloc[2] == pd.Timestamp("2020-03-01")
+    assert reading.frame["y"].tolist() == [50.06, 51.5, 49.25]
+
+
+def test_one_order_of_days_and_months(write):
+    with pytest.raises(ValueError, match=r"line 3: ds must have the day before .* as line 2 has"):
+        read_series(write("ds,y\n13/01/2020,1\n01/14/2020,2\n15/01/2020,3\n"))
+
+
+def test_times_across_a_change_of_the_clock(write):
+    text = "ds,y\n2024-03-31T01:00:00+01:00,1\n2024-03-31T03:00:00+02:00,2\n"
+    reading = read_series(write(text))
+    hours = pd.to_datetime(["2024-03-31 00:00", "2024-03-31 01:00"], utc=True)
+    assert reading.frame["ds"].tolist() == [*hours]
+    assert "times are of 2 offsets and are taken in UTC" in reading.guesses

@@ -92,6 +92,16 @@ def test_files_of_something_else(tmp_path):
             Forecaster.load(tmp_path / name)
 
 
+def test_damaged_files(small, series, tmp_path):
+    path = tmp_path / "model.pt"
+    small().fit(series).save(path)
+    state = torch.load(path, weights_only=True)
+    for name in ("scale", "networks", "series"):
+        torch.save({k: v for k, v in state.items() if k != name}, path)
+        with pytest.raises(ValueError, match=f"model.pt is damaged: .*{name}"):
+            Forecaster.load(path)
+
+
 def test_what_cannot_be_saved(small, series, tmp_path):
     class Own(lstm_fast.LSTM):
         pass

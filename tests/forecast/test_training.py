@@ -98,6 +98,33 @@ def test_resuming_goes_on_where_it_was_and_finished_networks_are_read(small, ser
     assert names == {"training.json", "final.pt"}
 
 
+STOPPED = """
+import signal
+import sys
+from lightning.pytorch.callbacks import Callback
+from lstm_fast.forecast import Forecaster
+from tests.forecast.series import monthly
+
+class Stop(Callback):
+    def on_before_optimizer_step(self, *_):
+        signal.raise_signal(int(sys.argv[1]))
+
+options = {"h": 6, "max_steps": 3, "levels": (), "trainer_options": {"callbacks": [Stop()]}}
+try:
+    Forecaster(**options).fit(monthly())
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_does_not_look_like_success(number):
+    """In a process of its own: that of the tests may have handlers for these signals."""
+    result = subprocess.run([sys.executable, "-c", STOPPED, str(int(number))], cwd=ROOT)
+    assert result.returncode == 128 + number
+
+
 @pytest.mark.slow
 def test_a_killed_process_goes_on_when_it_is_started_again(small, series, tmp_path):
     """SIGKILL while a network trains; the same script then gives what it would have given."""

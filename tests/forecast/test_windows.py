@@ -117,3 +117,14 @@ def test_the_last_window_has_nothing_to_aim_at(series):
     batch = panel_of(series).last_windows(24, np.ones(1), np.array([0])).all()
     assert batch.target.isnan().all()
     assert not batch.values.isnan().any()
+
+
+def test_a_constant_covariate_is_not_divided_by_rounding(series):
+    features = Features.of(series.assign(price=3.3), "MS", 12, ["price"])
+    assert features.deviation == [1.0]
+
+
+def test_scale_of_a_series_that_begins_late(series):
+    late = series.assign(y=[0.0] * 60 + [5.0, 9.0] * 6)
+    panel = Panel.from_frame(late, Features.of(late, "MS", 12, ()), 6)
+    assert panel.scale(24, 12)[0] == panel.scale(24)[0] != 1
