@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,14 +89,16 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
             sample = [line for line, _ in zip(file, range(_SAMPLE_ROWS), strict=False)]
         separator = _separator(sample, path)
         decimal = "," if separator != "," and _has_decimal_commas(sample) else "."
-        table = pd.read_csv(
-            path,
-            sep=separator,
-            decimal=decimal,
-            encoding="utf-8-sig",
-            skip_blank_lines=False,
-            index_col=False,
-        )
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            table = pd.read_csv(
+                path,
+                sep=separator,
+                decimal=decimal,
+                encoding="utf-8-sig",
+                skip_blank_lines=False,
+                index_col=False,
+            )
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be text in UTF-8: {error}") from error
     except pd.errors.ParserError as error:
@@ -109,6 +112,8 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         guesses.append(f"columns are separated by {separator!r}")
     if decimal == ",":
         guesses.append("decimals follow a comma")
+    if any(warning.category is pd.errors.ParserWarning for warning in warned):
+        guesses.append("what lines have beyond the columns of the header is not used")
     return table, guesses
 
 

@@ -184,3 +184,11 @@ def test_times_across_a_change_of_the_clock(write):
     hours = pd.to_datetime(["2024-03-31 00:00", "2024-03-31 01:00"], utc=True)
     assert reading.frame["ds"].tolist() == [*hours]
     assert "times are of 2 offsets and are taken in UTC" in reading.guesses
+
+
+@pytest.mark.parametrize("more", ["", "9"])
+def test_lines_that_go_on_beyond_the_header(write, more):
+    reading = read_series(write(f"ds,y\n2020-01-01,5,{more}\n2020-01-02,6,{more}\n"))
+    assert reading.frame["y"].tolist() == [5, 6]
+    told = "what lines have beyond the columns of the header is not used" in reading.guesses
+    assert told == bool(more)
