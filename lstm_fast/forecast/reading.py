@@ -56,7 +56,7 @@ def read_series(path: Path, columns: Columns = Columns()) -> Reading:
         ids: Any = columns.y
         guesses.append(f"no column names a series: all rows are of one, called {columns.y!r}")
     else:
-        ids = _ids(table[columns.unique_id])
+        ids = _ids(path, table, columns.unique_id)
     frame = pd.DataFrame({"unique_id": ids, "ds": _dates(table[columns.ds], guesses)})
     for name, column in (("y", columns.y), *((name, name) for name in columns.covariates)):
         frame[name] = _numbers(table[column])
@@ -74,7 +74,7 @@ def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFr
     table, _ = _read_table(path)
     wanted = [names.ds, *names.covariates, *([names.unique_id] if names.unique_id else [])]
     _check_names(table, wanted)
-    ids = _ids(table[names.unique_id]) if names.unique_id else names.y
+    ids = _ids(path, table, names.unique_id) if names.unique_id else names.y
     frame = pd.DataFrame({"unique_id": ids, "ds": _dates(table[names.ds], [])})
     for name in names.covariates:
         frame[name] = _numbers(table[name])
@@ -89,21 +89,21 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
             sample = [line for line, _ in zip(file, range(_SAMPLE_ROWS), strict=False)]
         separator = _separator(sample, path)
         decimal = "," if separator != "," and _has_decimal_commas(sample) else "."
+        options: dict[str, Any] = {
+            "sep": separator,
+            "encoding": "utf-8-sig",
+            "skip_blank_lines": False,
+            "index_col": False,
+        }
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            table = pd.read_csv(
-                path,
-                sep=separator,
-                decimal=decimal,
-                encoding="utf-8-sig",
-                skip_blank_lines=False,
-                index_col=False,
-            )
+            table = pd.read_csv(path, decimal=decimal, **options)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be text in UTF-8: {error}") from error
     except pd.errors.ParserError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     table.index = pd.RangeIndex(2, len(table) + 2, name="line")
+    table.attrs["options"] = options
     table = table.dropna(how="all")
     if table.empty:
         raise ValueError(f"{path} has a header and no rows")
@@ -197,11 +197,17 @@ def _is_date(column: pd.Series) -> bool:
     return True
 
 
-def _ids(column: pd.Series) -> pd.Series:
-    if column.isna().any():
-        line = column.index[column.isna()][0]
-        raise ValueError(f"line {line} has no {column.name}")
-    return column.astype(str)
+def _ids(path: Path, table: pd.DataFrame, name: str) -> pd.Series:
+    """As they are written: 007 is not 7, and NA is a place."""
+    place = table.columns.get_loc(name)
+    options: dict[str, Any] = {"usecols": [place], "dtype": str, "keep_default_na": False}
+    column = pd.read_csv(path, **options, **table.attrs["options"]).iloc[:, 0]
+    column.index = pd.RangeIndex(2, len(column) + 2, name="line")
+    column = column.loc[table.index]
+    if column.eq("").any():
+        line = column.index[column.eq("")][0]
+        raise ValueError(f"line {line} has no {name}")
+    return column
 
 
 def _numbers(column: pd.Series) -> pd.Series:

@@ -192,3 +192,8 @@ def test_lines_that_go_on_beyond_the_header(write, more):
     assert reading.frame["y"].tolist() == [5, 6]
     told = "what lines have beyond the columns of the header is not used" in reading.guesses
     assert told == bool(more)
+
+
+def test_ids_are_as_they_are_written(write):
+    text = "sku,ds,y\n007,2020-01-01,5\n7,2020-01-01,6\nNA,2020-01-01,6\n\n1.10,2020-01-01,6\n"
+    assert read_series(write(text)).frame["unique_id"].tolist() == ["007", "7", "NA", "1.10"]
