@@ -276,7 +276,8 @@ class Forecaster:
             forecast could know), ``y``, ``y_hat`` and the bounds of the levels.
 
         The forecaster itself is left as it was. No row after a cutoff is seen in its training, nor
-        in what `fill` makes of a gap that the cutoff lies in: that repeats the value before.
+        in what ``fill="linear"`` makes of a gap that the cutoff lies in: it repeats the value
+        before.
         """
         frame, freq = self._check(df, self.freq)
         check_windows(frame, self.h, n_windows, step_size)
@@ -285,7 +286,9 @@ class Forecaster:
         windows = []
         for k in range(n_windows):
             held_out = self.h + (n_windows - 1 - k) * step_size
-            known = without_later_values(frame[from_end >= held_out], df)
+            known = frame[from_end >= held_out]
+            if self.fill == "linear":
+                known = without_later_values(known, df)
             future = frame[(from_end < held_out) & (from_end >= held_out - self.h)]
             if k == 0 or refit:
                 model.checkpoint_dir = self.checkpoint_dir and Path(

@@ -46,9 +46,11 @@ def check_frame(
     columns = ["unique_id", "ds", *numbers]
     _reject_missing_columns(df, columns)
     check_fill(fill)
-    # Of a categorical, categories without a row would count as series.
+    ids = df["unique_id"]
+    if isinstance(ids.dtype, pd.CategoricalDtype):
+        ids = ids.astype(object)  # categories without a row are no series
     frame = df[columns].assign(
-        unique_id=df["unique_id"].astype(object) if _is_categorical(df) else df["unique_id"],
+        unique_id=ids,
         ds=_timestamps(df),
         **{name: pd.to_numeric(df[name], errors="coerce").astype("float64") for name in numbers},
     )
@@ -76,10 +78,6 @@ def check_frame(
     return frame.reset_index(drop=True), freq
 
 
-def _is_categorical(df: pd.DataFrame) -> bool:
-    return isinstance(df["unique_id"].dtype, pd.CategoricalDtype)
-
-
 def check_fill(fill: str | None) -> None:
     if fill is not None and fill not in FILLS:
         raise ValueError(f"fill must be None or one of {', '.join(FILLS)}. Got {fill!r}")
@@ -105,8 +103,8 @@ def check_windows(frame: pd.DataFrame, h: int, n_windows: int, step_size: int) -
 
 
 def without_later_values(known: pd.DataFrame, df: pd.DataFrame) -> pd.DataFrame:
-    """The first rows of a checked frame, of which ``fill`` may have drawn the last ones towards
-    values of `df` that come later. These repeat the last value that was given.
+    """The first rows of a checked frame, of which ``fill="linear"`` may have drawn the last ones
+    towards values of `df` that come later. These repeat the last value that was given.
     """
     given = df.loc[pd.to_numeric(df["y"], errors="coerce").notna(), ["unique_id", "ds"]]
     given = given.assign(ds=_timestamps(given)).astype(known[["unique_id", "ds"]].dtypes.to_dict())

@@ -401,6 +401,19 @@ def test_a_filled_gap_shows_nothing_of_later_rows(small, series, fill):
     pd.testing.assert_series_equal(forecasts[0], forecasts[1], check_exact=True)
 
 
+def test_zeros_of_a_gap_at_the_cutoff_stay(small, series, monkeypatch):
+    seen = []
+
+    def fit(self, df, val_size=0):
+        seen.append(df)
+        raise StopIteration
+
+    monkeypatch.setattr(Forecaster, "fit", fit)
+    with pytest.raises(StopIteration):
+        small(fill="zero", log=False).cross_validation(series.drop(index=[65, 66]))
+    assert seen[0]["y"].iloc[-1] == 0
+
+
 def test_loading_draws_no_random_numbers(small, series, tmp_path):
     small().fit(series).save(tmp_path / "model.pt")
     before = torch.get_rng_state()
