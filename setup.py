@@ -54,10 +54,11 @@ if X86:
         "-mprefer-vector-width=512",
     ]
     # GCC 12 warns of operands that its own intrinsics leave undefined.
-    ISA_FLAGS["amx"] = [
+    ISA_FLAGS["avx512_bf16"] = [
         *ISA_FLAGS["avx512"],
-        *("-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-Wno-maybe-uninitialized"),
+        *("-mavx512bf16", "-Wno-maybe-uninitialized"),
     ]
+    ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
 
 
 def chosen_isas() -> list[str]:

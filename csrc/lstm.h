@@ -49,13 +49,15 @@ struct Steps {
   }
 };
 
+// What multiplies bfloat16 numbers and adds in float32 on a CPU.
+enum class Bf16Unit { None, DotProducts, Matrix };
+
 struct LayerShape {
   Steps steps;
   int64_t I, H, P;
   bool projected;  // weight_hr is present; otherwise P == H
   bool reverse;
-  int parts;  // bfloat16 parts that products are made of on the matrix unit of a CPU, 1 to 3; 0
-              // without it
+  int parts;  // bfloat16 parts that products are made of on such a unit, 1 to 3; 0 without it
 };
 
 struct StackShape {
@@ -63,7 +65,8 @@ struct StackShape {
   int64_t I, H, P;
   bool projected;
   int64_t L, D;
-  int parts;  // as in LayerShape, where the planner uses the matrix unit
+  int parts;      // as in LayerShape, where the planner uses a unit
+  Bf16Unit unit;  // that there is, set by the planner
 
   int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
   LayerShape layer(int64_t layer, int64_t direction) const {

@@ -33,6 +33,13 @@ def test_the_matrix_unit():
     assert _kernels.cpu_plan("float64", [32] * 24, 1, 64)["path"] == "packed weights"
 
 
+@pytest.mark.skipif(ISA != "avx512_bf16", reason="no dot products of bfloat16")
+def test_dot_products():
+    assert path(B=1, T=24, I=1, H=32, parts=1) == "bfloat16 dot products"
+    assert path(B=32, T=24, I=1, H=8, parts=1) == "packed weights"  # few units
+    assert path(B=32, T=24, I=1, H=64, parts=2) == "packed weights"
+
+
 def test_sums_of_inputs_before_the_steps():
     def before(B: int, H: int, **more: Any) -> bool:
         shape = {"second_cache": SECOND_CACHE, **more}

@@ -130,15 +130,14 @@ def test_rows_do_not_depend_on_their_batch(T, isa):
 
 def test_vector_units_agree_to_the_bit():
     """AVX2 and AVX-512 do the same roundings in the same order."""
-    if "avx512" not in ISAS:
+    others = [isa for isa in ISAS if isa.startswith("avx512")]
+    if not others:
         pytest.skip("this machine has no AVX-512")
     problem = Problem(T=6, B=7, I=2, H=50, L=2, D=2)
-    for a, b in zip(
-        run(problem, np.float32, isa="avx2"),
-        run(problem, np.float32, isa="avx512"),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
+    expected = run(problem, np.float32, isa="avx2")
+    for isa in others:
+        for a, b in zip(expected, run(problem, np.float32, isa=isa), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 # Batches and sizes that the matrix unit is used for (unit_pays in plan.cpp), with odd tails.
@@ -152,39 +151,94 @@ FOR_THE_UNIT = [
     Problem(T=4, B=16, I=45, H=200),  # by two threads in a team, like the next one
     Problem(T=5, B=16, I=40, H=203, lengths=[5] * 9 + [3] * 6 + [1]),
 ]
-needs_unit = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no matrix unit")
+# Dot products take fewer rows and terms too.
+FOR_DOT_PRODUCTS = [
+    *FOR_THE_UNIT,
+    Problem(T=20, B=1, I=1, H=16),
+    Problem(T=7, B=3, I=3, H=21, L=2, D=2),
+    Problem(T=9, B=17, I=70, H=33, P=1, L=2),
+]
+# The instruction sets that multiply bfloat16, the parts that each takes, and their bits of
+# significand: three parts are as exact as float32.
+UNITS = [
+    *[("amx", parts, bits, p) for parts, bits in [(3, 24), (2, 16), (1, 8)] for p in FOR_THE_UNIT],
+    *[("avx512_bf16", 1, 8, p) for p in FOR_DOT_PRODUCTS],
+]
+needs_amx = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no matrix unit")
+needs_dot_products = pytest.mark.skipif(
+    "avx512_bf16" not in ISAS, reason="this machine has no dot products of bfloat16"
+)
+on_units = pytest.mark.parametrize(
+    ("isa", "parts", "bits", "problem"),
+    [
+        pytest.param(*unit, marks=needs_amx if unit[0] == "amx" else needs_dot_products)
+        for unit in UNITS
+    ],
+    ids=[f"{isa}-{parts}-{case_name(problem)}" for isa, parts, _, problem in UNITS],
+)
 
 
-@needs_unit
+@on_units
 @pytest.mark.parametrize("slices", [1, 2])
-@pytest.mark.parametrize(("parts", "bits"), [(3, 24), (2, 16), (1, 8)])
-@pytest.mark.parametrize("problem", FOR_THE_UNIT, ids=case_name)
-def test_products_of_bfloat16_parts(problem, parts, bits, slices):
-    """Each part has 8 bits of significand: three are as exact as float32."""
-    got = run(problem, np.float32, isa="amx", parts=parts, slices=slices)
+def test_products_of_bfloat16_parts(isa, parts, bits, problem, slices):
+    got = run(problem, np.float32, isa=isa, parts=parts, slices=slices)
     assert any(
         (a != b).any()
-        for a, b in zip(got, run(problem, np.float32, isa="amx", slices=slices), strict=True)
+        for a, b in zip(got, run(problem, np.float32, isa=isa, slices=slices), strict=True)
     ), "the unit was not used"
     for e, g in zip(problem.reference, got, strict=True):
         scale = max(1.0, np.abs(e).max()) * 2.0 ** (24 - bits)
         np.testing.assert_allclose(g, e, rtol=0, atol=tolerance(problem, np.float32) * scale)
 
 
-@needs_unit
-@pytest.mark.parametrize(("parts", "bits"), [(3, 24), (2, 16), (1, 8)])
-@pytest.mark.parametrize("problem", FOR_THE_UNIT, ids=case_name)
-def test_recomputed_gates_on_the_unit(problem, parts, bits):
-    for e, g in zip(
-        problem.reference,
-        run(problem, np.float32, isa="amx", parts=parts, recompute_gates=True),
-        strict=True,
-    ):
+@on_units
+def test_recomputed_gates_on_the_unit(isa, parts, bits, problem):
+    got = run(problem, np.float32, isa=isa, parts=parts, recompute_gates=True)
+    for e, g in zip(problem.reference, got, strict=True):
         scale = max(1.0, np.abs(e).max()) * 2.0 ** (24 - bits)
         np.testing.assert_allclose(g, e, rtol=0, atol=tolerance(problem, np.float32) * scale)
 
 
-@needs_unit
+@needs_dot_products
+def test_dot_products_sum_a_row_as_in_any_batch():
+    problem = Problem(T=6, B=37, I=11, H=50)
+    params = [p.astype(np.float32) for p in problem.params]
+    x = problem.x.astype(np.float32).reshape(6, 37, 11)
+    options = {"isa": "avx512_bf16", "parts": 1}
+    whole = _kernels.lstm(x, params, **options)[0]
+    for rows in ([0], [36], [3, 4, 5], list(range(0, 37, 2))):
+        part = _kernels.lstm(np.ascontiguousarray(x[:, rows]), params, **options)[0]
+        np.testing.assert_array_equal(part, whole[:, rows])
+
+
+@needs_dot_products
+def test_dot_products_are_of_one_part():
+    problem = FOR_THE_UNIT[0]
+    for a, b in zip(
+        run(problem, np.float32, isa="avx512_bf16", parts=2),
+        run(problem, np.float32, isa="avx512"),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@needs_dot_products
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3.4e38])
+@pytest.mark.parametrize("where", ["x", "h0", "weight"])
+def test_dot_products_take_every_number(value, where):
+    """Gates saturate, or are not a number, where they are so in float32."""
+    problem = Problem(T=4, B=16, I=40, H=50)
+    {"x": problem.x, "h0": problem.h0[0], "weight": problem.params[1]}[where][2, 3] = value
+    params = [p.astype(np.float32) for p in problem.params]
+    x = problem.x.astype(np.float32).reshape(4, 16, 40)
+    states = {"h0": problem.h0.astype(np.float32), "c0": problem.c0.astype(np.float32)}
+    got = _kernels.lstm(x, params, **states, isa="avx512_bf16", parts=1)[:3]
+    expected = _kernels.lstm(x, params, **states, isa="avx512")[:3]
+    for g, e in zip(got, expected, strict=True):
+        np.testing.assert_allclose(g, e, rtol=0, atol=0.1)
+
+
+@needs_amx
 def test_layers_too_narrow_for_the_unit():
     """The first layer would be wide enough, the second reads a single number a step."""
     problem = Problem(T=9, B=17, I=70, H=33, P=1, L=2)
@@ -196,7 +250,7 @@ def test_layers_too_narrow_for_the_unit():
         np.testing.assert_array_equal(a, b)
 
 
-@needs_unit
+@needs_amx
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e38])
 @pytest.mark.parametrize("where", ["x", "h0", "weight"])
 def test_numbers_without_parts_are_left_to_float32(value, where):

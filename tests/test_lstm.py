@@ -434,6 +434,22 @@ def test_double_backward(name: str):
     assert_all_close(results[0], results[1], config)
 
 
+@pytest.mark.parametrize("numel", [1, 3 * 2**15 + 1])  # the latter by two threads
+def test_bfloat16_is_rounded_as_by_torch(numel: int):
+    """A single step is computed in float32: cells of all kinds come in and go out."""
+    ours = LSTM(1, 1).bfloat16()
+    bits = torch.randint(2**16, (numel,), dtype=torch.int32).short()
+    c0 = bits.view(torch.bfloat16)[None, :, None]
+    x, h0 = torch.randn(1, numel, 1).bfloat16(), torch.zeros_like(c0)
+    with torch.no_grad():
+        got = ours(x, (h0, c0))[1][1]
+        expected = ours.float()(x.float(), (h0.float(), c0.float()))[1][1].bfloat16()
+    assert got.shape == c0.shape
+    is_number = ~expected.isnan()
+    assert torch.equal(~got.isnan(), is_number)
+    assert torch.equal(got[is_number].view(torch.int16), expected[is_number].view(torch.int16))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["deep", "deep_projected", "packed"])
 def test_autocast(name: str, dtype: torch.dtype, fused: list[None]):

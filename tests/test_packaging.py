@@ -18,7 +18,7 @@ from lstm_fast._load import MIN_TORCH
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(lstm_fast.__file__).parent
-ISAS = ["baseline"] + ["avx2", "avx512", "amx"] * (platform.machine() == "x86_64")
+ISAS = ["baseline"] + ["avx2", "avx512", "avx512_bf16", "amx"] * (platform.machine() == "x86_64")
 COMPILED = ("*.so", "__pycache__")
 
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm of binutils")

@@ -212,8 +212,11 @@ def test_values_and_gradients(case: Case):
     assert_close([t.detach() for t in (*got, *got_grads)], [*results, *grads], tolerance(case))
 
 
-needs_unit = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no matrix unit")
-# Batches and sizes that the matrix unit is used for (unit_pays_in_steps in variant.cpp).
+needs_amx = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no matrix unit")
+needs_dot_products = pytest.mark.skipif(
+    "avx512_bf16" not in ISAS, reason="this machine has no dot products of bfloat16"
+)
+# Batches and sizes that such a unit is used for (unit_pays_in_steps in variant.cpp).
 FOR_THE_UNIT = {
     "plain": Case(T=6, B=17, I=70, H=80, drop=True),
     "norm": Case(T=6, B=40, I=3, H=100, norm=True, reset=True, first=True),
@@ -223,19 +226,25 @@ FOR_THE_UNIT = {
 }
 
 
-@needs_unit
 @pytest.mark.parametrize("slices", [1, 2])
 @pytest.mark.parametrize("case", FOR_THE_UNIT.values(), ids=FOR_THE_UNIT)
-def test_products_of_bfloat16_parts(case: Case, slices: int):
+@pytest.mark.parametrize(
+    ("isa", "parts", "bits"),
+    [
+        pytest.param("amx", 3, 24, marks=needs_amx),
+        pytest.param("avx512_bf16", 1, 8, marks=needs_dot_products),
+    ],
+)
+def test_products_of_bfloat16_parts(case: Case, slices: int, isa: str, parts: int, bits: int):
     case = replace(case, dtype=torch.float32)
     args, coefficients, expected = solved(case)
-    got = run_kernels(args, coefficients, isa="amx", parts=3, slices=slices)
-    assert_close(got, expected, tolerance(case))
-    one_order = run_kernels(args, coefficients, isa="amx")
+    got = run_kernels(args, coefficients, isa=isa, parts=parts, slices=slices)
+    assert_close(got, expected, tolerance(case) * 2.0 ** (24 - bits))
+    one_order = run_kernels(args, coefficients, isa=isa)
     assert any((a != b).any() for a, b in zip(got, one_order, strict=True)), "not used"
 
 
-@needs_unit
+@needs_amx
 @pytest.mark.parametrize("where", ["input", "h0", "reset_h", "weight_hh"])
 def test_numbers_without_parts_are_left_to_float32(where: str):
     case = replace(FOR_THE_UNIT["norm"], dtype=torch.float32)

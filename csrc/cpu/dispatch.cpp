@@ -5,7 +5,7 @@
 
 #include "kernels.h"
 
-#if defined(LSTM_FAST_AMX)
+#if defined(LSTM_FAST_AVX512_BF16) || defined(LSTM_FAST_AMX)
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
@@ -22,14 +22,18 @@ extern const Kernels kernels_avx2;
 #if defined(LSTM_FAST_AVX512)
 extern const Kernels kernels_avx512;
 #endif
+#if defined(LSTM_FAST_AVX512_BF16)
+extern const Kernels kernels_avx512_bf16;
+#endif
 #if defined(LSTM_FAST_AMX)
 extern const Kernels kernels_amx;
 #endif
 
 namespace {
 
-#if defined(LSTM_FAST_AVX2) || defined(LSTM_FAST_AVX512) || defined(LSTM_FAST_AMX)
-bool has_avx2() {
+#if defined(LSTM_FAST_AVX2) || defined(LSTM_FAST_AVX512) || defined(LSTM_FAST_AVX512_BF16) || \
+    defined(LSTM_FAST_AMX)
+[[maybe_unused]] bool has_avx2() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
@@ -39,17 +43,23 @@ bool has_avx2() {
 }
 #endif
 
+#if defined(LSTM_FAST_AVX512_BF16) || defined(LSTM_FAST_AMX)
+bool has_avx512_bf16() {
+  constexpr unsigned kAvx512Bf16 = 1u << 5;  // of leaf 7.1, eax
+  unsigned eax, ebx, ecx, edx;
+  return has_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kAvx512Bf16);
+}
+#endif
+
 #if defined(LSTM_FAST_AMX)
 // AMX needs the CPU, and the system's consent to a larger register state of this process.
 bool amx_usable() {
 #if defined(__linux__)
   constexpr unsigned kTileBf16 = 1u << 22 | 1u << 24;  // of leaf 7, edx
-  constexpr unsigned kAvx512Bf16 = 1u << 5;            // of leaf 7.1, eax
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   unsigned eax, ebx, ecx, edx;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kTileBf16) != kTileBf16)
     return false;
-  if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !(eax & kAvx512Bf16)) return false;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
@@ -58,7 +68,7 @@ bool amx_usable() {
 #endif
 
 struct Available {
-  const Kernels* list[4];
+  const Kernels* list[5];
   int count = 0;
 
   Available() {
@@ -69,8 +79,11 @@ struct Available {
 #if defined(LSTM_FAST_AVX512)
     if (has_avx512()) list[count++] = &kernels_avx512;
 #endif
+#if defined(LSTM_FAST_AVX512_BF16)
+    if (has_avx512_bf16()) list[count++] = &kernels_avx512_bf16;
+#endif
 #if defined(LSTM_FAST_AMX)
-    if (has_avx512() && amx_usable()) list[count++] = &kernels_amx;
+    if (has_avx512_bf16() && amx_usable()) list[count++] = &kernels_amx;
 #endif
   }
 };

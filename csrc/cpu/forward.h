@@ -7,8 +7,8 @@
 // and cells never leave the registers. A group has kLanes units, a vector for each gate; the last
 // one may have fewer, and then two or all four of its gates share a vector. Weights are packed for
 // it: per group the biases [4][units] and then, for k over h and over x, [P + I][4][units]; after
-// all groups come the panels of weight_hr. With a matrix unit, k covers the tails of h and x alone,
-// and the blocks of h and of x (split.h) follow.
+// all groups come the panels of weight_hr. With a unit for bfloat16, k covers the tails of h and x
+// alone, and the blocks of h and of x (split.h) follow.
 #pragma once
 
 #include "flush_denormals.h"
@@ -19,15 +19,15 @@
 namespace lstm_fast {
 namespace {
 
-// Vectors for the four gates of the group that begins at unit u, and its size as packed. The matrix
-// unit takes four.
+// Vectors for the four gates of the group that begins at unit u, and its size as packed. A unit for
+// bfloat16 takes four.
 template <typename T>
 INLINE int64_t group_vectors(const LayerShape& s, int64_t u) {
   const int64_t units = s.H - u;
   if (s.parts) return 4;
   return units * 4 <= kLanes<T> ? 1 : units * 2 <= kLanes<T> ? 2 : 4;
 }
-// Terms of K that are multiplied one by one, and blocks of the matrix unit for the others.
+// Terms of K that are multiplied one by one, and blocks of the unit for the others.
 INLINE int64_t tail(const LayerShape& s, int64_t K) { return s.parts ? split_tail(K) : K; }
 INLINE int64_t blocks(const LayerShape& s, int64_t K) { return s.parts ? split_blocks(K) : 0; }
 
@@ -57,12 +57,12 @@ int64_t forward_weights_size(const LayerShape& s) {
 // The blocks of w [G, K] for the group of units that begins at u, a vector for each gate.
 template <typename T>
 INLINE void pack_blocks(const LayerShape& s, const T* w, int64_t K, int64_t u, T* out) {
-  uint16_t* tile = reinterpret_cast<uint16_t*>(out);
-  for (int64_t k = 0; k < blocks(s, K); ++k, tile += s.parts * 4 * kTileParts) {
+  uint16_t* block = reinterpret_cast<uint16_t*>(out);
+  for (int64_t k = 0; k < blocks(s, K); ++k, block += s.parts * 4 * kTileParts) {
     for (int64_t gate = 0; gate < 4; ++gate) {
       const T* rows = w + (gate * s.H + u) * K + k * kBlockTerms;
       pack_block_transposed(rows, K, min(kUnitRows, s.H - u), K - k * kBlockTerms, s.parts,
-                            tile + gate * kTileParts, 4 * kTileParts);
+                            block + gate * kVectorParts, 4 * kTileParts);
     }
   }
 }
@@ -92,7 +92,7 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
     };
     pack_tail(w.weight_hh, s.P, tail_h, out + width);
     pack_tail(w.weight_ih, s.I, tail_x, out + (1 + tail_h) * width);
-    if constexpr (kHasMatrixUnit<T>) {
+    if constexpr (kUnit<T> != Bf16Unit::None) {
       T* of_h = out + (1 + tail_h + tail_x) * width;
       pack_blocks(s, w.weight_hh, s.P, u, of_h);
       pack_blocks(s, w.weight_ih, s.I, u, of_h + blocks(s, s.P) * s.parts * 4 * kTileFloats);
@@ -194,8 +194,8 @@ INLINE void add_bias(Vec<T> (&packed)[R][W], const T* bias) {
   }
 }
 
-// R rows from b of the group of units that begins at unit u, with W vectors of gates. `sums` [R, W
-// vectors] are those of the matrix unit (a pointer), those of x and biases (Rows), or null.
+// R rows from b of the group of units that begins at unit u, with W vectors of gates. `sums` are
+// those of a unit (load_sums), those of x and biases (Rows), or null.
 template <int R, int W, typename T, typename Sums, typename Background = NoBackground>
 INLINE void forward_tile(const LayerForward<T>& p, const ForwardRun<T>& run, int64_t b,
                          const T* group, int64_t u, Sums sums, const Background& background = {}) {
@@ -208,10 +208,10 @@ INLINE void forward_tile(const LayerForward<T>& p, const ForwardRun<T>& run, int
   constexpr bool has_input_sums = std::is_same_v<Sums, Rows<T>>;
   prefetch_results<R>(p, run, b, u);
   Vec<T> packed[R][W];
-  if constexpr (std::is_pointer_v<Sums>) {
-    load_tile<R, W, T>(packed, sums, width, 0, width);
-  } else {
+  if constexpr (has_input_sums || std::is_null_pointer_v<Sums>) {
     clear_tile<R, W, T>(packed);
+  } else {
+    load_sums(packed, sums);
   }
   accumulate<R, W, T>(packed, {run.h.data + b * run.h.row + P - tail_h, run.h.row}, weights_h,
                       tail_h);
@@ -297,12 +297,11 @@ __attribute__((noinline)) void sum_inputs(const LayerForward<T>& p, int64_t begi
   });
 }
 
-// The same with the matrix unit.
+// The same with a unit for bfloat16.
 template <typename T>
 INLINE void forward_run_split(const LayerForward<T>& p, const ForwardRun<T>& run, T* scratch) {
   const LayerShape& s = p.shape;
   const int64_t rows = run.end - run.begin;
-  const int64_t blocks_h = split_blocks(s.P), blocks_x = split_blocks(s.I);
   const SplitRows h =
       split_rows(run.h.data + run.begin * run.h.row, run.h.row, rows, s.P, s.parts, scratch);
   const SplitRows x = split_rows(run.x.data + run.begin * run.x.row, run.x.row, rows, s.I, s.parts,
@@ -310,13 +309,12 @@ INLINE void forward_run_split(const LayerForward<T>& p, const ForwardRun<T>& run
   const int64_t of_blocks = (1 + split_tail(s.P) + split_tail(s.I)) * 4 * kLanes<T>;
   const auto unit_of = [&](int64_t i) { return run.groups[i] * kLanes<T>; };
   const auto group_of = [&](int64_t i) { return p.weights + run.groups[i] * group_size<T>(s, 0); };
-  const auto product = [&](int64_t row, int64_t i, int64_t product_rows, T* sums) {
-    return Product<T>(h.from(row), blocks_h, x.from(row), blocks_x, group_of(i) + of_blocks,
-                      s.parts, product_rows, sums);
+  const auto operands = [&](int64_t i) {
+    return SplitOperands<T>{h, x, group_of(i) + of_blocks, s.parts};
   };
   for_each_product_tile<kTileRows, T>(
-      rows, run.groups.size(), product,
-      [&](int64_t row, int64_t i, auto tile_rows, const T* sums, const auto& background) {
+      rows, run.groups.size(), operands,
+      [&](int64_t row, int64_t i, auto tile_rows, const auto& sums, const auto& background) {
         forward_tile<decltype(tile_rows)::value, 4>(p, run, run.begin + row, group_of(i),
                                                     unit_of(i), sums, background);
       });
@@ -327,10 +325,10 @@ int64_t forward_scratch(const LayerShape& s, int64_t rows) {
   return s.parts ? split_size(rows, s.P, s.parts) + split_size(rows, s.I, s.parts) : 0;
 }
 
-// The runs of a step: with a matrix unit or without.
+// The runs of a step: with a unit for bfloat16 or without.
 template <typename T>
 INLINE void forward_run(const LayerForward<T>& p, const ForwardRun<T>& run, T* scratch) {
-  if constexpr (kHasMatrixUnit<T>) {
+  if constexpr (kUnit<T> != Bf16Unit::None) {
     if (p.shape.parts) return forward_run_split(p, run, scratch);
   }
   if (run.input_sums.data) return forward_run_packed<true>(p, run);

@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "backward.h"
+#include "bfloat16.h"
 #include "forward.h"
 #include "forward_step.h"
 #include "recompute.h"
@@ -14,7 +15,7 @@ namespace {
 
 template <typename T>
 constexpr LayerKernels<T> layer_kernels() {
-  return {kHasMatrixUnit<T>,
+  return {kUnit<T>,
           is_ordinary<T>,
           activations<T>,
           forward_weights_size<T>,
@@ -51,6 +52,7 @@ constexpr LayerKernels<T> layer_kernels() {
 
 extern const Kernels JOIN(kernels_, LSTM_FAST_ISA);
 const Kernels JOIN(kernels_, LSTM_FAST_ISA) = {NAME(LSTM_FAST_ISA), layer_kernels<float>(),
-                                               layer_kernels<double>()};
+                                               layer_kernels<double>(), widen_bfloat16,
+                                               narrow_to_bfloat16};
 
 }  // namespace lstm_fast

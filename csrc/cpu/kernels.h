@@ -105,9 +105,11 @@ struct WeightGrad {
 
 template <typename T>
 struct LayerKernels {
-  // Whether there is a matrix unit for products of this type: LayerShape::parts may be above 0.
-  bool has_matrix_unit;
-  // Whether products of these numbers can be made there: all are below 2^56 in magnitude.
+  // For products of this type of bfloat16 parts: with dot products, LayerShape::parts may be 1,
+  // with a matrix unit up to 3.
+  Bf16Unit unit;
+  // Whether products of these numbers can be made of several parts: all are below 2^56 in
+  // magnitude.
   bool (*is_ordinary)(const T*, int64_t n);
 
   // sigmoid[i] and tanh[i] of x[i], i < n: the functions that the gates use, for tests of their
@@ -157,6 +159,8 @@ struct Kernels {
   const char* isa;
   LayerKernels<float> f32;
   LayerKernels<double> f64;
+  void (*widen_bfloat16)(const uint16_t*, int64_t n, float*);
+  void (*narrow_to_bfloat16)(const float*, int64_t n, uint16_t*);
 
   const LayerKernels<float>& of(float) const { return f32; }
   const LayerKernels<double>& of(double) const { return f64; }

@@ -34,7 +34,7 @@ Threads threads_of(const StackShape&, Pass, const Threads&);
 // How all of them divide the work. The elements of the stack have element_bytes.
 Division divide(const StackShape&, Pass, const Threads&, int64_t element_bytes);
 
-// Whether a matrix unit, which shape.parts > 0 allows, is faster than vectors.
+// Whether a unit for bfloat16, which shape.parts > 0 allows, is faster than float32 arithmetic.
 bool unit_pays(const StackShape&, Pass, const Division&);
 
 // Whether what x adds to the gates is summed for several steps at once, before them. Another order

@@ -244,6 +244,7 @@ template <typename T>
 void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
+  s.unit = k.unit;
   // By parts of 0, a row is summed as in any batch, and in a packed one others may be longer.
   const bool may_be_plain =
       s.parts ? s.steps.B <= plain_step_rows(s, p.keeps_packed, threads, sizeof(T))
@@ -252,9 +253,13 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   const Threads team = threads_of(s, Pass::Forward, threads);
   const Division division = divide(s, Pass::Forward, team, sizeof(T));
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
-  bool unit = k.has_matrix_unit && !p.plain && unit_pays(s, Pass::Forward, division) &&
-              ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
-  for (int64_t i = 0; unit && !p.has_packed && i < s.L * s.D; ++i) {
+  bool unit = !p.plain && unit_pays(s, Pass::Forward, division);
+  // Dot products take whatever bfloat16 holds.
+  const bool bounded = unit && s.unit == Bf16Unit::Matrix;
+  if (bounded) {
+    unit = ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
+  }
+  for (int64_t i = 0; bounded && unit && !p.has_packed && i < s.L * s.D; ++i) {
     const LayerWeights<T>& w = p.weights[i];
     unit = ordinary(w.weight_ih, 4 * s.H * s.input_size(i / s.D)) &&
            ordinary(w.weight_hh, 4 * s.H * s.P) && ordinary(w.weight_hr, s.P * s.H);
@@ -281,11 +286,10 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
     p.forward_parts = forward.shape.parts;
     p.forward_plain = forward.plain;
   }
-  const LayerKernels<T>& k = kernels.of(T());
+  s.unit = kernels.of(T()).unit;
   const Division division =
       divide(s, Pass::Backward, threads_of(s, Pass::Backward, threads), sizeof(T));
-  const bool unit = k.has_matrix_unit && unit_pays(s, Pass::Backward, division);
-  if (!unit) s.parts = 0;
+  if (!unit_pays(s, Pass::Backward, division)) s.parts = 0;
 }
 
 template <typename T>

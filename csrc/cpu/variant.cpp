@@ -24,8 +24,13 @@ constexpr int64_t kMinUnitRows = 32, kMinUnitColumns = 64, kMinUnitHidden = 16;
 constexpr int64_t kMinStepRows = 8;
 
 template <typename T>
+bool unit_takes(const LayerKernels<T>& k, int parts) {
+  return k.unit == Bf16Unit::Matrix ? parts > 0 : k.unit == Bf16Unit::DotProducts && parts == 1;
+}
+
+template <typename T>
 bool unit_pays_in_steps(const LayerKernels<T>& k, const VariantShape& s, const Threads& threads) {
-  return k.has_matrix_unit && s.steps.T > 1 &&
+  return unit_takes(k, s.parts) && s.steps.T > 1 &&
          s.steps.B >= kMinStepRows * row_slices(s, threads).count() && s.H >= kMinUnitHidden &&
          s.P + s.I >= kMinUnitColumns;
 }
@@ -39,11 +44,11 @@ VariantShape step_shape(const LayerKernels<T>& k, const VariantForward<T>& p,
   const int64_t B = s.steps.B, G = 4 * s.H;
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
   // A relu bounds no state.
-  const bool unit = s.parts && s.cell != CellActivation::Relu &&
-                    unit_pays_in_steps(k, s, threads) && ordinary(p.x, s.steps.total() * s.I) &&
-                    ordinary(p.h0, B * s.P) && ordinary(p.masks.reset_h, B * s.P) &&
-                    ordinary(p.masks.drop_h, B * s.P) && ordinary(p.plain.weight_ih, G * s.I) &&
-                    ordinary(p.plain.weight_hh, G * s.P) && ordinary(p.plain.weight_hr, s.P * s.H);
+  const bool unit = s.cell != CellActivation::Relu && unit_pays_in_steps(k, s, threads) &&
+                    ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, B * s.P) &&
+                    ordinary(p.masks.reset_h, B * s.P) && ordinary(p.masks.drop_h, B * s.P) &&
+                    ordinary(p.plain.weight_ih, G * s.I) && ordinary(p.plain.weight_hh, G * s.P) &&
+                    ordinary(p.plain.weight_hr, s.P * s.H);
   if (!unit) s.parts = 0;
   return s;
 }
@@ -60,7 +65,7 @@ template <typename T>
 int unit_parts(const LayerKernels<T>& k, const VariantShape& s, int64_t columns) {
   const bool pays =
       s.steps.total() >= kMinUnitRows && s.H >= kMinUnitHidden && columns >= kMinUnitColumns;
-  return k.has_matrix_unit && pays ? s.parts : 0;
+  return unit_takes(k, s.parts) && pays ? s.parts : 0;
 }
 
 template <typename T>

@@ -21,7 +21,7 @@ struct Operand {
   INLINE int64_t size() const { return parts ? split().size() : packed_size<T>(K, C); }
 
   INLINE void multiply(int64_t rows, const T* a, T* y, bool add, T* scratch) const {
-    if constexpr (kHasMatrixUnit<T>) {
+    if constexpr (kUnit<T> != Bf16Unit::None) {
       if (parts)
         return multiply_rows_split(0, rows, a, K, split(), y, C, add, split().all_panels(),
                                    scratch);

@@ -12,7 +12,7 @@
 #include "kernels.h"
 #include "matmul.h"
 #include "rows_before.h"
-#include "split.h"
+#include "split_matmul.h"
 #include "tasks.h"
 
 namespace lstm_fast {
@@ -37,7 +37,7 @@ int64_t weight_grad_panels(const LayerShape& s) {
   return ceil_div(4 * s.H, kPanel<T>) + (s.projected ? ceil_div(s.H, kPanel<T>) : 0);
 }
 
-// Elements that the matrix unit's form needs for the sums of one panel, and beside them.
+// Elements that the form of a unit for bfloat16 needs for the sums of one panel, and beside them.
 INLINE int64_t split_sums_size(const LayerShape& s) {
   return ceil_div(left_columns(s), kUnitRows) * kUnitRows * kPanel<float>;
 }
@@ -162,11 +162,11 @@ INLINE void write_gate_weight_grad(const WeightGrad<T>& p, int64_t column, const
   if (p.bias_hh) copy_row(bias, p.bias_hh + column, columns);
 }
 
-// The panels [begin, end) with the matrix unit: a block of the left factor serves all of them.
-// While the unit multiplies for one panel, the vector units make the operands of the next.
+// The panels [begin, end) with a unit for bfloat16: a block of the left factor serves all of them.
+// While a matrix unit multiplies for one panel, the vector units make the operands of the next.
 template <typename T>
 INLINE void gate_weight_grad_split(const WeightGrad<T>& p, int64_t begin, int64_t end, T* scratch) {
-  if constexpr (kHasMatrixUnit<T>) {
+  if constexpr (kUnit<T> != Bf16Unit::None) {
     const LayerShape& s = p.shape;
     const int64_t N = s.steps.total(), G = 4 * s.H, M = left_columns(s), stride = left_stride<T>(M);
     const int64_t panels = end - begin, items = ceil_div(N, kBlock) * panels;
@@ -204,7 +204,7 @@ INLINE void gate_weight_grad_split(const WeightGrad<T>& p, int64_t begin, int64_
     if (items) prepare(0, none);
     for (int64_t item = 0; item < items; ++item) {
       const bool more = item + 1 < items;
-      PanelProducts<T> products(a[item / panels % 2], blocks(item), right[item % 2], s.parts, M,
+      PanelProducts<T> products({a[item / panels % 2], {}, right[item % 2], s.parts}, M,
                                 sums + item % panels * split_sums_size(s), first_row(item) > 0,
                                 more ? advances(item + 1) : 1);
       if (more) prepare(item + 1, products);

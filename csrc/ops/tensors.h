@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 #include <vector>
@@ -42,11 +43,11 @@ inline int32_t device_type(const Tensor& t) {
 }
 
 // An uninitialised tensor on the device of `like`.
-inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
+inline Tensor empty(const Dims& dims, ScalarType dtype, const Tensor& like) {
   int64_t strides[3], size = 1;
-  for (int64_t i = static_cast<int64_t>(sizes.size()) - 1; i >= 0; --i) {
+  for (int64_t i = dims.dim - 1; i >= 0; --i) {
     strides[i] = size;
-    size *= std::max<int64_t>(1, sizes.begin()[i]);
+    size *= std::max<int64_t>(1, dims.size[i]);
   }
   const int32_t type = dtype == ScalarType::Double     ? aoti_torch_dtype_float64()
                        : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
@@ -54,9 +55,8 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, cons
                        : dtype == ScalarType::Byte     ? aoti_torch_dtype_uint8()
                                                        : aoti_torch_dtype_float32();
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, type,
-                               device_type(like), like.get_device_index(), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dims.dim, dims.size, strides, type, device_type(like), like.get_device_index(), &handle));
   Tensor t(handle);
   // Small buffers are left alone: an allocator hands their memory out again without the kernel.
   if (size >= kHugePage && t.is_cpu()) {
@@ -64,9 +64,10 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, cons
   }
   return t;
 }
-
-inline Tensor cast(const Tensor& t, ScalarType dtype) {
-  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
+  Dims dims{static_cast<int64_t>(sizes.size()), {}};
+  std::copy(sizes.begin(), sizes.end(), dims.size);
+  return empty(dims, dtype, like);
 }
 
 inline Tensor as_contiguous(const Tensor& t) {

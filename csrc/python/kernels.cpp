@@ -172,6 +172,9 @@ py::dict build_info() {
 #if defined(LSTM_FAST_AVX512)
   built.push_back("avx512");
 #endif
+#if defined(LSTM_FAST_AVX512_BF16)
+  built.push_back("avx512_bf16");
+#endif
 #if defined(LSTM_FAST_AMX)
   built.push_back("amx");
 #endif
@@ -196,14 +199,19 @@ py::dict cpu_plan_of(const StackShape& shape, const Threads& threads) {
   p.weights = weights.data();
   plan(active_kernels(), p, threads);
   py::dict result;
-  result["path"] = p.plain ? "single step" : p.shape.parts ? "matrix unit" : "packed weights";
+  result["path"] = p.plain                            ? "single step"
+                   : !p.shape.parts                   ? "packed weights"
+                   : p.shape.unit == Bf16Unit::Matrix ? "matrix unit"
+                                                      : "bfloat16 dot products";
   const auto members = [&](const StackShape& s, Pass pass) {
     return divide(s, pass, threads_of(s, pass, threads), sizeof(T)).members;
   };
   result["sums_inputs"] = p.sums_inputs;
   result["threads"] = threads_of(shape, Pass::Forward, threads).count;
   result["members"] = p.plain ? 1 : members(p.shape, Pass::Forward);
-  result["backward_members"] = members(shape, Pass::Backward);
+  StackShape backward = shape;
+  backward.unit = p.shape.unit;
+  result["backward_members"] = members(backward, Pass::Backward);
   return result;
 }
 
