@@ -118,7 +118,8 @@ struct ForwardRun {
 // Gates and cells of R rows from b, units from u, of which z holds the sums before activation. A
 // sigmoid and the tanh that it is multiplied with share a division:
 //   i g = m / ((1 + exp(-z_i)) (m + 2)) with m = expm1(2 z_g), and likewise o tanh(c)
-template <int R, typename T, typename Background = NoBackground>
+// Rough: z are sums of products of bfloat16.
+template <int R, bool Rough, typename T, typename Background = NoBackground>
 INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int64_t b, int64_t u,
                          const Vec<T> (&z)[R][4], const Background& background = {}) {
   constexpr int pauses = 3 * R;
@@ -128,8 +129,9 @@ INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int
   // Unrolled, so that each part of the background has its place between two rows.
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    ExpParts<T, 4> e = exp_parts<T, 4>({sigmoid_exponent<T>(z[r][0]), sigmoid_exponent<T>(z[r][1]),
-                                        tanh_exponent<T>(z[r][2]), sigmoid_exponent<T>(z[r][3])});
+    ExpParts<T, 4> e =
+        exp_parts<T, 4, Rough>({sigmoid_exponent<T>(z[r][0]), sigmoid_exponent<T>(z[r][1]),
+                                tanh_exponent<T>(z[r][2]), sigmoid_exponent<T>(z[r][3])});
     background.advance(2 * r, pauses, e.residue[0], e.residue[1], e.residue[2], e.residue[3]);
     const Vec<T> i_inverse = one_plus_exp(e, 0), m = expm1(e, 2);
     const Vec<T> ig_inverse = T(1) / (i_inverse * (m + two)), f = T(1) / one_plus_exp(e, 1);
@@ -147,7 +149,7 @@ INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int
     }
     background.advance(2 * r + 1, pauses, c_exponent[r], o_inverse[r]);
   }
-  ExpParts<T, R> e = exp_parts<T, R>(c_exponent);
+  ExpParts<T, R> e = exp_parts<T, R, Rough>(c_exponent);
   for (int r = 0; r < R; ++r) {
     background.advance(2 * R + r, pauses, e.residue[r]);
     const Vec<T> m = expm1(e, r), h_inverse = T(1) / (o_inverse[r] * (m + two));
@@ -224,7 +226,7 @@ INLINE void forward_tile(const LayerForward<T>& p, const ForwardRun<T>& run, int
   }
   Vec<T> z[R][4];
   for (int r = 0; r < R; ++r) separate_gates<T, W>(packed[r], z[r]);
-  update_cells<R, T>(p, run, b, u, z, background);
+  update_cells<R, std::is_same_v<Sums, SplitOperands<T>>>(p, run, b, u, z, background);
 }
 
 // Calls f(group, its first unit, Size<vectors of its gates>) for groups of units.

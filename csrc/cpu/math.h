@@ -29,6 +29,8 @@ struct MathConstants<float> {
   static constexpr float kExpm1[] = {0.499999934517084336f, 0.166665206898330188f,
                                      0.0416683873612611455f, 0.00836870982417119432f,
                                      0.00138146132607797708f};
+  // For products of bfloat16, whose errors are 2^-9: that of exp is 2^-17.5.
+  static constexpr float kRoughExpm1[] = {0.50005116f, 0.167535139f, 0.0412777476f};
 };
 
 template <>
@@ -54,10 +56,9 @@ struct ExpParts {
   Vec<T> residue[N];  // expm1(r)
 };
 
-template <typename T, int N>
-INLINE ExpParts<T, N> exp_parts(const Vec<T> (&x)[N]) {
+template <typename T, int N, int Terms>
+INLINE ExpParts<T, N> exp_parts(const Vec<T> (&x)[N], const T (&coefficients)[Terms], bool rough) {
   using C = MathConstants<T>;
-  constexpr int terms = sizeof(C::kExpm1) / sizeof(T);
   ExpParts<T, N> e;
   Vec<T> n[N], r[N], p[N];
   const auto for_all = [](const auto& f) {
@@ -68,16 +69,22 @@ INLINE ExpParts<T, N> exp_parts(const Vec<T> (&x)[N]) {
   });
   for_all([&](int i) { n[i] = e.scale[i] - C::kRound; });
   for_all([&](int i) { r[i] = fma(n[i], broadcast(-C::kLn2High), x[i]); });
-  for_all([&](int i) { r[i] = fma(n[i], broadcast(-C::kLn2Low), r[i]); });
-  for_all([&](int i) { p[i] = broadcast(C::kExpm1[terms - 1]); });
-  for (int k = terms - 2; k >= 0; --k) {
-    for_all([&](int i) { p[i] = fma(p[i], r[i], broadcast(C::kExpm1[k])); });
+  if (!rough) for_all([&](int i) { r[i] = fma(n[i], broadcast(-C::kLn2Low), r[i]); });
+  for_all([&](int i) { p[i] = broadcast(coefficients[Terms - 1]); });
+  for (int k = Terms - 2; k >= 0; --k) {
+    for_all([&](int i) { p[i] = fma(p[i], r[i], broadcast(coefficients[k])); });
   }
   for_all([&](int i) { e.residue[i] = fma(r[i] * r[i], p[i], r[i]); });
   for_all([&](int i) {
     e.scale[i] = bit_cast<Vec<T>>(bit_cast<IntVec<T>>(e.scale[i]) << C::kMantissaBits);
   });
   return e;
+}
+
+template <typename T, int N, bool Rough = false>
+INLINE ExpParts<T, N> exp_parts(const Vec<T> (&x)[N]) {
+  if constexpr (Rough) return exp_parts<T, N>(x, MathConstants<T>::kRoughExpm1, true);
+  return exp_parts<T, N>(x, MathConstants<T>::kExpm1, false);
 }
 
 // What the functions hand to the exponential: -x and 2x, where they are not saturated.
