@@ -330,7 +330,8 @@ def backtest(
     )  # fmt: skip
     settings = _guess(reading, horizon, season, options, test_size=windows * (step or horizon))
     df, season_length = settings.frame, settings.options["season_length"]
-    forecaster = Forecaster(**settings.options)
+    # Fills gaps itself, as it has to know what a cutoff hides.
+    forecaster = Forecaster(**{**settings.options, "fill": options.get("fill")})
     step = step or horizon
     place = (horizon, season_length, windows, step)
     results = {"seasonal naive": cross_validate_naive(df, *place)}
@@ -338,7 +339,7 @@ def backtest(
         with _console.status(f"{method} ..."):
             results[method] = cross_validate_statistical(df, method, *place)
     with _progress(forecaster, [], fits=windows):
-        results["lstm-fast"] = forecaster.cross_validation(df, windows, step)
+        results["lstm-fast"] = forecaster.cross_validation(reading.frame, windows, step)
     if out is not None:
         _write(results["lstm-fast"], out)
     scores = {name: evaluate(result, df, season_length) for name, result in results.items()}
@@ -408,6 +409,7 @@ def tune(
     import optuna
     import torch
 
+    from lstm_fast.forecast.frame import without_later_values
     from lstm_fast.forecast.tune import best_options, open_study, search
 
     torch.set_num_threads(threads)
@@ -419,6 +421,8 @@ def tune(
     if holdout:
         from_end = df.groupby("unique_id", sort=False).cumcount(ascending=False)
         df = df[from_end >= holdout].reset_index(drop=True)
+        if options.get("fill") == "linear":
+            df = without_later_values(df, reading.frame)
     setup = {**settings.options, "windows": windows}
     searched = open_study(study, df, setup, seed)
     if searched.trials:

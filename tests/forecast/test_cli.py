@@ -268,6 +268,27 @@ def test_backtest_prints_a_table_and_draws_the_windows(csv, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_gap_at_the_cutoff_shows_nothing_of_later_rows(csv, tmp_path, monkeypatch):
+    from lstm_fast.forecast import tune
+
+    forecasts, tuned = [], []
+    monkeypatch.setattr(tune, "search", lambda study, df, *args, **kwargs: tuned.append(df))
+    monkeypatch.setattr(tune, "best_options", lambda *args: {})
+    for factor in (1, 3):
+        df = pd.read_csv(csv).iloc[:90].drop(index=[83, 84])
+        df["y"] = df["y"].where(df.index < 84, factor * df["y"])
+        path, out = tmp_path / f"{factor}.csv", tmp_path / f"{factor}-out.csv"
+        df.to_csv(path, index=False)
+        gap = (path, "--horizon", 6, "--fill", "linear")
+        result = invoke("backtest", *gap, *SHORT[2:], "--windows", 1, "--out", out)
+        assert result.exit_code == 0, result.output
+        forecasts.append(pd.read_csv(out)["y_hat"])
+        study = ("--study", tmp_path / f"{factor}.db")
+        assert invoke("tune", *gap, "--holdout", 6, *study).exit_code == 0
+    pd.testing.assert_series_equal(forecasts[0], forecasts[1], check_exact=True)
+    pd.testing.assert_frame_equal(*tuned)
+
+
 def test_more_windows_than_rows(csv):
     result = invoke("backtest", csv, *SHORT, "--windows", 14)
     assert result.exit_code == 1
