@@ -34,10 +34,11 @@ class LSTM(torch.nn.LSTM):
     `torch.jit`) is computed by `torch.nn.LSTM`.
 
     Where the two differ: under autocast the states and packed outputs have the autocast dtype too;
-    on the CPU halves are rounded once, at the end, not at every step (with AMX, states of bfloat16
-    are rounded where they enter a product, too); a parameter replaced by one of the wrong shape
-    raises RuntimeError; and what backward needs of `output` is `output` itself, so that changing it
-    in place makes backward raise, which with torch's it does in float32 in one direction alone.
+    on the CPU halves are rounded once, at the end, not at every step (with AMX or AVX-512's dot
+    products, states of bfloat16 are rounded where they enter a product, too); a parameter replaced
+    by one of the wrong shape raises RuntimeError; and what backward needs of `output` is `output`
+    itself, so that changing it in place makes backward raise, which with torch's it does in float32
+    in one direction alone.
 
     Keyword arguments beyond torch's, off by default. `reference.variant` has the step with all of
     them; x_t, h_t and c_t are those of one layer, and masks are drawn by torch's generator, once a

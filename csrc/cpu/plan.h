@@ -1,7 +1,7 @@
 // The planner: which kernels compute a stack, and which thread computes what of it. Knows shapes,
 // the number of threads and the size of their second caches alone. Thresholds were measured on a
 // Xeon of the Sapphire Rapids generation with two cores, 48 KiB of first and 2 MiB of second cache
-// each, and on two Zen 3 cores with 32 and 512 KiB.
+// each, on two Zen 3 cores with 32 and 512 KiB, and on two Zen 4 cores with 32 KiB and 1 MiB.
 #pragma once
 
 #include "row_slices.h"

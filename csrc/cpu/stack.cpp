@@ -104,12 +104,16 @@ struct BackwardPlan {
   int64_t workspace_size;
 };
 
+// Whether backward reads torch's own weights, as it uses them too seldom to win back packing.
+bool uses_plain_weights(const StackShape& s) { return s.steps.total() <= kPlainRows && !s.parts; }
+
 template <typename T>
 BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
                               const Threads& threads) {
   const StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
   const int64_t N = s.steps.total(), B = s.steps.B;
+  const bool plain = uses_plain_weights(s);
   Arena<T> arena(p.workspace);
   BackwardPlan<T> plan{};
   for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i)
@@ -121,7 +125,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
     plan.grad_gates[d] = arena.take(N * 4 * s.H);
     if (s.projected) plan.grad_hidden[d] = arena.take(N * s.P);
     if (!p.grad_c0) plan.grad_c0[d] = arena.take(B * s.H);
-    int64_t weights = N > kPlainRows ? k.backward_weights_size(widest) : 0;
+    int64_t weights = plain ? 0 : k.backward_weights_size(widest);
     if (p.recompute_gates) {
       if (s.projected) plan.hidden[d] = arena.take(N * s.H);
       if (p.forward_plain) {
@@ -131,7 +135,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
       }
     }
     plan.recurrent_weights[d] = plan.forward_weights[d] = arena.take(weights);
-    if (N > kPlainRows && (s.L > 1 || p.grad_x))
+    if (!plain && (s.L > 1 || p.grad_x))
       plan.input_weights[d] = arena.take(k.input_grad_weights_size(widest));
   }
   plan.threads = threads_of(s, Pass::Backward, threads);
@@ -350,7 +354,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
 
   const Threads& team = plan.threads;
-  const bool plain = N <= kPlainRows;
+  const bool plain = uses_plain_weights(s);
   for (int64_t l = s.L - 1; l >= 0; --l) {
     const T* grad_y = l == s.L - 1 ? p.grad_y : plan.grad_between[l % 2];
     T* grad_x = l ? plan.grad_between[(l - 1) % 2] : p.grad_x;

@@ -120,10 +120,11 @@ const Kernels& kernels_of(int64_t isa) {
 }
 
 // Runs a problem on one thread and on several. Memory is filled with one byte or another before, so
-// that what is read or left unwritten shows when the results of both are compared.
+// that what is read or left unwritten shows when the results of both are compared. Where results
+// may depend on the number of threads, one does the work of all.
 template <typename Problem>
-void run_twice(Problem problem, int64_t threads) {
-  const auto alone = problem.run({1, on_this_thread}, 0xff);
+void run_twice(Problem problem, int64_t threads, bool may_depend = false) {
+  const auto alone = problem.run({may_depend ? threads : 1, on_this_thread}, 0xff);
   const auto together = problem.run({threads, on_threads}, 0x40);
   for (size_t i = 0; i < alone.size(); ++i) {
     if (!alone[i].equals(together[i])) fail("the result depends on the number of threads");

@@ -25,7 +25,7 @@ struct Case {
   std::vector<int64_t> batch_sizes;
   Dims h0, c0;
   bool save, keep_output, recompute_gates, is_double;
-  int64_t isa, threads;
+  int64_t isa, threads, parts;
 
   explicit Case(Bytes& bytes) {
     StackArguments& a = arguments;
@@ -62,6 +62,7 @@ struct Case {
     threads = 1 + bytes.below(4);
     for (int64_t left = bytes.below(4); left > 0; --left) spoil(bytes);
     recompute_gates = bytes.flag();
+    parts = bytes.below(4);
     if (!batch_sizes.empty()) {
       a.batch_sizes = batch_sizes.data();
       a.batch_sizes_length = static_cast<int64_t>(batch_sizes.size());
@@ -140,6 +141,7 @@ struct Problem {
 
     StackForward<T> f{};
     f.shape = s;
+    f.shape.parts = static_cast<int>(c.parts);
     f.weights = weights.data();
     f.x = x.get();
     f.h0 = given(c.arguments.h0, h0);
@@ -149,6 +151,7 @@ struct Problem {
     f.y = c.keep_output ? f.saved + layout.output(s.L - 1) : add(N * s.D * s.P);
     f.h_n = add(rows * s.P);
     f.c_n = add(rows * s.H);
+    plan(kernels, f, threads);
     Buffer<T> forward_workspace(forward_workspace_size(kernels, f, threads), fill, true);
     f.workspace = forward_workspace.get();
     forward(kernels, f, threads);
@@ -156,6 +159,7 @@ struct Problem {
 
     StackBackward<T> b{};
     b.shape = s;
+    b.shape.parts = static_cast<int>(c.parts);
     b.weights = f.weights;
     b.x = f.x;
     b.h0 = f.h0;
@@ -176,6 +180,7 @@ struct Problem {
     for (const Dims& dims : c.arguments.params) pointers.push_back(add(elements(dims)));
     const auto grads = group_params<LayerWeightGrads<T>>(s, c.arguments.has_biases, pointers);
     b.grad_weights = grads.data();
+    plan(kernels, b, threads);
     Buffer<T> backward_workspace(backward_workspace_size(kernels, b, threads), fill, true);
     b.workspace = backward_workspace.get();
     backward(kernels, b, threads);
@@ -202,7 +207,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   // Sizes that are no tensor's, as nothing shows them to be wrong, or too large to be run here.
   constexpr int64_t kLimit = 1 << 10;
   if (shape.steps.T > kLimit || shape.steps.B > kLimit || shape.I > kLimit) return 0;
-  c.is_double ? run_twice(Problem<double>(c, shape), c.threads)
-              : run_twice(Problem<float>(c, shape), c.threads);
+  c.is_double ? run_twice(Problem<double>(c, shape), c.threads, c.parts > 0)
+              : run_twice(Problem<float>(c, shape), c.threads, c.parts > 0);
   return 0;
 }

@@ -52,6 +52,7 @@ struct Case {
       *choice = bytes.flag();
     isa = bytes.below(8);
     threads = 1 + bytes.below(4);
+    shape.parts = static_cast<int>(bytes.below(4));
   }
 };
 
@@ -166,6 +167,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace lstm_fast;
   Bytes bytes(data, size);
   const Case c(bytes);
-  c.is_double ? run_twice(Problem<double>(c), c.threads) : run_twice(Problem<float>(c), c.threads);
+  const bool parts = c.shape.parts > 0;
+  c.is_double ? run_twice(Problem<double>(c), c.threads, parts)
+              : run_twice(Problem<float>(c), c.threads, parts);
   return 0;
 }
