@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
@@ -146,6 +147,7 @@ class Forecaster:
             value = getattr(self, name)
             if not isinstance(value, Real) or not float(value) > 0:
                 raise ValueError(f"{name} must be a number greater than 0. Got {value!r}")
+        self._check_types()
         if self.input_size < self.season_length:
             raise ValueError(
                 f"input_size must be at least season_length, {self.season_length}. "
@@ -171,6 +173,24 @@ class Forecaster:
                 f"calibration_size must be at least h, or 0 with a loss that gives intervals. "
                 f"Got {self.calibration_size}"
             )
+
+    def _check_types(self) -> None:
+        """Numbers become Python's own, which a file can hold."""
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            is_number = isinstance(value, Real) and math.isfinite(value)
+            if option.type == "int":
+                if not is_number or value != int(value):
+                    raise ValueError(f"{option.name} must be a whole number. Got {value!r}")
+                setattr(self, option.name, int(value))
+            elif option.type == "float":
+                if not is_number:
+                    raise ValueError(f"{option.name} must be a number. Got {value!r}")
+                setattr(self, option.name, float(value))
+            elif option.type == "bool":
+                if not isinstance(value, (bool, np.bool_)):
+                    raise ValueError(f"{option.name} must be True or False. Got {value!r}")
+                setattr(self, option.name, bool(value))
 
     def fit(self, df: pd.DataFrame, val_size: int = 0) -> Forecaster:
         """Train on `df`: ``unique_id``, ``ds``, ``y`` and `futr_exog_list`, one or many series.
@@ -444,6 +464,8 @@ def seasonal_naive(
 
 
 def _check_levels(levels: Sequence[float]) -> None:
+    if isinstance(levels, str) or not isinstance(levels, Iterable):
+        raise ValueError(f"levels must be a sequence of numbers. Got {levels!r}")
     for level in levels:
-        if not 0 < level < 100:
+        if not isinstance(level, Real) or not 0 < level < 100:
             raise ValueError(f"levels must lie between 0 and 100. Got {level}")

@@ -67,6 +67,8 @@ def check_frame(
         )
     frame = frame.sort_values(["unique_id", "ds"])
     freq = freq or _infer_freq(frame)
+    if to_offset(freq).n < 1:
+        raise ValueError(f"freq must go forwards. Got {freq!r}")
     position = grid_positions(frame["ds"], freq)
     if fill is None:
         _reject_irregular(df, frame, position, freq)

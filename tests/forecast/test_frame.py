@@ -58,6 +58,9 @@ def test_freq_is_taken_where_it_is_given():
     assert check_frame(monthly(2), freq="MS")[1] == "MS"
     with pytest.raises(ValueError, match=r"frequency D. Expected 2000-01-02 .*, got 2000-02-01"):
         check_frame(monthly(), freq="D")
+    for freq in ("0D", "-1MS"):
+        with pytest.raises(ValueError, match=f"freq must go forwards. Got '{freq}'"):
+            check_frame(monthly(), freq=freq)
 
 
 def test_the_given_frame_is_left_alone(series):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -100,6 +101,15 @@ def test_damaged_files(small, series, tmp_path):
         torch.save({k: v for k, v in state.items() if k != name}, path)
         with pytest.raises(ValueError, match=f"model.pt is damaged: .*{name}"):
             Forecaster.load(path)
+
+
+def test_numbers_of_numpy_are_saved(small, series, tmp_path):
+    options = {"h": np.int64(6), "dropout": np.float32(0.25), "log": np.bool_(True)}
+    forecaster = small(**options).fit(series)
+    forecaster.save(tmp_path / "model.pt")
+    loaded = Forecaster.load(tmp_path / "model.pt")
+    assert (loaded.h, loaded.dropout, loaded.log) == (6, 0.25, True)
+    pd.testing.assert_frame_equal(loaded.predict(), forecaster.predict())
 
 
 def test_what_cannot_be_saved(small, series, tmp_path):
