@@ -109,6 +109,7 @@ class Stop(Callback):
     def on_before_optimizer_step(self, *_):
         signal.raise_signal(int(sys.argv[1]))
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 options = {"h": 6, "max_steps": 3, "levels": (), "trainer_options": {"callbacks": [Stop()]}}
 try:
     Forecaster(**options).fit(monthly())
