@@ -231,16 +231,21 @@ def test_dot_products_are_of_one_part():
         np.testing.assert_array_equal(a, b)
 
 
+def arguments_with(value, where):
+    """x, parameters and states in float32, one of which holds the value."""
+    problem = Problem(T=4, B=16, I=40, H=50)
+    {"x": problem.x, "h0": problem.h0[0], "weight": problem.params[1]}[where][2, 3] = value
+    params = [p.astype(np.float32) for p in problem.params]
+    x = problem.x.astype(np.float32).reshape(4, 16, 40)
+    return x, params, {"h0": problem.h0.astype(np.float32), "c0": problem.c0.astype(np.float32)}
+
+
 @needs_dot_products
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3.4e38])
 @pytest.mark.parametrize("where", ["x", "h0", "weight"])
 def test_dot_products_take_every_number(value, where):
     """Gates saturate, or are not a number, where they are so in float32."""
-    problem = Problem(T=4, B=16, I=40, H=50)
-    {"x": problem.x, "h0": problem.h0[0], "weight": problem.params[1]}[where][2, 3] = value
-    params = [p.astype(np.float32) for p in problem.params]
-    x = problem.x.astype(np.float32).reshape(4, 16, 40)
-    states = {"h0": problem.h0.astype(np.float32), "c0": problem.c0.astype(np.float32)}
+    x, params, states = arguments_with(value, where)
     got = _kernels.lstm(x, params, **states, isa="avx512_bf16", parts=1)[:3]
     expected = _kernels.lstm(x, params, **states, isa="avx512")[:3]
     for g, e in zip(got, expected, strict=True):
@@ -263,11 +268,7 @@ def test_layers_too_narrow_for_the_unit():
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e38])
 @pytest.mark.parametrize("where", ["x", "h0", "weight"])
 def test_numbers_without_parts_are_left_to_float32(value, where):
-    problem = Problem(T=4, B=16, I=40, H=50)
-    {"x": problem.x, "h0": problem.h0[0], "weight": problem.params[1]}[where][2, 3] = value
-    params = [p.astype(np.float32) for p in problem.params]
-    x = problem.x.astype(np.float32).reshape(4, 16, 40)
-    states = {"h0": problem.h0.astype(np.float32), "c0": problem.c0.astype(np.float32)}
+    x, params, states = arguments_with(value, where)
     got = _kernels.lstm(x, params, **states, isa="amx", parts=3)
     expected = _kernels.lstm(x, params, **states, isa="avx512")
     for g, e in zip(got, expected, strict=True):
