@@ -421,8 +421,7 @@ def tune(
     if holdout:
         from_end = df.groupby("unique_id", sort=False).cumcount(ascending=False)
         df = df[from_end >= holdout].reset_index(drop=True)
-        if options.get("fill") == "linear":
-            df = without_later_values(df, reading.frame)
+        df = without_later_values(df, reading.frame, options.get("fill"))
     setup = {**settings.options, "windows": windows}
     searched = open_study(study, df, setup, seed)
     if searched.trials:

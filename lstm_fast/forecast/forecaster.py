@@ -306,9 +306,7 @@ class Forecaster:
         windows = []
         for k in range(n_windows):
             held_out = self.h + (n_windows - 1 - k) * step_size
-            known = frame[from_end >= held_out]
-            if self.fill == "linear":
-                known = without_later_values(known, df)
+            known = without_later_values(frame[from_end >= held_out], df, self.fill)
             future = frame[(from_end < held_out) & (from_end >= held_out - self.h)]
             if k == 0 or refit:
                 model.checkpoint_dir = self.checkpoint_dir and Path(

@@ -104,10 +104,12 @@ def check_windows(frame: pd.DataFrame, h: int, n_windows: int, step_size: int) -
         )
 
 
-def without_later_values(known: pd.DataFrame, df: pd.DataFrame) -> pd.DataFrame:
-    """The first rows of a checked frame, of which ``fill="linear"`` may have drawn the last ones
-    towards values of `df` that come later. These repeat the last value that was given.
+def without_later_values(known: pd.DataFrame, df: pd.DataFrame, fill: str | None) -> pd.DataFrame:
+    """The first rows of a frame that was checked with `fill`, of which ``"linear"`` may have drawn
+    the last ones towards values of `df` that come later. These repeat the last value given.
     """
+    if fill != "linear":
+        return known
     given = df.loc[pd.to_numeric(df["y"], errors="coerce").notna(), ["unique_id", "ds"]]
     given = given.assign(ds=_timestamps(given)).astype(known[["unique_id", "ds"]].dtypes.to_dict())
     found = known[["unique_id", "ds"]].merge(given, how="left", indicator=True)["_merge"] == "both"
