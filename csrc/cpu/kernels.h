@@ -28,7 +28,7 @@ struct LayerForward {
   const T* zeros;    // [P] zeros; needed if h0 is null
   // Scratch of forward_input_sums(shape) elements: what x adds to the gates is summed there for
   // several steps before they are taken. Null: step by step. Needs all rows in one call, of a
-  // thread without a team, and no matrix unit.
+  // thread without a team, and no unit for bfloat16.
   T* input_sums;
   T* y;  // [N, P], rows y_stride apart
   int64_t y_stride;

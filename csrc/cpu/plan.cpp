@@ -63,11 +63,11 @@ bool enough_terms(const StackShape& s, Pass pass, int64_t rows) {
 // Weights in parts that leave the cache pay when they serve enough rows each time: 32 in forward,
 // 16 in backward, most of which is products over all steps.
 bool unit_pays(const StackShape& s, Pass pass, int64_t rows, int64_t members) {
-  if (!s.parts || s.unit == Bf16Unit::None) return false;
+  if (!unit_takes(s.unit, s.parts)) return false;
   const bool plain = pass == Pass::Backward && s.steps.total() <= kPlainRows;
   if (s.unit == Bf16Unit::DotProducts) {
     // Of several steps, so that the bits of a row do not depend on the batch.
-    return s.parts == 1 && s.H >= kMinUnitHidden && !(plain && s.steps.T == 1);
+    return s.H >= kMinUnitHidden && !(plain && s.steps.T == 1);
   }
   if (plain || !enough_terms(s, pass, rows)) return false;
   const int64_t bytes = 4 * s.H * (s.P + widest_layer(s).I) * s.parts * kPartBytes;

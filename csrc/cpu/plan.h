@@ -34,6 +34,11 @@ Threads threads_of(const StackShape&, Pass, const Threads&);
 // How all of them divide the work. The elements of the stack have element_bytes.
 Division divide(const StackShape&, Pass, const Threads&, int64_t element_bytes);
 
+// Whether products can be made of so many parts on a unit.
+inline bool unit_takes(Bf16Unit unit, int parts) {
+  return unit == Bf16Unit::Matrix ? parts > 0 : unit == Bf16Unit::DotProducts && parts == 1;
+}
+
 // Whether a unit for bfloat16, which shape.parts > 0 allows, is faster than float32 arithmetic.
 bool unit_pays(const StackShape&, Pass, const Division&);
 

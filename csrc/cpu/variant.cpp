@@ -1,5 +1,6 @@
 #include "variant.h"
 
+#include "plan.h"
 #include "row_slices.h"
 
 namespace lstm_fast {
@@ -24,13 +25,8 @@ constexpr int64_t kMinUnitRows = 32, kMinUnitColumns = 64, kMinUnitHidden = 16;
 constexpr int64_t kMinStepRows = 8;
 
 template <typename T>
-bool unit_takes(const LayerKernels<T>& k, int parts) {
-  return k.unit == Bf16Unit::Matrix ? parts > 0 : k.unit == Bf16Unit::DotProducts && parts == 1;
-}
-
-template <typename T>
 bool unit_pays_in_steps(const LayerKernels<T>& k, const VariantShape& s, const Threads& threads) {
-  return unit_takes(k, s.parts) && s.steps.T > 1 &&
+  return unit_takes(k.unit, s.parts) && s.steps.T > 1 &&
          s.steps.B >= kMinStepRows * row_slices(s, threads).count() && s.H >= kMinUnitHidden &&
          s.P + s.I >= kMinUnitColumns;
 }
@@ -65,7 +61,7 @@ template <typename T>
 int unit_parts(const LayerKernels<T>& k, const VariantShape& s, int64_t columns) {
   const bool pays =
       s.steps.total() >= kMinUnitRows && s.H >= kMinUnitHidden && columns >= kMinUnitColumns;
-  return unit_takes(k, s.parts) && pays ? s.parts : 0;
+  return unit_takes(k.unit, s.parts) && pays ? s.parts : 0;
 }
 
 template <typename T>
