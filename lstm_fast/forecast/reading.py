@@ -19,6 +19,9 @@ _ID_NAMES = ("unique_id", "id", "series", "series_id", "item", "item_id", "sku",
 _TARGET_NAMES = ("y", "value", "target", "sales", "demand", "quantity", "count")
 _SEPARATORS = (",", ";", "\t", "|")
 _SAMPLE_ROWS = 200
+# How programs write that a value is missing.
+_MISSING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None")
+_TRUTH = {"True": 1.0, "TRUE": 1.0, "true": 1.0, "False": 0.0, "FALSE": 0.0, "false": 0.0}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Reading:
     """``unique_id``, ``ds``, ``y`` and covariates; the index is the line in the file."""
     names: Columns
     """What the columns are called in the file; ``unique_id`` is None where it has none."""
+    day_first: bool | None
+    """Whether dates such as 03/04/2020 have the day first; None if there are no such dates."""
     guesses: list[str] = field(default_factory=list)
     """One sentence for each thing that was guessed."""
 
@@ -56,15 +61,21 @@ def read_series(path: Path, columns: Columns = Columns()) -> Reading:
         ids: Any = columns.y
         guesses.append(f"no column names a series: all rows are of one, called {columns.y!r}")
     else:
-        ids = _ids(path, table, columns.unique_id)
-    frame = pd.DataFrame({"unique_id": ids, "ds": _dates(table[columns.ds], guesses)})
+        ids = _ids(table[columns.unique_id])
+    ds = table[columns.ds]
+    day_first = _is_day_first(ds)
+    if day_first is not None:
+        order = "day before month" if day_first else "month before day"
+        guesses.append(f"dates such as {ds.iloc[0]!r} have the {order}")
+    frame = pd.DataFrame({"unique_id": ids, "ds": _dates(ds, day_first, guesses)})
     for name, column in (("y", columns.y), *((name, name) for name in columns.covariates)):
         frame[name] = _numbers(table[column])
-    return Reading(frame, columns, guesses)
+    return Reading(frame, columns, day_first, guesses)
 
 
 def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFrame:
-    """The covariates of the rows `future`, from a file with columns of the same names.
+    """The covariates of the rows `future`, from a file with columns of the same names, and dates
+    written as in the other.
 
     Raises:
         ValueError: if a row, a column or a value is missing.
@@ -74,14 +85,20 @@ def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFr
     table, _ = _read_table(path)
     wanted = [names.ds, *names.covariates, *([names.unique_id] if names.unique_id else [])]
     _check_names(table, wanted)
-    ids = _ids(path, table, names.unique_id) if names.unique_id else names.y
-    frame = pd.DataFrame({"unique_id": ids, "ds": _dates(table[names.ds], [])})
+    ids = _ids(table[names.unique_id]) if names.unique_id else names.y
+    ds, day_first = table[names.ds], reading.day_first
+    if day_first is None:
+        day_first = _is_day_first(ds)
+    frame = pd.DataFrame({"unique_id": ids, "ds": _dates(ds, day_first, [])})
     for name in names.covariates:
         frame[name] = _numbers(table[name])
     return check_future(frame, future["unique_id"], future["ds"], names.covariates)
 
 
 def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """What is written in the file, and what was guessed to read it. All of it stays text: as
+    numbers, 007 would be 7 and October 2020, written 2020.10, would be January. Decimals follow a
+    point."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
@@ -89,24 +106,30 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
             sample = [line for line, _ in zip(file, range(_SAMPLE_ROWS), strict=False)]
         separator = _separator(sample, path)
         decimal = "," if separator != "," and _has_decimal_commas(sample) else "."
-        options: dict[str, Any] = {
-            "sep": separator,
-            "encoding": "utf-8-sig",
-            "skip_blank_lines": False,
-            "index_col": False,
-        }
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            table = pd.read_csv(path, decimal=decimal, **options)
+            table = pd.read_csv(
+                path,
+                sep=separator,
+                encoding="utf-8-sig",
+                dtype=str,
+                keep_default_na=False,
+                skip_blank_lines=False,
+                index_col=False,
+            )
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be text in UTF-8: {error}") from error
     except pd.errors.ParserError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     table.index = pd.RangeIndex(2, len(table) + 2, name="line")
-    table.attrs["options"] = options
-    table = table.dropna(how="all")
+    table = table[(table != "").any(axis=1)]
     if table.empty:
         raise ValueError(f"{path} has a header and no rows")
+    if decimal == ",":
+        for name, column in table.items():
+            some = column[column.ne("")].head(_SAMPLE_ROWS)
+            if _holds_numbers(some.str.replace(",", ".", regex=False)):
+                table[name] = column.str.replace(",", ".", regex=False)
     guesses = []
     if separator != ",":
         guesses.append(f"columns are separated by {separator!r}")
@@ -181,59 +204,68 @@ def _first(names: list[str], holds: Any) -> str | None:
 def _holds_numbers(column: pd.Series) -> bool:
     """Most of them, so that the line of one that is none can be named; not the count of rows that
     pandas writes first."""
-    numbers = pd.to_numeric(column, errors="coerce")
+    numbers = _to_numbers(column)
     if re.fullmatch(r"Unnamed: \d+", str(column.name)) and (numbers.diff()[1:] == 1).all():
         return False
-    return bool(2 * numbers.notna().sum() > column.notna().sum())
+    return bool(2 * numbers.notna().sum() > (~column.isin(_MISSING)).sum())
 
 
 def _is_date(column: pd.Series) -> bool:
-    if pd.api.types.is_numeric_dtype(column):
+    sample = column.head(_SAMPLE_ROWS)
+    if _to_numbers(sample).notna().any():
         return False
     try:
-        _dates(column.head(_SAMPLE_ROWS), [])
+        _dates(sample, _is_day_first(sample), [])
     except ValueError:
         return False
     return True
 
 
-def _ids(path: Path, table: pd.DataFrame, name: str) -> pd.Series:
-    """As they are written: 007 is not 7, and NA is a place."""
-    place = table.columns.get_loc(name)
-    options: dict[str, Any] = {"usecols": [place], "dtype": str, "keep_default_na": False}
-    column = pd.read_csv(path, **options, **table.attrs["options"]).iloc[:, 0]
-    column.index = pd.RangeIndex(2, len(column) + 2, name="line")
-    column = column.loc[table.index]
+def _ids(column: pd.Series) -> pd.Series:
     if column.eq("").any():
         line = column.index[column.eq("")][0]
-        raise ValueError(f"line {line} has no {name}")
+        raise ValueError(f"line {line} has no {column.name}")
     return column
 
 
+def _to_numbers(column: pd.Series) -> pd.Series:
+    """NaN for what is missing and for what is no number."""
+    numbers = pd.to_numeric(column, errors="coerce").astype("float64")
+    return numbers.fillna(column.map(_TRUTH)) if numbers.isna().any() else numbers
+
+
 def _numbers(column: pd.Series) -> pd.Series:
-    numbers = pd.to_numeric(column, errors="coerce")
-    bad = numbers.isna() & column.notna()
+    numbers = _to_numbers(column)
+    bad = numbers.isna() & ~column.str.strip().isin(_MISSING)
     if bad.any():
         line = column.index[bad][0]
         raise ValueError(f"line {line}: {column.name} must be a number. Got {column[line]!r}")
-    return numbers.astype("float64")
+    return numbers
 
 
-def _dates(column: pd.Series, guesses: list[str]) -> pd.Series:
-    if column.isna().any():
-        line = column.index[column.isna()][0]
-        raise ValueError(f"line {line} has no {column.name}")
-    text = column.astype(str).str.strip()
+_DAY_AND_MONTH = r"^\s*(\d{1,2})[/.-](\d{1,2})[/.-]\d{2,4}"
+
+
+def _dates(column: pd.Series, day_first: bool | None, guesses: list[str]) -> pd.Series:
+    written = column.drop_duplicates()  # many series share their timestamps
+    dates = _parsed_dates(written.str.strip(), day_first, guesses)
+    return column.map(dates.set_axis(written))
+
+
+def _parsed_dates(text: pd.Series, day_first: bool | None, guesses: list[str]) -> pd.Series:
+    missing = text.isin(_MISSING)
+    if missing.any():
+        raise ValueError(f"line {text.index[missing][0]} has no {text.name}")
     if text.str.fullmatch(r"\d{4}").all():
-        return pd.to_datetime(text, format="%Y")
+        return _parsed(text, "%Y")
     if text.str.fullmatch(r"\d{8}").all():
         return _parsed(text, "%Y%m%d")
     if text.str.fullmatch(r"\d{4}[ -]?Q[1-4]", case=False).all():
         quarters = pd.PeriodIndex(text.str.replace(r"[ -]", "", regex=True).str.upper(), freq="Q")
         return pd.Series(quarters.to_timestamp(), index=text.index)
-    parts = text.str.extract(r"^(\d{1,2})[/.-](\d{1,2})[/.-]\d{2,4}")
+    parts = text.str.extract(_DAY_AND_MONTH)
     if parts.notna().all(axis=None):
-        return _day_month_year(text, parts.astype(int), guesses)
+        return _day_month_year(text, parts.astype(int), bool(day_first))
     offset = text.str.extract(r"\d{1,2}:\d{2}\S*?([+-]\d{2}:?\d{2})$")[0]
     if offset.nunique() > 1:
         guesses.append(f"times are of {offset.nunique()} offsets and are taken in UTC")
@@ -244,28 +276,38 @@ def _dates(column: pd.Series, guesses: list[str]) -> pd.Series:
         return _parsed(text, "mixed")
 
 
-def _day_month_year(text: pd.Series, parts: pd.DataFrame, guesses: list[str]) -> pd.Series:
+def _is_day_first(column: pd.Series) -> bool | None:
+    """Whether dates such as 03/04/2020 have the day first; None if there are no such dates."""
+    text = column.drop_duplicates()
+    parts = text.str.extract(_DAY_AND_MONTH)
+    if parts.isna().any(axis=None):
+        return None
+    parts = parts.astype(int)
+    if (parts[0] > 12).any() or (parts[1] > 12).any():
+        return bool((parts[0] > 12).any())
+    readings = {
+        first: pd.DatetimeIndex(_parsed(text, "mixed", first).unique()).sort_values()
+        for first in (False, True)
+    }
+    # With rows missing neither may be regular: the right one has fewer missing. Where both have
+    # as many, nobody writes dots after a month.
+    missing = {first: _missing_rows(ds) for first, ds in readings.items()}
+    return missing[True] < missing[False] or (
+        missing[True] == missing[False] and "." in text.iloc[0]
+    )
+
+
+def _day_month_year(text: pd.Series, parts: pd.DataFrame, day_first: bool) -> pd.Series:
     """Dates such as 03/04/2020, of which one number is the day and the other the month."""
-    day_first = bool((parts[0] > 12).any())
-    if not day_first and not (parts[1] > 12).any():
-        readings = {
-            first: pd.DatetimeIndex(_parsed(text, "mixed", first).unique()).sort_values()
-            for first in (False, True)
-        }
-        # With rows missing neither may be regular: the right one has fewer missing. Where both have
-        # as many, nobody writes dots after a month.
-        missing = {first: _missing_rows(ds) for first, ds in readings.items()}
-        day_first = missing[True] < missing[False] or (
-            missing[True] == missing[False] and "." in text.iloc[0]
-        )
-    late = parts.index[parts[1] > 12]
-    if day_first and len(late):
+    late = parts.index[parts[int(day_first)] > 12]
+    if len(late):
+        order = "day before the month" if day_first else "month before the day"
+        shown = parts.index[parts[int(not day_first)] > 12]
+        as_others = f"line {shown[0]} has" if len(shown) else "the file of the series has"
         raise ValueError(
-            f"line {late[0]}: {text.name} must have the day before the month, as line "
-            f"{parts.index[parts[0] > 12][0]} has. Got {text[late[0]]!r}"
+            f"line {late[0]}: {text.name} must have the {order}, as {as_others}. "
+            f"Got {text[late[0]]!r}"
         )
-    order = "day before month" if day_first else "month before day"
-    guesses.append(f"dates such as {text.iloc[0]!r} have the {order}")
     return _parsed(text, "mixed", day_first)
 
 

@@ -57,6 +57,7 @@ def test_many_series_with_columns_to_spare(write):
         (["20200131", "20200229"], ["2020-01-31", "2020-02-29"]),
         (["2019", "2020"], ["2019-01-01", "2020-01-01"]),
         (["2019-12", "2020-01"], ["2019-12-01", "2020-01-01"]),
+        (["2020.09", "2020.10"], ["2020-09-01", "2020-10-01"]),
         (["2020Q1", "2020-q2"], ["2020-01-01", "2020-04-01"]),
         (["Jan 2020", "Feb 2020"], ["2020-01-01", "2020-02-01"]),
         (["31 January 2020", "1 February 2020"], ["2020-01-31", "2020-02-01"]),
@@ -176,6 +177,36 @@ def test_dots_follow_the_day(write):
 def test_one_order_of_days_and_months(write):
     with pytest.raises(ValueError, match=r"line 3: ds must have the day before .* as line 2 has"):
         read_series(write("ds,y\n13/01/2020,1\n01/14/2020,2\n15/01/2020,3\n"))
+
+
+@pytest.mark.parametrize("order", ["%d/%m/%Y", "%m/%d/%Y"])
+def test_the_future_has_its_days_where_the_past_has_them(write, order):
+    days = pd.date_range("2020-01-11", "2020-03-07")
+    known, later = days[:-7], days[-7:]  # of which each may be read either way
+    rows = "".join(f"{day:{order}},1,1\n" for day in known)
+    reading = read_series(write("ds,y,price\n" + rows), Columns(covariates=("price",)))
+    future = pd.DataFrame({"unique_id": "y", "ds": later})
+    path = write("ds,price\n" + "".join(f"{day:{order}},{day.day}\n" for day in later))
+    assert read_future(path, reading, future)["price"].tolist() == [*later.day]
+    other = "%m/%d/%Y" if order == "%d/%m/%Y" else "%d/%m/%Y"
+    path = write(f"ds,price\n{pd.Timestamp('2020-03-28'):{other}},1\n")
+    message = r"line 2: ds must have the (day|month) before the \w+, as the file of the series has"
+    with pytest.raises(ValueError, match=message):
+        read_future(path, reading, future)
+
+
+def test_truth_is_a_number_and_nothing_is_missing(write):
+    path = write("ds,y,holiday\n2020-01-01,N/A,True\n2020-01-02, 2 ,False\n2020-01-03,,true\n")
+    frame = read_series(path, Columns(y="y", covariates=("holiday",))).frame
+    assert frame["holiday"].tolist() == [1, 0, 1]
+    assert frame["y"].isna().tolist() == [True, False, True]
+
+
+def test_commas_of_text_are_left_alone(write):
+    text = "name;ds;y\nSmith, Ann;2020-01-01;\nSmith, Ann;2020-01-02;2,5\nSmith, Bo;2020-01-01;3\n"
+    frame = read_series(write(text)).frame
+    assert frame["unique_id"].unique().tolist() == ["Smith, Ann", "Smith, Bo"]
+    assert frame["y"].tolist()[1:] == [2.5, 3]
 
 
 def test_times_across_a_change_of_the_clock(write):
