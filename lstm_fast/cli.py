@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -528,8 +529,15 @@ def info(
     size = f"B={batch} T={steps} I={inputs} H={hidden} L={layers}"
     for place in devices:
         options = {"device": place, "dtype": getattr(torch, dtype)}
-        layer = lstm_fast.LSTM(inputs, hidden, layers, bidirectional=bidirectional, **options)
-        path = lstm_fast.explain(layer, torch.empty(steps, batch, inputs, **options))
+        # Memory is reserved and not touched: what is asked for may be larger than the machine.
+        unreal = {**options, "device": "meta"}
+        try:
+            layer = lstm_fast.LSTM(inputs, hidden, layers, bidirectional=bidirectional, **unreal)
+            layer.to_empty(device=place)
+            path = lstm_fast.explain(layer, torch.empty(steps, batch, inputs, **options))
+        except (MemoryError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{size} does not fit into {place}: {reason}") from error
         facts[f"{size}, {dtype}, {place}"] = path
     table = Table(show_header=False)
     for name, value in facts.items():
@@ -561,6 +569,8 @@ def _check_outputs(overwrite: bool, files: Sequence[Path | None], *pictures: Pat
             raise FileExistsError(f"{path} exists: choose another name, or add --overwrite")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(f"{path} cannot be written")
 
 
 def _read(

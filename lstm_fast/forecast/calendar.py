@@ -42,7 +42,8 @@ def season_phase(position: NDArray[np.int64], season_length: int) -> NDArray[np.
 
 def useful_cycles(ds: pd.DatetimeIndex, season_length: int) -> list[str]:
     """Those of `CYCLES` that `ds` goes through twice, in steps, and that are not the season."""
-    span = (ds[-1] - ds[0]) / pd.Timedelta(days=1)
+    # In days; a difference of nanoseconds overflows after 292 years.
+    span = (ds[-1].timestamp() - ds[0].timestamp()) / 86400
     step = span / max(1, len(ds) - 1)
     return [
         name

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from lstm_fast import LSTM
 from lstm_fast.forecast import storage
 from lstm_fast.forecast.frame import (
+    check_covariates,
     check_fill,
     check_frame,
     check_windows,
     each_series,
-    future_timestamps,
+    grid,
+    in_zone_of,
     without_later_values,
 )
 from lstm_fast.forecast.intervals import ConformalIntervals, mean_band, mean_center
@@ -164,6 +166,7 @@ class Forecaster:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0. Got {getattr(self, name)}")
         check_fill(self.fill)
+        check_covariates(self.futr_exog_list)
         _check_levels(self.levels)
         loss = make_loss(self.loss, self.levels)
         if self.calibration_size is None:
@@ -248,7 +251,8 @@ class Forecaster:
 
         Raises:
             RuntimeError: before `fit`, or if `levels` are asked of a forecaster fitted without.
-            ValueError: as `fit`, for a series that was not fitted, and for a missing `futr_df`.
+            ValueError: as `fit`, for a series that was not fitted, for a missing `futr_df`, and for
+                times without a zone where those that were fitted have one, or the reverse.
         """
         if not hasattr(self, "_fitted"):
             raise RuntimeError("call fit before predict")
@@ -260,6 +264,7 @@ class Forecaster:
             raise ValueError(f"futr_df must give the future of {list(self.futr_exog_list)}")
         frame = self._fitted
         if df is not None:
+            df = in_zone_of(frame["ds"], df, "df")
             frame, _ = self._check(df, self._features.freq)
             self._check_lengths(frame, self.input_size)
         panel = self._panel(frame, futr_df)
@@ -454,7 +459,7 @@ def seasonal_naive(
                 f"Got {len(series)}"
             )
         season = series["y"].to_numpy()[-season_length:]
-        ds = future_timestamps(series["ds"].iloc[-1], h, freq)
+        ds = grid(series["ds"], freq, beyond=h)[-h:]
         forecasts.append(
             pd.DataFrame({"unique_id": unique_id, "ds": ds, "y_hat": np.resize(season, h)})
         )

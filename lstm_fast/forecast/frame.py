@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.tseries import offsets
 from pandas.tseries.frequencies import to_offset
 
 COLUMNS = ("unique_id", "ds", "y")
@@ -17,6 +18,8 @@ FILLS = ("linear", "previous", "zero")
 
 # Rows that show a frequency: with fewer, five weekdays in a row would pass for every day.
 _STRETCH = 6
+# Between the first timestamp and the last, of all series: 200 years of minutes.
+_MOST_STAMPS = 100_000_000
 
 
 def check_frame(
@@ -39,8 +42,9 @@ def check_frame(
 
     Raises:
         ValueError: naming the series and the row, if a column is missing, a value is missing,
-            infinite, not a number or (with `positive`) not above 0, a timestamp is repeated, or
-            timestamps are not regular. Rows are named as the index of `df` names them.
+            infinite, not a number or (with `positive`) not above 0, a timestamp is repeated or far
+            from all others, or timestamps are not regular. Rows are named as the index of `df`
+            names them.
     """
     numbers = ["y", *covariates]
     columns = ["unique_id", "ds", *numbers]
@@ -69,6 +73,7 @@ def check_frame(
     freq = freq or _infer_freq(frame)
     if to_offset(freq).n < 1:
         raise ValueError(f"freq must go forwards. Got {freq!r}")
+    _reject_far(df, frame, freq)
     position = grid_positions(frame["ds"], freq)
     if fill is None:
         _reject_irregular(df, frame, position, freq)
@@ -83,6 +88,21 @@ def check_frame(
 def check_fill(fill: str | None) -> None:
     if fill is not None and fill not in FILLS:
         raise ValueError(f"fill must be None or one of {', '.join(FILLS)}. Got {fill!r}")
+
+
+def check_covariates(names: Sequence[str], argument: str = "futr_exog_list") -> None:
+    """Refuse what cannot name further columns of a frame.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"{argument} must be a sequence of names. Got {names!r}")
+    for k, name in enumerate(names):
+        if name in COLUMNS or name in names[:k]:
+            raise ValueError(
+                f"{argument} must name columns beside {', '.join(COLUMNS)}, each once. Got {name!r}"
+            )
 
 
 def check_windows(frame: pd.DataFrame, h: int, n_windows: int, step_size: int) -> None:
@@ -125,10 +145,11 @@ def check_future(
     """The covariates of the rows that are to be forecast, in their order.
 
     Raises:
-        ValueError: if a column, a row or a value is missing.
+        ValueError: if a column, a row or a value is missing, or times are of a zone in one of both
+            alone.
     """
     _reject_missing_columns(futr_df, ["unique_id", "ds", *covariates], "futr_df")
-    given = futr_df[["unique_id", "ds", *covariates]].assign(ds=_timestamps(futr_df))
+    given = in_zone_of(ds, futr_df[["unique_id", "ds", *covariates]], "futr_df")
     if given.duplicated(["unique_id", "ds"]).any():
         row = given[given.duplicated(["unique_id", "ds"])].iloc[0]
         raise ValueError(f"futr_df has series {row['unique_id']!r} at {row['ds']} more than once")
@@ -145,6 +166,22 @@ def check_future(
     return found
 
 
+def in_zone_of(fitted: pd.Series, df: pd.DataFrame, name: str) -> pd.DataFrame:
+    """`df` with its timestamps in the time zone of those that were fitted.
+
+    Raises:
+        ValueError: if one of both has no time zone.
+    """
+    _reject_missing_columns(df, ["ds"], name)
+    ds, zone = _timestamps(df, name), fitted.dt.tz
+    if (ds.dt.tz is None) != (zone is None):
+        wanted = "no time zone" if zone is None else f"the time zone {zone}, or another"
+        raise ValueError(
+            f"{name}['ds'] must have {wanted}, as the frame that was fitted has. Got {ds.iloc[0]}"
+        )
+    return df.assign(ds=ds if zone is None else ds.dt.tz_convert(zone))
+
+
 def each_series(frame: pd.DataFrame) -> Iterator[tuple[Hashable, pd.DataFrame]]:
     """The series of a checked frame, one after the other, with their ids."""
     return iter(frame.groupby("unique_id", sort=False, observed=True))
@@ -152,21 +189,33 @@ def each_series(frame: pd.DataFrame) -> Iterator[tuple[Hashable, pd.DataFrame]]:
 
 def grid(ds: pd.Series, freq: str, beyond: int = 0) -> pd.DatetimeIndex:
     """All timestamps from the first of `ds` to its last, and `beyond` more."""
-    first, last = ds.min(), ds.max()
-    stamps = pd.date_range(first, last, freq=freq)
-    # No stamp lies on the first where `ds` does not fit `freq` at all.
-    start = stamps[-1] if len(stamps) else first
-    return pd.DatetimeIndex(stamps.append(pd.date_range(start, periods=beyond + 1, freq=freq)[1:]))
+    first = ds.min()
+    known = len(stamps(first, freq, end=ds.max()))
+    return stamps(first, freq, periods=known + beyond)
+
+
+def stamps(
+    start: pd.Timestamp, freq: str, end: pd.Timestamp | None = None, periods: int | None = None
+) -> pd.DatetimeIndex:
+    """`pandas.date_range`, which refuses a day whose first hour the clock leaves out or repeats:
+    the day begins with the next hour, or with the first of both.
+    """
+    step = to_offset(freq)
+    of_hours = isinstance(step, offsets.Tick) and not isinstance(step, offsets.Day)
+    zone = None if of_hours else start.tz
+    if zone is not None:
+        start, end = start.tz_localize(None), end and end.tz_localize(None)
+    limits: dict[str, Any] = {"end": end, "periods": periods, "freq": freq}
+    found = pd.date_range(start, **limits)
+    if zone is None:
+        return found
+    first_of_both = np.ones(len(found), dtype=bool)
+    return found.tz_localize(zone, nonexistent="shift_forward", ambiguous=first_of_both)
 
 
 def grid_positions(ds: pd.Series, freq: str) -> NDArray[np.int64]:
     """The place of each timestamp in `grid(ds, freq)`; -1 for none."""
     return np.asarray(grid(ds, freq).get_indexer(pd.DatetimeIndex(ds)), dtype=np.int64)
-
-
-def future_timestamps(last: pd.Timestamp, h: int, freq: str) -> pd.DatetimeIndex:
-    """The `h` timestamps that follow `last`."""
-    return pd.date_range(last, periods=h + 1, freq=freq)[1:]
 
 
 def _place(df: pd.DataFrame, label: Any) -> str:
@@ -186,16 +235,16 @@ def _reject_missing_columns(df: pd.DataFrame, columns: Sequence[str], name: str 
         raise ValueError(f"{name} must have rows. Got an empty frame")
 
 
-def _timestamps(df: pd.DataFrame) -> pd.Series:
+def _timestamps(df: pd.DataFrame, name: str = "df") -> pd.Series:
     try:
         return pd.to_datetime(df["ds"])
     except (ValueError, TypeError) as error:
         for label, value in df["ds"].items():
             if pd.isna(pd.to_datetime(value, errors="coerce")) and not pd.isna(value):
                 raise ValueError(
-                    f"df['ds'] must hold timestamps. Got {value!r} ({_place(df, label)})"
+                    f"{name}['ds'] must hold timestamps. Got {value!r} ({_place(df, label)})"
                 ) from error
-        raise ValueError(f"df['ds'] must hold timestamps: {error}") from error
+        raise ValueError(f"{name}['ds'] must hold timestamps: {error}") from error
 
 
 def _reject_missing(df: pd.DataFrame, frame: pd.DataFrame, column: str, fillable: bool) -> None:
@@ -255,6 +304,23 @@ def _most_common_freq(ds: pd.DatetimeIndex) -> str | None:
     return votes.most_common(1)[0][0] if votes else None
 
 
+def _reject_far(df: pd.DataFrame, frame: pd.DataFrame, freq: str) -> None:
+    """Rather than run out of memory: a year that is mistyped makes billions of seconds."""
+    step = to_offset(freq)
+    seconds = step.nanos / 1e9 if isinstance(step, offsets.Tick) else 86400.0
+    # Differences of nanoseconds overflow after 292 years.
+    if frame["ds"].max().timestamp() - frame["ds"].min().timestamp() <= _MOST_STAMPS * seconds:
+        return
+    in_order = frame.sort_values("ds")
+    after = int(in_order["ds"].map(pd.Timestamp.timestamp).diff().argmax())
+    few_come_after = 2 * after > len(in_order)
+    row = in_order.iloc[after if few_come_after else after - 1]
+    raise ValueError(
+        f"series {row['unique_id']!r} has {row['ds']} ({_place(df, row.name)}), too far from the "
+        f"other timestamps for the frequency {freq}"
+    )
+
+
 def _reject_irregular(
     df: pd.DataFrame, frame: pd.DataFrame, position: NDArray[np.int64], freq: str
 ) -> None:
@@ -267,7 +333,7 @@ def _reject_irregular(
     before = frame["ds"].min() if first[k] else frame["ds"].iloc[k - 1]
     raise ValueError(
         f"series {row['unique_id']!r} must have regular timestamps of frequency {freq}. "
-        f"Expected {future_timestamps(before, 1, freq)[0]}, got {row['ds']} "
+        f"Expected {stamps(before, freq, periods=2)[1]}, got {row['ds']} "
         f"({_place(df, row.name)}); give fill to close gaps, or freq if there is none"
     )
 
@@ -287,7 +353,7 @@ def _fill(
     frame: pd.DataFrame, position: NDArray[np.int64], freq: str, fill: str, numbers: list[str]
 ) -> pd.DataFrame:
     """The series without gaps; covariates are filled as values are."""
-    stamps = grid(frame["ds"], freq)
+    ds = grid(frame["ds"], freq)
     filled = []
     for unique_id, rows in frame.assign(_at=position).groupby("unique_id", sort=False):
         every = np.arange(rows["_at"].iloc[0], rows["_at"].iloc[-1] + 1)
@@ -298,7 +364,7 @@ def _fill(
             values = values.ffill() if fill == "previous" else values.fillna(0.0)
         if values.isna().any(axis=None):
             raise ValueError(f"series {unique_id!r} has no value that fill={fill!r} could use")
-        values.insert(0, "ds", stamps[every])
+        values.insert(0, "ds", ds[every])
         values.insert(0, "unique_id", unique_id)
         filled.append(values)
     return pd.concat(filled, ignore_index=True)

@@ -45,7 +45,7 @@ def plot_forecast(
     _draw_forecast(close, forecast, actual, marker_size=5.5)
     for axes in (whole, close):
         _style(axes)
-    whole.set_ylabel(ylabel)
+    whole.set_ylabel(ylabel, parse_math=False)
     _short_dates(close)
     close.set_title("the forecast, closer", loc="left", fontsize=10)
     _title(figure, title)
@@ -91,7 +91,7 @@ def _joined(history: pd.DataFrame, forecast: pd.DataFrame) -> pd.DataFrame:
 
 
 def _title(figure: Figure, title: str) -> None:
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -150,7 +150,8 @@ def plot_forecasts(
         _draw_forecast(axes, _joined(known, future), None, marker_size=3)
         _style(axes)
         _short_dates(axes)
-        axes.set_title(str(future["unique_id"].iloc[0]), loc="left", fontsize=9)
+        name = str(future["unique_id"].iloc[0])
+        axes.set_title(name, loc="left", fontsize=9, parse_math=False)
         axes.tick_params(labelsize=8)
     for axes in grid[len(parts) :]:
         axes.remove()
@@ -190,7 +191,7 @@ def plot_backtest(
         axes.tick_params(labelsize=8)
     for axes in grid[len(chosen) :]:
         axes.remove()
-    figure.supylabel(ylabel, fontsize=10)
+    figure.supylabel(ylabel, fontsize=10, parse_math=False)
     _title(figure, title)
     _legend(figure, grid[0])
     return figure

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from lstm_fast.forecast.frame import check_future, infer_freq
+from lstm_fast.forecast.frame import check_covariates, check_future, infer_freq
 
 _TIME_NAMES = ("ds", "date", "datetime", "timestamp", "time", "month", "week", "day", "year")
 _ID_NAMES = ("unique_id", "id", "series", "series_id", "item", "item_id", "sku", "store", "name")
@@ -42,6 +42,8 @@ class Reading:
     """What the columns are called in the file; ``unique_id`` is None where it has none."""
     day_first: bool | None
     """Whether dates such as 03/04/2020 have the day first; None if there are no such dates."""
+    of_months: bool
+    """Whether dates are of one day of the month, and taken as its first."""
     guesses: list[str] = field(default_factory=list)
     """One sentence for each thing that was guessed."""
 
@@ -67,10 +69,15 @@ def read_series(path: Path, columns: Columns = Columns()) -> Reading:
     if day_first is not None:
         order = "day before month" if day_first else "month before day"
         guesses.append(f"dates such as {ds.iloc[0]!r} have the {order}")
-    frame = pd.DataFrame({"unique_id": ids, "ds": _dates(ds, day_first, guesses)})
+    dates = _dates(ds, day_first, guesses)
+    of_months = _are_of_months(dates)
+    if of_months:
+        guesses.append(f"dates such as {ds.iloc[0]!r} stand for months, and are taken as the first")
+        dates = _first_of_month(dates)
+    frame = pd.DataFrame({"unique_id": ids, "ds": dates})
     for name, column in (("y", columns.y), *((name, name) for name in columns.covariates)):
         frame[name] = _numbers(table[column])
-    return Reading(frame, columns, day_first, guesses)
+    return Reading(frame, columns, day_first, of_months, guesses)
 
 
 def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFrame:
@@ -89,7 +96,10 @@ def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFr
     ds, day_first = table[names.ds], reading.day_first
     if day_first is None:
         day_first = _is_day_first(ds)
-    frame = pd.DataFrame({"unique_id": ids, "ds": _dates(ds, day_first, [])})
+    dates = _dates(ds, day_first, [])
+    if reading.of_months:
+        dates = _first_of_month(dates)
+    frame = pd.DataFrame({"unique_id": ids, "ds": dates})
     for name in names.covariates:
         frame[name] = _numbers(table[name])
     return check_future(frame, future["unique_id"], future["ds"], names.covariates)
@@ -166,6 +176,9 @@ def _check_names(table: pd.DataFrame, names: Iterable[str]) -> None:
 def _guess_columns(table: pd.DataFrame, given: Columns, guesses: list[str]) -> Columns:
     stated = [name for name in (given.unique_id, given.ds, given.y, *given.covariates) if name]
     _check_names(table, stated)
+    check_covariates(given.covariates, "the columns of covariates")
+    if twice := [name for name in stated if stated.count(name) > 1]:
+        raise ValueError(f"column {twice[0]!r} is given for two things")
     free = [name for name in table.columns if name not in stated]
     ds = given.ds or _named(free, _TIME_NAMES) or _first(free, lambda n: _is_date(table[n]))
     if ds is None:
@@ -309,6 +322,18 @@ def _day_month_year(text: pd.Series, parts: pd.DataFrame, day_first: bool) -> pd
             f"Got {text[late[0]]!r}"
         )
     return _parsed(text, "mixed", day_first)
+
+
+def _are_of_months(dates: pd.Series) -> bool:
+    """Whether they are of one day of the month, not the first: pandas has no frequency of that."""
+    stamps = pd.DatetimeIndex(dates.unique()).sort_values()
+    days = stamps.day.unique()
+    same_day = len(stamps) > 2 and len(days) == 1 and days[0] > 1 and bool(stamps.is_normalized)
+    return same_day and infer_freq(stamps) is None  # the last of December has one, once a year
+
+
+def _first_of_month(dates: pd.Series) -> pd.Series:
+    return dates - pd.to_timedelta(dates.dt.day - 1, unit="D")
 
 
 def _missing_rows(ds: pd.DatetimeIndex) -> float:

@@ -38,7 +38,7 @@ def save(model: Forecaster, path: Path, overwrite: bool) -> None:
         "features": _features_to_json(model._features),
         "unique_ids": _plain_ids(model._unique_ids),
         "ds_unit": model._fitted["ds"].dt.unit,
-        "timezone": str(model._fitted["ds"].dt.tz or ""),
+        "timezone": _zone_name(model._fitted["ds"]),
     }
     rows = model._fitted.groupby("unique_id", sort=False).tail(model.input_size)
     state: dict[str, Any] = {
@@ -86,7 +86,8 @@ def _restored(cls: type[Forecaster], state: dict[str, Any], settings: dict[str, 
     model._unique_ids = pd.Index(settings["unique_ids"])
     model._scale = state["scale"].numpy()
     model._fitted = _rows(state, settings, model)
-    model._networks = model._network(len(model._unique_ids)).eval().requires_grad_(False)
+    networks = model._network(len(model._unique_ids)).float().eval()
+    model._networks = networks.requires_grad_(False)
     model._networks.load_state_dict(state["networks"])
     model._intervals = None
     if "calibration" in state:
@@ -124,8 +125,13 @@ def claim_folder(folder: Path, model: Forecaster, frame: pd.DataFrame, val_size:
     claim = {"options": options, "data": hashlib.sha256(rows).hexdigest()}
     path = folder / "training.json"
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differing = [k for k, v in options.items() if found["options"].get(k) != v]
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            differing = [k for k, v in options.items() if found["options"].get(k) != v]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is damaged: {error!r}. Give another checkpoint_dir, or empty this one"
+            ) from error
         if found != claim:
             raise ValueError(
                 f"checkpoint_dir {folder} holds the state of another training, with other "
@@ -153,6 +159,19 @@ def _plain_ids(unique_ids: pd.Index) -> list[Any]:
     if not all(isinstance(unique_id, (str, int)) for unique_id in ids):
         raise ValueError("unique_id must hold text or whole numbers to be saved")
     return ids
+
+
+def _zone_name(ds: pd.Series) -> str:
+    """Empty for none."""
+    name = str(ds.dt.tz or "")
+    try:
+        pd.Timestamp(0, tz=name or None)
+    except Exception as error:  # of pytz or zoneinfo, which have none in common
+        raise ValueError(
+            f"ds must be of a time zone that has a name, such as Europe/Paris, to be saved. "
+            f"Got {ds.dt.tz!r}"
+        ) from error
+    return name
 
 
 def _features_to_json(features: Features) -> dict[str, Any]:

@@ -57,14 +57,21 @@ def train(
     `validation` windows, training stops early and the best weights are kept. With a
     checkpoint, networks that are finished are read, and ones that are not go on: to the same
     weights, bit for bit, as if they had never stopped.
+
+    Raises:
+        ValueError: naming a checkpoint that cannot be read.
     """
     with torch.random.fork_rng(devices=[]), _quiet_lightning():
         torch.manual_seed(options.seed)
-        networks = build()
+        networks = build().float()  # whatever torch.set_default_dtype says
         done, part = _files(options.checkpoint)
         if done is not None and done.exists():
-            networks.load_state_dict(torch.load(done, weights_only=True))
+            with _naming(done):
+                networks.load_state_dict(torch.load(done, weights_only=True))
         else:
+            if part is not None and part.exists():
+                with _naming(part):
+                    torch.load(part, weights_only=True)
             trainer = lightning.Trainer(**_trainer_options(options, validation))
             try:
                 trainer.fit(
@@ -123,7 +130,8 @@ class TrainingBatches:
         for step in itertools.count(first):
             chosen = torch.stack([next(deal) for deal in deals])
             generator = torch.Generator().manual_seed(_mix(self.options.seed, step))
-            trend = torch.randn(chosen.shape, generator=generator)[:, rank::world]
+            trend = torch.randn(chosen.shape, generator=generator, dtype=torch.float32)
+            trend = trend[:, rank::world]
             chosen = chosen[:, rank::world]
             batch = self.windows[chosen.flatten()]
             batch = Batch(*(x.unflatten(0, chosen.shape) for x in batch))
@@ -310,6 +318,19 @@ def _trainer_options(options: TrainingOptions, validation: Windows | None) -> di
         **options.trainer,
         "callbacks": callbacks,
     }
+
+
+@contextmanager
+def _naming(checkpoint: Path) -> Iterator[None]:
+    """An error of reading what is no checkpoint says which file that is."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, by what is wrong with it
+        raise ValueError(
+            f"{checkpoint} is damaged: {error}. Delete it to begin this training anew"
+        ) from error
 
 
 def _files(checkpoint: Path | None) -> tuple[Path | None, Path | None]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lstm_fast.forecast.calendar import cycle_phases, season_phase, trading_days, useful_cycles
-from lstm_fast.forecast.frame import check_future, grid, grid_positions
+from lstm_fast.forecast.frame import check_future, grid, grid_positions, stamps
 
 
 class Batch(NamedTuple):
@@ -112,7 +112,7 @@ class Panel:
     ) -> Panel:
         """`frame`: checked and sorted, `y` transformed. `futr_df`: covariates of the future."""
         freq = features.freq
-        stamps = grid(frame["ds"], freq, beyond=h)
+        ds = grid(frame["ds"], freq, beyond=h)
         start = np.flatnonzero(~frame["unique_id"].duplicated().to_numpy())
         length = np.diff(start, append=len(frame))
         offset = start + h * np.arange(len(start))
@@ -123,7 +123,7 @@ class Panel:
         at = np.arange(len(is_future)) + np.repeat(first - offset, length + h)
         ids = frame["unique_id"].iloc[start]
         future = pd.DataFrame(
-            {"unique_id": ids.repeat(h).to_numpy(), "ds": stamps[at[is_future]]},
+            {"unique_id": ids.repeat(h).to_numpy(), "ds": ds[at[is_future]]},
         )
         values = np.full(len(at), np.nan)
         values[~is_future] = frame["y"]
@@ -133,9 +133,9 @@ class Panel:
             given = check_future(futr_df, future["unique_id"], future["ds"], features.covariates)
             known[is_future] = given[features.covariates]
         known = (known - features.mean) / features.deviation
-        counted = _steps_between(features.origin, stamps[0], freq) + np.arange(len(stamps))
+        counted = _steps_between(features.origin, ds[0], freq) + np.arange(len(ds))
         season = np.concatenate(
-            [season_phase(counted, features.season_length), cycle_phases(stamps, features.cycles)],
+            [season_phase(counted, features.season_length), cycle_phases(ds, features.cycles)],
             axis=1,
         )
         return cls(
@@ -143,7 +143,7 @@ class Panel:
             future=future,
             values=torch.from_numpy(values),
             season=torch.from_numpy(season).float()[at],
-            trading=torch.from_numpy(trading_days(stamps, freq)).float()[at],
+            trading=torch.from_numpy(trading_days(ds, freq)).float()[at],
             known=torch.from_numpy(known).float(),
             offset=offset,
             length=length,
@@ -265,10 +265,10 @@ def tilted(batch: Batch, slope: Tensor) -> Batch:
     The mean of the inputs stays 0; targets go on, on the new level.
     """
     W = batch.values.shape[-1]
-    trend = slope[..., None] * (torch.arange(W) - (W - 1) / 2)
+    trend = slope[..., None] * (torch.arange(W, dtype=slope.dtype) - (W - 1) / 2)
     return batch._replace(values=batch.values + trend, target=batch.target + trend[..., -1:])
 
 
 def _steps_between(origin: pd.Timestamp, ds: pd.Timestamp, freq: str) -> int:
-    forward = len(pd.date_range(origin, ds, freq=freq)) - 1
-    return forward if ds >= origin else 1 - len(pd.date_range(ds, origin, freq=freq))
+    forward = len(stamps(origin, freq, end=ds)) - 1
+    return forward if ds >= origin else 1 - len(stamps(ds, freq, end=origin))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -229,6 +230,14 @@ def test_failures_have_a_status_and_a_sentence(csv, arguments, message):
     assert "Traceback" not in result.stderr
 
 
+def test_what_cannot_be_written_is_told_before_any_work(csv, monkeypatch):
+    """By os.access, as root may write where nobody else may."""
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    result = invoke("forecast", "none.csv", *SHORT, "--out", "forecast.csv")
+    assert result.exit_code == 1
+    assert "forecast.csv cannot be written" in result.stderr
+
+
 def test_options_of_a_file_give_way_to_those_of_the_command_line(csv, tmp_path):
     path = tmp_path / "options.json"
     path.write_text('{"max_steps": 3, "hidden_size": 7, "n_models": 2}')
@@ -358,6 +367,10 @@ def test_info_says_how_a_call_of_a_size_is_computed(dtype):
     assert result.exit_code == 0
     assert f"B=2 T=5 I=3 H=7 L=1, {dtype}, cpu" in result.stdout
     assert path in result.stdout
+    for hidden in (10**6, 10**10):
+        large = invoke("info", "--hidden", hidden)
+        assert large.exit_code == 1
+        assert f"H={hidden} L=1 does not fit into cpu" in large.stderr
     refused = invoke("info", "--dtype", "int8")
     assert refused.exit_code == 1
     assert "dtype must be one of float32, float64" in refused.stderr

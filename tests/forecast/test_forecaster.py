@@ -66,10 +66,55 @@ def test_other_frequencies(small, series, freq):
     assert forecast["ds"].tolist() == expected.tolist()
 
 
+def test_more_years_than_nanoseconds_can_count(small, tmp_path):
+    """Sunspots have been counted since 1700."""
+    df = monthly(321).assign(ds=pd.date_range("1700-01-01", periods=321, freq="YS"))
+    model = small(season_length=11, fill="linear", levels=()).fit(df.drop(index=5))
+    assert model.predict()["ds"].iloc[0] == pd.Timestamp("2021-01-01")
+    assert len(model.cross_validation(df, n_windows=2)) == 12
+    model.save(tmp_path / "model.pt")
+    assert len(Forecaster.load(tmp_path / "model.pt").predict()) == 6
+
+
 def test_time_zones_are_kept(small, series):
     ds = pd.date_range("2000-01-01", periods=len(series), freq="MS", tz="Europe/Paris")
     forecast = small(levels=()).fit(series.assign(ds=ds)).predict()
     assert forecast["ds"].iloc[0] == pd.Timestamp("2006-01-01", tz="Europe/Paris")
+
+
+def test_later_rows_and_covariates_may_be_of_another_time_zone_but_not_of_none(small, series):
+    ds = pd.date_range("2020-03-01", periods=len(series), freq="D", tz="Europe/Berlin")
+    df = series.assign(ds=ds, price=range(len(series)))
+    known, future = df[:-6], df[-6:]
+    model = small(futr_exog_list=["price"], season_length=7, levels=()).fit(known[:-2])
+    expected = model.predict(known, future)
+    assert expected["ds"].tolist() == future["ds"].tolist()
+    in_utc = [frame.assign(ds=frame["ds"].dt.tz_convert("UTC")) for frame in (known, future)]
+    pd.testing.assert_frame_equal(model.predict(*in_utc), expected)
+    naive = [frame.assign(ds=frame["ds"].dt.tz_localize(None)) for frame in (known, future)]
+    message = r"{}\['ds'\] must have the time zone Europe/Berlin, or another"
+    with pytest.raises(ValueError, match=message.format("df")):
+        model.predict(naive[0], future)
+    with pytest.raises(ValueError, match=message.format("futr_df")):
+        model.predict(known, naive[1])
+    model.fit(naive[0])
+    with pytest.raises(ValueError, match=r"df\['ds'\] must have no time zone, as the frame that"):
+        model.predict(known, naive[1])
+
+
+def test_networks_are_of_float32_whatever_is_the_default(small, series, tmp_path):
+    """Other random numbers are drawn for their first weights then, so forecasts differ a little."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = small().fit(series)
+        forecast = model.predict()
+        model.save(tmp_path / "model.pt")
+        loaded = Forecaster.load(tmp_path / "model.pt")
+        pd.testing.assert_frame_equal(loaded.predict(), forecast, check_exact=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in model._networks.parameters()} == {torch.float32}
+    pd.testing.assert_frame_equal(model.predict(), forecast, check_exact=True)
 
 
 def test_horizon_beyond_a_season_and_no_season(small, series):
@@ -215,6 +260,9 @@ def test_predict_before_fit(small):
         ({"loss": "rmse"}, "loss must be one of mse, .* Got 'rmse'"),
         ({"decoding": "both"}, "decoding must be one of direct, recursive. Got 'both'"),
         ({"fill": "mean"}, "fill must be None or one of linear, .* Got 'mean'"),
+        ({"futr_exog_list": "price"}, "futr_exog_list must be a sequence of names. Got 'price'"),
+        ({"futr_exog_list": ("ds",)}, "beside unique_id, ds, y, each once. Got 'ds'"),
+        ({"futr_exog_list": ("a", "a")}, "each once. Got 'a'"),
         ({"id_size": -1}, "id_size must be at least 0. Got -1"),
         ({"tilt": -0.5}, "tilt must be at least 0. Got -0.5"),
         ({"val_check_steps": 0}, "val_check_steps must be a number greater than 0"),

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lstm_fast.forecast.frame import check_frame
+from lstm_fast.forecast.frame import check_frame, grid
 from tests.forecast.series import monthly
 
 
@@ -126,6 +126,37 @@ def test_a_frequency_is_found_in_spite_of_gaps(freq):
     frame, found = check_frame(df.drop(index=[17, 18, 40]), fill="linear")
     assert found == freq
     assert frame["ds"].tolist() == df["ds"].tolist()
+
+
+def test_a_year_that_is_mistyped_is_told_before_memory_runs_out():
+    for k, year in ((59, 2200), (0, 1700)):
+        ds = pd.Series(pd.date_range("2020-01-01", periods=60, freq="s"))
+        ds[k] = ds[k].replace(year=year)
+        df = monthly(60).assign(ds=ds)
+        df.index = pd.Index([7] * 60, name="line")  # labels need not differ
+        with pytest.raises(ValueError, match=rf"series 'a' has {year}-.* \(line 7\), too far"):
+            check_frame(df, fill="linear")
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [("America/Sao_Paulo", "2017-10-15"), ("America/Havana", "2020-11-01")],
+    ids=["left out", "repeated"],
+)
+def test_a_midnight_that_the_clock_leaves_out_or_repeats(zone, day):
+    days = pd.date_range(end=day, periods=40)
+    first_of_both = np.ones(40, dtype=bool)
+    ds = days.tz_localize(zone, nonexistent="shift_forward", ambiguous=first_of_both)
+    df = monthly(40).assign(ds=ds)
+    for rows in (df, df[:-1], df[:-2]):
+        frame, freq = check_frame(rows)
+        assert freq == "D"
+        assert frame["ds"].tolist() == rows["ds"].tolist()
+        assert grid(frame["ds"], "D", beyond=40 - len(rows)).tolist() == ds.tolist()
+    filled, _ = check_frame(df.drop(index=20), fill="linear")
+    assert filled["ds"].tolist() == ds.tolist()
+    next_day = (days[-1] + pd.Timedelta(days=1)).tz_localize(zone)
+    assert grid(df["ds"], "D", beyond=1)[-1] == next_day
 
 
 def test_covariates_must_be_there_and_finite():

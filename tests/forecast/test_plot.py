@@ -53,6 +53,19 @@ def test_forecasts(tmp_path, series, axes):
         assert figure.get_suptitle() == "sales (first 9 of 12 series)"
 
 
+def test_names_are_no_formulas(tmp_path):
+    name = r"price in $ and \frac{1}{2 $"
+    df = pd.concat(monthly(60, f"{name} {k}") for k in range(3))
+    part = df.groupby("unique_id").cumcount()
+    future = forecast_of(df[part >= 48])
+    figure = plot_forecasts(df[part < 48], future, title=name, rows=36, ylabel=name)
+    assert draw(figure, tmp_path)[0] == f"{name} 0"
+    first = df[:60]
+    parts = forecast_of(first[48:]).assign(y=first["y"][48:], cutoff=first["ds"][47])
+    draw(plot_backtest(first, parts, title=name, ylabel=name), tmp_path)
+    draw(plot_forecasts(first[:48], parts, title=name, rows=36, ylabel=name), tmp_path)
+
+
 @pytest.mark.parametrize(("windows", "axes"), [(1, 1), (5, 5), (12, 6)])
 def test_backtest(tmp_path, windows, axes):
     df = monthly(100)

@@ -195,6 +195,36 @@ def test_the_future_has_its_days_where_the_past_has_them(write, order):
         read_future(path, reading, future)
 
 
+@pytest.mark.parametrize(("months", "freq"), [(1, "MS"), (3, "QS-FEB"), (12, "YS-FEB")])
+def test_dates_that_stand_for_months(write, months, freq):
+    days = [pd.Timestamp("2020-02-15") + pd.DateOffset(months=months * k) for k in range(10)]
+    rows = "".join(f"{day.date()},1,2\n" for day in days)
+    reading = read_series(write("ds,y,price\n" + rows), Columns(covariates=("price",)))
+    assert reading.frame["ds"].tolist() == pd.date_range("2020-02", periods=10, freq=freq).tolist()
+    told = "dates such as '2020-02-15' stand for months, and are taken as the first"
+    assert told in reading.guesses
+    one = pd.DataFrame({"unique_id": ["y"], "ds": [pd.Timestamp("2031-05-01")]})
+    assert len(read_future(write("ds,price\n2031-05-15,3\n"), reading, one)) == 1
+
+
+@pytest.mark.parametrize("dates", [["2019-12-31", "2020-12-31", "2021-12-31"], ["2020-01-15"]])
+def test_dates_that_do_not_stand_for_months(write, dates):
+    reading = read_series(write("ds,y\n" + "".join(f"{date},1\n" for date in dates)))
+    assert reading.frame["ds"].tolist() == [*pd.to_datetime(dates)]
+
+
+def test_covariates_have_names_of_their_own(write):
+    path = write("date,y,sales,y2\n2020-01-01,1,2,3\n2020-01-02,1,2,3\n")
+    for columns, message in (
+        (Columns(y="sales", covariates=("y",)), "beside unique_id, ds, y, each once. Got 'y'"),
+        (Columns(covariates=("y2", "y2")), "each once. Got 'y2'"),
+        (Columns(y="sales", covariates=("sales",)), "column 'sales' is given for two things"),
+        (Columns(ds="date", y="date"), "column 'date' is given for two things"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_series(path, columns)
+
+
 def test_truth_is_a_number_and_nothing_is_missing(write):
     path = write("ds,y,holiday\n2020-01-01,N/A,True\n2020-01-02, 2 ,False\n2020-01-03,,true\n")
     frame = read_series(path, Columns(y="y", covariates=("holiday",))).frame

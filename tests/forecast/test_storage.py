@@ -112,6 +112,15 @@ def test_numbers_of_numpy_are_saved(small, series, tmp_path):
     pd.testing.assert_frame_equal(loaded.predict(), forecaster.predict())
 
 
+def test_a_time_zone_without_a_name_is_not_saved(small, series, tmp_path):
+    ds = series["ds"].dt.tz_localize("dateutil/Europe/Paris")  # a file of this machine
+    model = small(levels=()).fit(series.assign(ds=ds))
+    assert len(model.predict()) == 6
+    with pytest.raises(ValueError, match="time zone that has a name, such as Europe/Paris"):
+        model.save(tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()
+
+
 def test_what_cannot_be_saved(small, series, tmp_path):
     class Own(lstm_fast.LSTM):
         pass

@@ -152,6 +152,21 @@ def test_checkpoints_of_another_training_are_refused(small, series, tmp_path):
         small(levels=(), checkpoint_dir=tmp_path).fit(series[:-1])
 
 
+@pytest.mark.parametrize("name", ["training.json", "final.pt", "final.ckpt"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"\x80\x02}q\x00."])
+def test_a_damaged_checkpoint_is_named(small, series, tmp_path, name, content):
+    options = {"max_steps": 20, "checkpoint_steps": 5, "checkpoint_dir": tmp_path, "levels": ()}
+    if name == "final.ckpt":
+        with pytest.raises(KilledError):
+            small(trainer_options={"callbacks": [KillAt(12)]}, **options).fit(series)
+    else:
+        small(**options).fit(series)
+    assert (tmp_path / name).stat().st_size > len(content)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        small(**options).fit(series)
+
+
 def test_early_stopping_keeps_the_best_weights(small, series):
     """With a learning rate that ruins the network, the weights of the first checks are kept."""
     losses: list[float] = []
