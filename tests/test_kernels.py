@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from lstm_fast._load import load_kernels
+from tests.isas import ISAS, needs_amx, needs_dot_products
 from tests.numpy_lstm import Problem, case_name, sigmoid, tolerance
 
 _kernels: Any = load_kernels()
-ISAS = _kernels.available_isas()
 
 
 def run(problem, dtype, **kwargs: Any):
@@ -164,10 +164,6 @@ UNITS = [
     *[("amx", parts, bits, p) for parts, bits in [(3, 24), (2, 16), (1, 8)] for p in FOR_THE_UNIT],
     *[("avx512_bf16", 1, 8, p) for p in FOR_DOT_PRODUCTS],
 ]
-needs_amx = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no matrix unit")
-needs_dot_products = pytest.mark.skipif(
-    "avx512_bf16" not in ISAS, reason="this machine has no dot products of bfloat16"
-)
 on_units = pytest.mark.parametrize(
     ("isa", "parts", "bits", "problem"),
     [

@@ -15,9 +15,9 @@ from torch import Tensor
 from lstm_fast import reference
 from lstm_fast._load import load_kernels
 from lstm_fast.variant import variant
+from tests.isas import ISAS, needs_amx, needs_dot_products
 
 _kernels: Any = load_kernels()
-ISAS = _kernels.available_isas()
 
 
 @dataclass(frozen=True)
@@ -212,10 +212,6 @@ def test_values_and_gradients(case: Case):
     assert_close([t.detach() for t in (*got, *got_grads)], [*results, *grads], tolerance(case))
 
 
-needs_amx = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no matrix unit")
-needs_dot_products = pytest.mark.skipif(
-    "avx512_bf16" not in ISAS, reason="this machine has no dot products of bfloat16"
-)
 # Batches and sizes that such a unit is used for (unit_pays_in_steps in variant.cpp).
 FOR_THE_UNIT = {
     "plain": Case(T=6, B=17, I=70, H=80, drop=True),
