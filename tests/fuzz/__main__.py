@@ -28,10 +28,9 @@ def build(sanitizers: str, guided: bool) -> None:
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
     left = {"-g0", "-O3", "-DNDEBUG", *(setup.ISA_MACROS if guided else [])}
     kept = [flag for flag in setup.CXX_FLAGS if flag not in left]
-    includes = [f"-I{setup.CSRC}", f"-I{setup.CSRC / 'cpu'}"]
     cover, link = ["-fsanitize=fuzzer-no-link"] * guided, ["-fsanitize=fuzzer"] * guided
     ninja = setup.NinjaFile(
-        setup.find_compiler(), build=folder, flags=[*kept, *flags, *cover, *includes]
+        setup.find_compiler(), build=folder, flags=[*kept, *flags, *cover, f"-I{setup.CSRC}"]
     )
     main = [] if guided else ["-DLSTM_FAST_RANDOM_CASES"]
     floor = setup.add_common_objects(ninja)

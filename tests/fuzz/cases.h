@@ -19,8 +19,8 @@
 #include <thread>
 #include <vector>
 
-#include "kernels.h"
-#include "tasks.h"
+#include "cpu/kernels.h"
+#include "cpu/tasks.h"
 
 namespace lstm_fast {
 namespace {

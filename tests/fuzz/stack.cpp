@@ -8,7 +8,7 @@
 
 #include "arguments.h"
 #include "cases.h"
-#include "stack.h"
+#include "cpu/stack.h"
 
 namespace lstm_fast {
 namespace {
