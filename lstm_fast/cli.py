@@ -334,11 +334,14 @@ def backtest(
     # Fills gaps itself, as it has to know what a cutoff hides.
     forecaster = Forecaster(**{**settings.options, "fill": options.get("fill")})
     step = step or horizon
-    place = (horizon, season_length, windows, step)
-    results = {"seasonal naive": cross_validate_naive(df, *place)}
+    place = {
+        "h": horizon, "season_length": season_length, "n_windows": windows, "step_size": step,
+        "freq": settings.options["freq"], "fill": options.get("fill"),
+    }  # fmt: skip
+    results = {"seasonal naive": cross_validate_naive(reading.frame, **place)}
     for method in against or []:
         with _console.status(f"{method} ..."):
-            results[method] = cross_validate_statistical(df, method, *place)
+            results[method] = cross_validate_statistical(reading.frame, method, **place)
     with _progress(forecaster, [], fits=windows):
         results["lstm-fast"] = forecaster.cross_validation(reading.frame, windows, step)
     if out is not None:

@@ -23,11 +23,10 @@ from lstm_fast.forecast.frame import (
     check_covariates,
     check_fill,
     check_frame,
-    check_windows,
     each_series,
     grid,
     in_zone_of,
-    without_later_values,
+    rolling_origins,
 )
 from lstm_fast.forecast.intervals import ConformalIntervals, mean_band, mean_center
 from lstm_fast.forecast.losses import Loss, make_loss
@@ -305,26 +304,19 @@ class Forecaster:
         before.
         """
         frame, freq = self._check(df, self.freq)
-        check_windows(frame, self.h, n_windows, step_size)
-        from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
         model = dataclasses.replace(self, freq=freq, fill=None)
         windows = []
-        for k in range(n_windows):
-            held_out = self.h + (n_windows - 1 - k) * step_size
-            known = without_later_values(frame[from_end >= held_out], df, self.fill)
-            future = frame[(from_end < held_out) & (from_end >= held_out - self.h)]
+        origins = rolling_origins(frame, df, self.fill, self.h, n_windows, step_size)
+        for k, (known, later) in enumerate(origins):
             if k == 0 or refit:
                 model.checkpoint_dir = self.checkpoint_dir and Path(
                     self.checkpoint_dir, f"window-{k}"
                 )
                 model.fit(known, val_size)
-            forecast = model.predict(known, future if self.futr_exog_list else None)
-            cutoff = known.groupby("unique_id", as_index=False).agg(cutoff=("ds", "last"))
-            actual = future[["unique_id", "ds", "y"]].merge(cutoff, on="unique_id")
+            forecast = model.predict(known, later if self.futr_exog_list else None)
+            actual = later[["unique_id", "ds", "cutoff", "y"]]
             windows.append(actual.merge(forecast, on=["unique_id", "ds"], validate="one_to_one"))
-        result = pd.concat(windows, ignore_index=True)
-        result.insert(3, "y", result.pop("y"))
-        return result
+        return pd.concat(windows, ignore_index=True)
 
     def save(self, path: Path | str, overwrite: bool = False) -> None:
         """Write the fitted forecaster to a file: numbers and settings, no code.

@@ -124,6 +124,33 @@ def check_windows(frame: pd.DataFrame, h: int, n_windows: int, step_size: int) -
         )
 
 
+def rolling_origins(
+    frame: pd.DataFrame,
+    df: pd.DataFrame,
+    fill: str | None,
+    h: int,
+    n_windows: int,
+    step_size: int,
+) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """The rows that are known at each origin of a backtest, and the `h` after them, with a column
+    ``cutoff`` for the last one that is known.
+
+    Args:
+        frame: `df`, as checked with `fill`. Nothing that follows an origin has a part in what is
+            filled before it.
+
+    Raises:
+        ValueError: as `check_windows`.
+    """
+    check_windows(frame, h, n_windows, step_size)
+    from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
+    for held_out in range(h + (n_windows - 1) * step_size, h - 1, -step_size):
+        known = without_later_values(frame[from_end >= held_out], df, fill)
+        later = frame[(from_end < held_out) & (from_end >= held_out - h)]
+        cutoff = known.groupby("unique_id")["ds"].last()
+        yield known, later.assign(cutoff=later["unique_id"].map(cutoff))
+
+
 def without_later_values(known: pd.DataFrame, df: pd.DataFrame, fill: str | None) -> pd.DataFrame:
     """The first rows of a frame that was checked with `fill`, of which ``"linear"`` may have drawn
     the last ones towards values of `df` that come later. These repeat the last value given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pandas as pd
@@ -54,6 +55,30 @@ def test_windows_are_the_same_for_statistical_methods(method, small):
         theirs[rows].sort_values(rows, ignore_index=True),
         ours[rows].sort_values(rows, ignore_index=True),
     )
+
+
+@pytest.mark.parametrize("method", ["naive", *STATISTICAL])
+def test_a_filled_gap_shows_nothing_of_later_rows(method):
+    df = monthly(60)
+    last = df["y"].iloc[51]
+    place: dict[str, Any] = {
+        "h": 6,
+        "season_length": 12,
+        "n_windows": 1,
+        "step_size": 1,
+        "freq": "MS",
+    }
+    if method == "naive":
+        forecast = cross_validate_naive
+    else:
+        pytest.importorskip("statsforecast")
+        forecast = functools.partial(cross_validate_statistical, method=method)
+    filled = forecast(df.drop(index=[52, 53, 54]), **place, fill="linear")
+    repeated = df.assign(y=df["y"].where(~df.index.isin([52, 53]), last))
+    expected = forecast(repeated, **place)
+    assert filled["cutoff"].unique() == df["ds"][53]
+    assert (filled["y_hat"] == expected["y_hat"]).all()
+    assert filled["y"].tolist()[1:] == df["y"].tolist()[55:]
 
 
 @pytest.mark.parametrize("name", COLLECTIONS)
