@@ -82,7 +82,7 @@ _Levels = Annotated[
     list[float] | None,
     typer.Option("--level", help="Coverage of an interval in per cent. (default: 80 and 95)"),
 ]
-_Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
+_Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers. (default: 0)")]
 _Threads = Annotated[
     int,
     typer.Option(
@@ -106,7 +106,7 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
     def explained(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, ArithmeticError, OSError, ImportError) as error:
             _console.print(Text.assemble(("error:", "red"), f" {error}"))
             raise typer.Exit(1) from error
 
@@ -119,7 +119,7 @@ def demo(
     vintage: Annotated[int, typer.Option(help="Vintage of the series, 2019 or 2022.")] = 2019,
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("demo_output"),
     steps: _Steps = None,
-    seed: _Seed = 0,
+    seed: _Seed = None,
     threads: _Threads = 1,
     overwrite: _Overwrite = False,
 ) -> None:
@@ -195,7 +195,7 @@ def forecast(
     levels: _Levels = None,
     steps: _Steps = None,
     models: _Models = None,
-    seed: _Seed = 0,
+    seed: _Seed = None,
     threads: _Threads = 1,
     val_size: Annotated[
         int, typer.Option(min=0, help="Last rows that decide when training stops; 0 for none.")
@@ -228,7 +228,6 @@ def forecast(
     from lstm_fast.forecast import Forecaster, History
 
     torch.set_num_threads(threads)
-    reading = _read(file, id_col, time_col, target_col, covariates)
     history = History()
     if model is not None:
         ignored = {
@@ -242,9 +241,14 @@ def forecast(
         forecaster = Forecaster.load(model)
         if forecaster.h != horizon:
             raise ValueError(f"the saved forecaster forecasts {forecaster.h} rows, not {horizon}")
+        saved = list(forecaster.futr_exog_list)
+        if covariates and covariates != saved:
+            raise ValueError(f"the saved forecaster has the covariates {saved}, not {covariates}")
         forecaster.fill = fill
-        known = reading.frame
+        reading = _read(file, id_col, time_col, target_col, saved)
+        known = reading.frame.sort_values(["unique_id", "ds"])
     else:
+        reading = _read(file, id_col, time_col, target_col, covariates)
         options = _options(
             options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
             levels=levels, max_steps=steps, n_models=models, seed=seed,
@@ -275,8 +279,11 @@ def forecast(
     if plot_training is not None and model is None:
         from lstm_fast.forecast.plot import plot_training as draw
 
-        picture = draw(history.frame(), title=f"training on {file.name}")
-        _save_picture(picture, plot_training)
+        losses = history.frame()
+        if losses.empty:
+            raise ValueError(f"{checkpoints} holds a training that is finished: {plot_training} "
+                             "would show nothing")  # fmt: skip
+        _save_picture(draw(losses, title=f"training on {file.name}"), plot_training)
 
 
 @app.command()
@@ -303,7 +310,7 @@ def backtest(
     levels: _Levels = None,
     steps: _Steps = None,
     models: _Models = None,
-    seed: _Seed = 0,
+    seed: _Seed = None,
     threads: _Threads = 1,
     options_file: _Options = None,
     out: _Out = None,
@@ -393,7 +400,7 @@ def tune(
     target_col: _TargetCol = None,
     covariates: _Covariates = None,
     loss: _Loss = None,
-    seed: _Seed = 0,
+    seed: _Seed = None,
     threads: _Threads = 1,
     out: Annotated[
         Path | None, typer.Option(help="JSON file for the best settings; see --options.")
@@ -409,11 +416,12 @@ def tune(
     Example: lstm-fast tune sales.csv --horizon 12 --study sales.db --out best.json, then
     lstm-fast forecast sales.csv --horizon 12 --options best.json
     """
-    _check_outputs(overwrite, [out], plot)
+    _check_outputs(overwrite, [out], plot, kept=study)
     import optuna
     import torch
 
-    from lstm_fast.forecast.frame import without_later_values
+    from lstm_fast.forecast.frame import check_windows, plain
+    from lstm_fast.forecast.storage import replacing
     from lstm_fast.forecast.tune import best_options, open_study, search
 
     torch.set_num_threads(threads)
@@ -421,29 +429,40 @@ def tune(
     reading = _read(file, id_col, time_col, target_col, covariates)
     options = _options(None, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss, seed=seed)
     settings = _guess(reading, horizon, season, options, tuned=("input_size",))
-    df = settings.frame
+    # The search fills gaps itself, as it has to know what an origin hides.
+    searched_options = {**settings.options, "fill": fill}
+    frame, df = settings.frame, reading.frame
     if holdout:
-        from_end = df.groupby("unique_id", sort=False).cumcount(ascending=False)
-        df = df[from_end >= holdout].reset_index(drop=True)
-        df = without_later_values(df, reading.frame, options.get("fill"))
-    setup = {**settings.options, "windows": windows}
-    searched = open_study(study, df, setup, seed)
+        from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
+        frame = frame[from_end >= holdout]
+        last = frame.groupby("unique_id")["ds"].max().reindex(df["unique_id"].unique())
+        if last.isna().any():
+            name = plain(last.index[last.isna()][0])
+            raise ValueError(f"series {name!r} has no row before the last {holdout}: see --holdout")
+        df = df[df["ds"] <= df["unique_id"].map(last)]
+    check_windows(frame, horizon, windows, horizon)
+    setup = {**searched_options, "windows": windows}
+    searched = open_study(study, df, setup, seed or 0)
     if searched.trials:
         _console.print(f"{study} has {len(searched.trials)} trials: the search goes on")
 
     def tell(searched: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        loss = "cut off" if trial.state.name == "PRUNED" else f"loss {trial.value:.4f}"
+        ended = {"PRUNED": "cut off", "FAIL": "failed"}.get(trial.state.name)
+        loss = ended or f"loss {trial.value:.4f}"
         best = f", best {searched.best_value:.4f}" if _finished(searched) else ""
         _console.print(f"trial {trial.number}: {loss}{best}")
 
-    search(searched, df, settings.options, n_trials=trials, n_windows=windows,
+    search(searched, df, searched_options, n_trials=trials, n_windows=windows,
            timeout=timeout, on_trial=tell)  # fmt: skip
     best = best_options(searched, settings.options["season_length"])
+    if season is not None:
+        best["season_length"] = season
     text = json.dumps(best, indent=2)
     if out is None:
         print(text)
     else:
-        out.write_text(text + "\n", encoding="utf-8")
+        with replacing(out) as part:
+            part.write_text(text + "\n", encoding="utf-8")
         _console.print(f"Settings: {out}")
     if plot is not None:
         from lstm_fast.forecast.plot import plot_search
@@ -557,14 +576,20 @@ def _devices() -> dict[str, str]:
     return {"cpu": "", **cards}
 
 
-def _check_outputs(overwrite: bool, files: Sequence[Path | None], *pictures: Path | None) -> None:
-    """Before any work, so that none is lost at its end."""
+def _check_outputs(
+    overwrite: bool,
+    files: Sequence[Path | None],
+    *pictures: Path | None,
+    kept: Path | None = None,
+) -> None:
+    """Before any work, so that none is lost at its end. `kept`: a further output, which is gone on
+    with."""
     for picture in pictures:
         if picture is not None and picture.suffix.lower() not in _PICTURES:
             raise ValueError(f"{picture} must end in {', '.join(_PICTURES)}")
     paths = [path for path in (*files, *pictures) if path is not None]
     for i, path in enumerate(paths):
-        if path.resolve() in [other.resolve() for other in paths[:i]]:
+        if path.resolve() in [other.resolve() for other in (*paths[:i], kept) if other]:
             raise ValueError(f"{path} is given for two outputs")
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")
@@ -606,7 +631,8 @@ def _options(path: Path | None, **given: Any) -> dict[str, Any]:
             raise ValueError(f"{path} must be JSON: {error}") from error
         if not isinstance(options, dict):
             raise ValueError(f"{path} must hold an object of JSON. Got {options!r:.40}")
-        unknown = set(options) - {field.name for field in fields(Forecaster)}
+        known = {field.name for field in fields(Forecaster)} - {"checkpoint_dir", "lstm_class"}
+        unknown = set(options) - known
         if unknown:
             raise ValueError(f"{path} has settings that a forecaster has not: {sorted(unknown)}")
     return {**options, **{name: value for name, value in given.items() if value is not None}}
@@ -675,7 +701,10 @@ def _write(forecasts: pd.DataFrame, out: Path | None) -> None:
     if out is None:
         print(forecasts.to_csv(index=False, float_format="%.8g"), end="")
     else:
-        forecasts.to_csv(out, index=False, float_format="%.8g")
+        from lstm_fast.forecast.storage import replacing
+
+        with replacing(out) as part:
+            forecasts.to_csv(part, index=False, float_format="%.8g")
         _console.print(f"Forecast: {out}")
 
 
@@ -695,7 +724,10 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
         table.add_column(name, justify="right" if k else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    # Numbers are shown in full, however narrow the terminal is, or what a pipe is taken for.
+    console = Console()
+    width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    Console(width=max(width, console.width)).print(table)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.tseries.frequencies import to_offset
 
 _PERIODS = {
     "MS": "M", "ME": "M", "BMS": "M", "BME": "M",
     "QS": "Q", "QE": "Q", "BQS": "Q", "BQE": "Q",
 }  # fmt: skip
+_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _DAYS = {"M": 365.25 / 12, "Q": 365.25 / 4}
 CYCLES = {"day": 1.0, "week": 7.0, "year": 365.2425}
 """Days of each cycle that people and the weather follow."""
@@ -27,7 +30,13 @@ def trading_days(ds: pd.DatetimeIndex, freq: str) -> NDArray[np.float64]:
     period = _PERIODS.get(freq.split("-")[0])
     if period is None:
         return np.empty((len(ds), 0))
-    periods = ds.tz_localize(None).to_period("M" if period == "M" else "Q")
+    name = period
+    if period == "Q":
+        # A quarter that begins in February ends in April, and so does one of the year to April.
+        offset: Any = to_offset(freq)
+        last = offset.startingMonth + (2 if "QS" in freq else 0)
+        name = f"Q-{_MONTHS[(last - 1) % 12]}"
+    periods = ds.tz_localize(None).to_period(name)
     start = periods.start_time
     days = ((periods + 1).start_time - start).days.to_numpy()[:, None]
     first_weekday = start.day_of_week.to_numpy()[:, None]

@@ -26,6 +26,7 @@ from lstm_fast.forecast.frame import (
     each_series,
     grid,
     in_zone_of,
+    plain,
     rolling_origins,
 )
 from lstm_fast.forecast.intervals import ConformalIntervals, mean_band, mean_center
@@ -155,7 +156,7 @@ class Forecaster:
                 f"Got {self.input_size}"
             )
         for name, choices in (("activation", ACTIVATIONS), ("decoding", DECODINGS)):
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in tuple(choices):  # which takes what has no hash
                 raise ValueError(
                     f"{name} must be one of {', '.join(choices)}. Got {getattr(self, name)!r}"
                 )
@@ -164,9 +165,11 @@ class Forecaster:
         for name in ("tilt", "id_size"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0. Got {getattr(self, name)}")
+        if not isinstance(self.trainer_options, Mapping):
+            raise ValueError(f"trainer_options must be a mapping. Got {self.trainer_options!r}")
         check_fill(self.fill)
         check_covariates(self.futr_exog_list)
-        _check_levels(self.levels)
+        self.levels = _checked_levels(self.levels)
         loss = make_loss(self.loss, self.levels)
         if self.calibration_size is None:
             self.calibration_size = 3 * self.h
@@ -249,16 +252,17 @@ class Forecaster:
             ``lo-80``, ``hi-80`` and so on.
 
         Raises:
-            RuntimeError: before `fit`, or if `levels` are asked of a forecaster fitted without.
+            RuntimeError: before `fit`.
             ValueError: as `fit`, for a series that was not fitted, for a missing `futr_df`, and for
-                times without a zone where those that were fitted have one, or the reverse.
+                times without a zone where those that were fitted have one, or the reverse; if
+                `levels` are asked of a forecaster fitted without.
+            FloatingPointError: if the forecast is not a number, or infinite.
         """
         if not hasattr(self, "_fitted"):
             raise RuntimeError("call fit before predict")
-        levels = self.levels if levels is None else levels
-        _check_levels(levels)
+        levels = self.levels if levels is None else _checked_levels(levels)
         if levels and self._intervals is None and not self._loss.has_width:
-            raise RuntimeError("levels need a forecaster that was fitted with levels")
+            raise ValueError("levels need a forecaster that was fitted with levels")
         if self.futr_exog_list and futr_df is None:
             raise ValueError(f"futr_df must give the future of {list(self.futr_exog_list)}")
         frame = self._fitted
@@ -269,7 +273,8 @@ class Forecaster:
         panel = self._panel(frame, futr_df)
         place = self._unique_ids.get_indexer(panel.unique_ids)
         if (place < 0).any():
-            raise ValueError(f"series {panel.unique_ids[place < 0][0]!r} was not fitted")
+            unknown = plain(panel.unique_ids[place < 0][0])
+            raise ValueError(f"series {unknown!r} was not fitted")
         windows = panel.last_windows(self.input_size, self._scale, place)
         return self._forecast_frame(panel, windows, levels)
 
@@ -346,8 +351,8 @@ class Forecaster:
         rows = frame["unique_id"].value_counts()
         if rows.min() < needed:
             raise ValueError(
-                f"series {rows.idxmin()!r} is too short: input_size, h, calibration_size and "
-                f"val_size need {needed} rows. Got {rows.min()}"
+                f"series {plain(rows.idxmin())!r} is too short: input_size, h, calibration_size "
+                f"and val_size need {needed} rows. Got {rows.min()}"
             )
 
     def _panel(self, frame: pd.DataFrame, futr_df: pd.DataFrame | None = None) -> Panel:
@@ -424,13 +429,26 @@ class Forecaster:
             values = (batch.mean + batch.scale * scaled).numpy().ravel()
             return np.exp(values) if self.log else values
 
-        forecast = panel.future.assign(y_hat=back(mean_center(self._loss, outputs)))
-        for level in levels:
-            lower, upper = mean_band(self._loss, outputs, level)
+        center = mean_center(self._loss, outputs)
+        forecast = panel.future.assign(y_hat=back(center))
+        if not np.isfinite(forecast["y_hat"]).all():
+            row = forecast[~np.isfinite(forecast["y_hat"])].iloc[0]
+            raise FloatingPointError(
+                f"the forecast of series {plain(row['unique_id'])!r} at {row['ds']} is "
+                f"{row['y_hat']}: a lower learning_rate, or log, may help"
+            )
+        bands = {}
+        lower = upper = center
+        for level in sorted(levels):
+            low, high = mean_band(self._loss, outputs, level)
             if self._intervals is not None:
                 widening = self._intervals.widening(level)
-                lower, upper = lower - widening, upper + widening
-            forecast[f"lo-{level:g}"], forecast[f"hi-{level:g}"] = back(lower), back(upper)
+                low, high = low - widening, high + widening
+            # A widening below 0 may be more than an interval has, at some lead or some level.
+            lower, upper = torch.minimum(low, lower), torch.maximum(high, upper)
+            bands[level] = lower, upper
+        for level in levels:
+            forecast[f"lo-{level:g}"], forecast[f"hi-{level:g}"] = map(back, bands[level])
         return forecast
 
 
@@ -447,8 +465,8 @@ def seasonal_naive(
     for unique_id, series in each_series(frame):
         if len(series) < season_length:
             raise ValueError(
-                f"series {unique_id!r} is too short: season_length needs {season_length} rows. "
-                f"Got {len(series)}"
+                f"series {plain(unique_id)!r} is too short: season_length needs {season_length} "
+                f"rows. Got {len(series)}"
             )
         season = series["y"].to_numpy()[-season_length:]
         ds = grid(series["ds"], freq, beyond=h)[-h:]
@@ -458,9 +476,12 @@ def seasonal_naive(
     return pd.concat(forecasts, ignore_index=True)
 
 
-def _check_levels(levels: Sequence[float]) -> None:
+def _checked_levels(levels: Sequence[float]) -> Sequence[float]:
+    """In Python's own numbers, which a file can hold."""
     if isinstance(levels, str) or not isinstance(levels, Iterable):
         raise ValueError(f"levels must be a sequence of numbers. Got {levels!r}")
-    for level in levels:
-        if not isinstance(level, Real) or not 0 < level < 100:
+    found = tuple(plain(level) for level in levels)
+    for level in found:
+        if not isinstance(level, (int, float)) or not 0 < level < 100:
             raise ValueError(f"levels must lie between 0 and 100. Got {level}")
+    return found

@@ -50,13 +50,23 @@ def check_frame(
     columns = ["unique_id", "ds", *numbers]
     _reject_missing_columns(df, columns)
     check_fill(fill)
+    for name in columns:
+        if df.columns.tolist().count(name) > 1:
+            raise ValueError(f"df must have one column {name}. Got several")
     ids = df["unique_id"]
     if isinstance(ids.dtype, pd.CategoricalDtype):
         ids = ids.astype(object)  # categories without a row are no series
-    frame = df[columns].assign(
-        unique_id=ids,
-        ds=_timestamps(df),
-        **{name: pd.to_numeric(df[name], errors="coerce").astype("float64") for name in numbers},
+    # An index may have the name of a column, which would not tell them apart.
+    frame = (
+        df[columns]
+        .rename_axis(None)
+        .assign(
+            unique_id=ids,
+            ds=_timestamps(df),
+            **{
+                name: pd.to_numeric(df[name], errors="coerce").astype("float64") for name in numbers
+            },
+        )
     )
     for column in columns:
         _reject_missing(df, frame, column, fillable=fill is not None and column in numbers)
@@ -66,8 +76,7 @@ def check_frame(
     if duplicated.any():
         row = frame[duplicated].iloc[0]
         raise ValueError(
-            f"series {row['unique_id']!r} has {row['ds']} more than once in ds "
-            f"({_place(df, row.name)})"
+            f"{_series(row)} has {row['ds']} more than once in ds ({_place(df, row.name)})"
         )
     frame = frame.sort_values(["unique_id", "ds"])
     freq = freq or _infer_freq(frame)
@@ -96,7 +105,7 @@ def check_covariates(names: Sequence[str], argument: str = "futr_exog_list") -> 
     Raises:
         ValueError: naming the argument.
     """
-    if isinstance(names, str):
+    if isinstance(names, str) or not isinstance(names, Sequence):
         raise ValueError(f"{argument} must be a sequence of names. Got {names!r}")
     for k, name in enumerate(names):
         if name in COLUMNS or name in names[:k]:
@@ -118,7 +127,7 @@ def check_windows(frame: pd.DataFrame, h: int, n_windows: int, step_size: int) -
     held_out = h + (n_windows - 1) * step_size
     if rows.min() <= held_out:
         raise ValueError(
-            f"series {rows.idxmin()!r} is too short: n_windows={n_windows} of h={h} rows, "
+            f"series {plain(rows.idxmin())!r} is too short: n_windows={n_windows} of h={h} rows, "
             f"step_size={step_size} apart, forecast {held_out} rows and need some before these. "
             f"Got {rows.min()}"
         )
@@ -154,6 +163,9 @@ def rolling_origins(
 def without_later_values(known: pd.DataFrame, df: pd.DataFrame, fill: str | None) -> pd.DataFrame:
     """The first rows of a frame that was checked with `fill`, of which ``"linear"`` may have drawn
     the last ones towards values of `df` that come later. These repeat the last value given.
+
+    Raises:
+        ValueError: for a series in which all values given come later.
     """
     if fill != "linear":
         return known
@@ -163,6 +175,11 @@ def without_later_values(known: pd.DataFrame, df: pd.DataFrame, fill: str | None
     place = pd.Series(np.arange(len(known)), index=known.index)
     series = known["unique_id"]
     last = place.where(found.to_numpy()).groupby(series, sort=False).transform("max")
+    if last.isna().any():
+        row = known[last.isna()].iloc[-1]
+        raise ValueError(
+            f"{_series(row)} has no value up to {row['ds']} that fill={fill!r} could use"
+        )
     return known.assign(y=known["y"].mask(place > last).groupby(series, sort=False).ffill())
 
 
@@ -179,7 +196,7 @@ def check_future(
     given = in_zone_of(ds, futr_df[["unique_id", "ds", *covariates]], "futr_df")
     if given.duplicated(["unique_id", "ds"]).any():
         row = given[given.duplicated(["unique_id", "ds"])].iloc[0]
-        raise ValueError(f"futr_df has series {row['unique_id']!r} at {row['ds']} more than once")
+        raise ValueError(f"futr_df has {_series(row)} at {row['ds']} more than once")
     wanted = pd.DataFrame({"unique_id": unique_id.to_numpy(), "ds": ds.to_numpy()})
     found = wanted.astype({"ds": given["ds"].dtype}).merge(given, how="left")
     for name in covariates:
@@ -187,9 +204,7 @@ def check_future(
         bad = ~np.isfinite(found[name])
         if bad.any():
             row = found[bad].iloc[0]
-            raise ValueError(
-                f"futr_df must give a finite {name} for series {row['unique_id']!r} at {row['ds']}"
-            )
+            raise ValueError(f"futr_df must give a finite {name} for {_series(row)} at {row['ds']}")
     return found
 
 
@@ -249,7 +264,11 @@ def _place(df: pd.DataFrame, label: Any) -> str:
     return f"{df.index.name or 'row'} {label}"
 
 
-def _plain(value: Any) -> Any:
+def _series(row: pd.Series) -> str:
+    return f"series {plain(row['unique_id'])!r}"
+
+
+def plain(value: Any) -> Any:
     """Without numpy's type, which a reader of a message has no use for."""
     return value.item() if isinstance(value, np.generic) else value
 
@@ -263,6 +282,12 @@ def _reject_missing_columns(df: pd.DataFrame, columns: Sequence[str], name: str 
 
 
 def _timestamps(df: pd.DataFrame, name: str = "df") -> pd.Series:
+    kind = pd.api.types.infer_dtype(df["ds"])
+    if kind in ("integer", "floating", "decimal", "mixed-integer-float"):
+        raise ValueError(
+            f"{name}['ds'] must hold timestamps, which numbers such as {df['ds'].iloc[0]} are not. "
+            "Of years, pandas.to_datetime(df['ds'], format='%Y') makes some"
+        )
     try:
         return pd.to_datetime(df["ds"])
     except (ValueError, TypeError) as error:
@@ -283,8 +308,8 @@ def _reject_missing(df: pd.DataFrame, frame: pd.DataFrame, column: str, fillable
     if bad.any():
         row = frame[bad].iloc[0]
         raise ValueError(
-            f"series {row['unique_id']!r} must have a finite {column} in every row. "
-            f"Got {_plain(df[column][bad].iloc[0])!r} at ds {row['ds']} ({_place(df, row.name)}); "
+            f"{_series(row)} must have a finite {column} in every row. "
+            f"Got {plain(df[column][bad].iloc[0])!r} at ds {row['ds']} ({_place(df, row.name)}); "
             "fill or drop it first, or give fill"
         )
 
@@ -294,7 +319,7 @@ def _reject_without_logarithm(frame: pd.DataFrame, place: Callable[[pd.Series], 
     if bad.any():
         row = frame[bad].iloc[0]
         raise ValueError(
-            f"series {row['unique_id']!r} must be above 0 for its logarithm. "
+            f"{_series(row)} must be above 0 for its logarithm. "
             f"Got {row['y']} at ds {row['ds']} {place(row)}; use log=False"
         )
 
@@ -303,11 +328,13 @@ def _infer_freq(frame: pd.DataFrame) -> str:
     unique_id = frame["unique_id"].value_counts().idxmax()
     ds = pd.DatetimeIndex(frame["ds"][frame["unique_id"] == unique_id])
     if len(ds) < 3:
-        raise ValueError(f"series {unique_id!r} has {len(ds)} rows: give freq, or 3 rows or more")
+        raise ValueError(
+            f"series {plain(unique_id)!r} has {len(ds)} rows: give freq, or 3 rows or more"
+        )
     freq = infer_freq(ds) or _most_common_freq(ds)
     if freq is None:
         raise ValueError(
-            f"series {unique_id!r} must have regular timestamps, but no frequency fits "
+            f"series {plain(unique_id)!r} must have regular timestamps, but no frequency fits "
             f"{ds[0]}, {ds[1]}, {ds[2]} ...; give freq"
         )
     return to_offset(freq).freqstr
@@ -343,7 +370,7 @@ def _reject_far(df: pd.DataFrame, frame: pd.DataFrame, freq: str) -> None:
     few_come_after = 2 * after > len(in_order)
     row = in_order.iloc[after if few_come_after else after - 1]
     raise ValueError(
-        f"series {row['unique_id']!r} has {row['ds']} ({_place(df, row.name)}), too far from the "
+        f"{_series(row)} has {row['ds']} ({_place(df, row.name)}), too far from the "
         f"other timestamps for the frequency {freq}"
     )
 
@@ -356,10 +383,11 @@ def _reject_irregular(
     if not wrong.any():
         return
     k = int(wrong.argmax())
-    row = frame.iloc[k]
-    before = frame["ds"].min() if first[k] else frame["ds"].iloc[k - 1]
+    if first[k]:
+        _reject_off_grid(df, frame, position, freq)
+    row, before = frame.iloc[k], frame["ds"].iloc[k - 1]
     raise ValueError(
-        f"series {row['unique_id']!r} must have regular timestamps of frequency {freq}. "
+        f"{_series(row)} must have regular timestamps of frequency {freq}. "
         f"Expected {stamps(before, freq, periods=2)[1]}, got {row['ds']} "
         f"({_place(df, row.name)}); give fill to close gaps, or freq if there is none"
     )
@@ -371,7 +399,7 @@ def _reject_off_grid(
     if (position < 0).any():
         row = frame.iloc[int((position < 0).argmax())]
         raise ValueError(
-            f"series {row['unique_id']!r} has {row['ds']} ({_place(df, row.name)}), which is no "
+            f"{_series(row)} has {row['ds']} ({_place(df, row.name)}), which is no "
             f"timestamp of frequency {freq} counted from {frame['ds'].min()}"
         )
 
@@ -390,7 +418,9 @@ def _fill(
         else:
             values = values.ffill() if fill == "previous" else values.fillna(0.0)
         if values.isna().any(axis=None):
-            raise ValueError(f"series {unique_id!r} has no value that fill={fill!r} could use")
+            raise ValueError(
+                f"series {plain(unique_id)!r} has no value that fill={fill!r} could use"
+            )
         values.insert(0, "ds", ds[every])
         values.insert(0, "unique_id", unique_id)
         filled.append(values)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
-from lstm_fast.forecast.frame import check_frame
+from lstm_fast.forecast.frame import check_covariates, check_frame
 
 _SEASONS = {"M": 12, "Q": 4, "W": 52, "B": 5, "D": 7}
 
@@ -39,6 +39,7 @@ def guess_settings(
         ValueError: as `check_frame`.
     """
     guesses = []
+    check_covariates(options.get("futr_exog_list", ()))
     frame, freq = check_frame(
         df,
         options.get("freq"),
@@ -50,11 +51,16 @@ def guess_settings(
         guesses.append(f"timestamps have the frequency {freq}")
     if len(frame) > len(df):
         guesses.append(f"{len(frame) - len(df)} missing rows are filled ({options['fill']})")
+    missing = int(pd.to_numeric(df["y"], errors="coerce").isna().sum())
+    if missing:
+        guesses.append(f"{missing} missing values are filled ({options['fill']})")
     if season_length is None:
         season_length = options.get("season_length")
     if season_length is None:
         season_length = season_of(freq)
         guesses.append(f"a season has {season_length} rows")
+    if not isinstance(season_length, int) or season_length < 1:
+        raise ValueError(f"season_length must be a number greater than 0. Got {season_length!r}")
     found = {**options, "h": h, "freq": freq, "season_length": season_length, "fill": None}
     if "input_size" not in found:
         shortest = int(frame["unique_id"].value_counts().min()) - test_size

@@ -20,11 +20,11 @@ def make_loss(name: str, levels: Sequence[float]) -> Loss:
     """The loss of a name out of `LOSSES`; `levels` are those that a quantile loss is to learn."""
     if name == "quantile":
         return QuantileLoss(levels)
+    if name not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}. Got {name!r}")
     if name in DistributionLoss.FAMILIES:
         return DistributionLoss(name)
-    if name in PointLoss.ERRORS:
-        return PointLoss(name)
-    raise ValueError(f"loss must be one of {', '.join(LOSSES)}. Got {name!r}")
+    return PointLoss(name)
 
 
 class Loss(ABC):

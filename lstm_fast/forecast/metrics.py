@@ -41,7 +41,7 @@ def smape(y: ArrayLike, y_hat: ArrayLike) -> float:
     """Symmetric mean absolute percentage error, 0 to 200 %; 0/0 counts as 0."""
     actual, forecast = _pair(y, y_hat)
     error, size = np.abs(actual - forecast), np.abs(actual) + np.abs(forecast)
-    ratio = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
+    ratio = np.divide(error, size, out=np.zeros_like(error), where=size != 0)
     return float(200 * ratio.mean())
 
 
@@ -107,7 +107,8 @@ def evaluate(forecasts: pd.DataFrame, df: pd.DataFrame, season_length: int) -> p
     """
     rows = []
     levels = levels_of(forecasts)
-    series = dict(iter(df.assign(ds=pd.to_datetime(df["ds"])).groupby("unique_id", observed=True)))
+    in_order = df.assign(ds=pd.to_datetime(df["ds"])).sort_values("ds")
+    series = dict(iter(in_order.groupby("unique_id", observed=True)))
     for unique_id, windows in forecasts.groupby("unique_id", sort=False, observed=True):
         of_series = series[unique_id]
         before = of_series.loc[of_series["ds"] <= windows["cutoff"].min(), "y"].to_numpy()

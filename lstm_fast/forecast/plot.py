@@ -169,12 +169,12 @@ def plot_backtest(
     ylabel: str = "",
     at_most: int = 6,
 ) -> Figure:
-    """Draw the windows of a cross-validation of one series: the last `at_most` that fit a picture.
+    """Draw the windows of a cross-validation of one series: `at_most` of them, with the last.
 
     `forecasts` is what `Forecaster.cross_validation` returns, `history` the frame it was given.
     """
     cutoffs = sorted(forecasts["cutoff"].unique())
-    chosen = cutoffs[:: max(1, math.ceil(len(cutoffs) / at_most))]
+    chosen = cutoffs[:: -max(1, math.ceil(len(cutoffs) / at_most))][::-1]
     columns = min(3, len(chosen))
     lines = math.ceil(len(chosen) / columns)
     width = max(8, 4.2 * columns)
@@ -215,8 +215,9 @@ def plot_training(losses: pd.DataFrame, *, title: str) -> Figure:
             axes.plot(one["step"], smooth, color=color, lw=1.4, ls="-" if last else "--",
                       label=shown if last or first else None)  # fmt: skip
     _style(axes)
-    axes.set_yscale("log")
-    _few_ticks(axes.yaxis, 1, 1.5, 2, 3, 5, 7)
+    if (losses["loss"] > 0).all():  # those of a distribution may be below 0
+        axes.set_yscale("log")
+        _few_ticks(axes.yaxis, 1, 1.5, 2, 3, 5, 7)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     _title(figure, title)

@@ -131,7 +131,7 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         raise ValueError(f"{path} must be text in UTF-8: {error}") from error
     except pd.errors.ParserError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    table.index = pd.RangeIndex(2, len(table) + 2, name="line")
+    table.index = _lines(table)
     table = table[(table != "").any(axis=1)]
     if table.empty:
         raise ValueError(f"{path} has a header and no rows")
@@ -150,21 +150,40 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     return table, guesses
 
 
+def _lines(table: pd.DataFrame) -> pd.Index:
+    """The line of the file in which each row begins."""
+    lines = pd.RangeIndex(2, len(table) + 2, name="line")
+    # A text in quotes may go on in the next line.
+    broken = [table[name] for name in table if table[name].str.contains("\n", regex=False).any()]
+    in_header = sum(str(name).count("\n") for name in table)
+    if not broken and not in_header:
+        return lines
+    more = sum((column.str.count("\n") for column in broken), start=pd.Series(0, table.index))
+    before = more.shift(fill_value=0).cumsum().to_numpy()
+    return pd.Index(lines + in_header + before, name="line")
+
+
 def _separator(sample: list[str], path: Path) -> str:
     if not "".join(sample).strip():
         raise ValueError(f"{path} is empty")
     header = next(csv.reader(sample[:1]))
     if all(re.fullmatch(r"[-+.\d/: ]+", cell.strip()) for cell in header):
         raise ValueError(f"{path} must begin with a header that names the columns. Got {header}")
-    found = max(_SEPARATORS, key=sample[0].count)
-    if found not in sample[0]:
+    unquoted = re.sub('"[^"]*"', "", sample[0])
+    found = max(_SEPARATORS, key=unquoted.count)
+    if found not in unquoted:
         raise ValueError(f"{path} must have two columns at least. Got the header {header}")
     return found
 
 
 def _has_decimal_commas(sample: list[str]) -> bool:
     text = re.sub(r"\d{1,2}\.\d{1,2}\.\d{2,4}", "", "".join(sample[1:]))  # less dates
-    return bool(re.search(r"\d,\d", text)) and not re.search(r"\d\.\d", text)
+    with_commas = re.findall(r"\d+(?:,\d+)+", text)
+    # 953 beside 1,001: commas of thousands.
+    thousands = all(re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", number) for number in with_commas)
+    if thousands and re.search(r"(?<![\d,/:.-])\d{1,3}(?![\d,/:.-])", text):
+        return False
+    return bool(with_commas) and not re.search(r"\d\.\d", text)
 
 
 def _check_names(table: pd.DataFrame, names: Iterable[str]) -> None:
@@ -194,7 +213,7 @@ def _guess_columns(table: pd.DataFrame, given: Columns, guesses: list[str]) -> C
         raise ValueError(f"no column holds numbers to forecast. The columns are {list(table)}")
     free = [name for name in free if name != y]
     if unique_id is None and table[ds].duplicated().any():
-        unique_id = _first(free, lambda n: n not in numeric and table[n].duplicated().any())
+        unique_id = _first(free, lambda n: n not in numeric and _may_name_series(table[n]))
         free = [name for name in free if name != unique_id]
     found = [(n, w) for n, g, w in ((ds, given.ds, "time"), (y, given.y, "values")) if g is None]
     if unique_id is not None and given.unique_id is None:
@@ -221,6 +240,10 @@ def _holds_numbers(column: pd.Series) -> bool:
     if re.fullmatch(r"Unnamed: \d+", str(column.name)) and (numbers.diff()[1:] == 1).all():
         return False
     return bool(2 * numbers.notna().sum() > (~column.isin(_MISSING)).sum())
+
+
+def _may_name_series(column: pd.Series) -> bool:
+    return bool(column.duplicated().any()) and not column.str.fullmatch(_TIME_OF_DAY).all()
 
 
 def _is_date(column: pd.Series) -> bool:
@@ -256,6 +279,7 @@ def _numbers(column: pd.Series) -> pd.Series:
     return numbers
 
 
+_TIME_OF_DAY = r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?[AaPp]\.?[Mm]\.?)?"
 _DAY_AND_MONTH = r"^\s*(\d{1,2})[/.-](\d{1,2})[/.-]\d{2,4}"
 
 
@@ -271,8 +295,14 @@ def _parsed_dates(text: pd.Series, day_first: bool | None, guesses: list[str]) -
         raise ValueError(f"line {text.index[missing][0]} has no {text.name}")
     if text.str.fullmatch(r"\d{4}").all():
         return _parsed(text, "%Y")
+    if text.str.fullmatch(r"\d{6}").all():
+        return _parsed(text, "%Y%m")
     if text.str.fullmatch(r"\d{8}").all():
         return _parsed(text, "%Y%m%d")
+    hours = text.str.fullmatch(_TIME_OF_DAY)
+    if hours.any():  # pandas would make times of today of them
+        line = text.index[hours][0]
+        raise ValueError(f"line {line}: {text.name} must be a date. Got {text[line]!r}")
     if text.str.fullmatch(r"\d{4}[ -]?Q[1-4]", case=False).all():
         quarters = pd.PeriodIndex(text.str.replace(r"[ -]", "", regex=True).str.upper(), freq="Q")
         return pd.Series(quarters.to_timestamp(), index=text.index)

@@ -10,6 +10,8 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +56,24 @@ def save(model: Forecaster, path: Path, overwrite: bool) -> None:
     if model._intervals is not None:
         intervals = model._intervals
         state["calibration"] = [intervals.outputs, intervals.target, intervals.n_independent]
-    part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    with replacing(path) as part:
+        try:
+            torch.save(state, part)
+        except RuntimeError as error:  # of a full disk, for one
+            raise OSError(f"{path} cannot be written: {error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place at the end: `path` is written whole
+    or not at all.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load(cls: type[Forecaster], path: Path) -> Forecaster:
@@ -139,9 +156,8 @@ def claim_folder(folder: Path, model: Forecaster, frame: pd.DataFrame, val_size:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"training.{os.getpid()}.part"  # other processes of the run may write too
-    part.write_text(json.dumps(claim, indent=1), encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as part:  # other processes of the run may write too
+        part.write_text(json.dumps(claim, indent=1), encoding="utf-8")
 
 
 def _rows(state: dict[str, Any], settings: dict[str, Any], model: Forecaster) -> pd.DataFrame:

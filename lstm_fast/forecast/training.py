@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lstm_fast.forecast.model import SeasonalLSTM
+from lstm_fast.forecast.storage import replacing
 from lstm_fast.forecast.windows import Batch, Windows, tilted
 
 _CHUNK = 1024  # windows at a time where no gradient is needed
@@ -72,7 +73,7 @@ def train(
             if part is not None and part.exists():
                 with _naming(part):
                     torch.load(part, weights_only=True)
-            trainer = lightning.Trainer(**_trainer_options(options, validation))
+            trainer = _trainer(options, validation)
             try:
                 trainer.fit(
                     TrainingModule(networks, options),
@@ -88,7 +89,8 @@ def train(
                     raise KeyboardInterrupt from stop
                 raise
             if done is not None and part is not None and trainer.is_global_zero:
-                _replace(done, lambda file: torch.save(networks.state_dict(), file))
+                with replacing(done) as new:
+                    torch.save(networks.state_dict(), new)
                 part.unlink(missing_ok=True)
     return networks.cpu().eval().requires_grad_(False)
 
@@ -295,7 +297,7 @@ class Checkpoint(Callback):
         self.saved = state_dict["saved"]
 
 
-def _trainer_options(options: TrainingOptions, validation: Windows | None) -> dict[str, Any]:
+def _trainer(options: TrainingOptions, validation: Windows | None) -> lightning.Trainer:
     callbacks: list[Callback] = list(options.trainer.get("callbacks", ()))
     if validation is not None:
         callbacks += [EarlyStopping("val_loss", patience=options.patience), BestWeights()]
@@ -303,7 +305,7 @@ def _trainer_options(options: TrainingOptions, validation: Windows | None) -> di
     if part is not None:
         part.parent.mkdir(parents=True, exist_ok=True)
         callbacks.append(Checkpoint(part, options.checkpoint_steps, validation is not None))
-    return {
+    arguments = {
         "accelerator": "cpu",
         "max_epochs": 1,
         "max_steps": options.max_steps,
@@ -318,6 +320,10 @@ def _trainer_options(options: TrainingOptions, validation: Windows | None) -> di
         **options.trainer,
         "callbacks": callbacks,
     }
+    try:
+        return lightning.Trainer(**arguments)
+    except TypeError as error:
+        raise ValueError(f"trainer_options must suit lightning.Trainer: {error}") from error
 
 
 @contextmanager
@@ -338,12 +344,6 @@ def _files(checkpoint: Path | None) -> tuple[Path | None, Path | None]:
     if checkpoint is None:
         return None, None
     return checkpoint.with_suffix(".pt"), checkpoint.with_suffix(".ckpt")
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    part = path.with_suffix(".part")
-    write(part)
-    os.replace(part, path)
 
 
 def _mix(*numbers: int) -> int:

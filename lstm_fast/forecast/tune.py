@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lstm_fast.forecast.forecaster import Forecaster
-from lstm_fast.forecast.frame import check_frame, check_windows
+from lstm_fast.forecast.frame import check_frame, rolling_origins
 from lstm_fast.forecast.model import ACTIVATIONS
 
 try:
@@ -65,7 +65,7 @@ def open_study(storage: Path, df: pd.DataFrame, setup: dict[str, Any], seed: int
         )
     except (SQLAlchemyError, StorageInternalError) as error:
         raise ValueError(f"{storage} cannot be used for a search: {error}") from error
-    if not study.user_attrs:
+    if not study.get_trials(deepcopy=False):
         for name, value in claim.items():
             study.set_user_attr(name, value)
     for name, value in claim.items():
@@ -96,20 +96,19 @@ def search(
             them.
         timeout: seconds after which no further trial begins.
     """
-    frame, freq = check_frame(df, options.get("freq"), None, options.get("futr_exog_list", ()))
+    fill = options.get("fill")
+    frame, freq = check_frame(df, options.get("freq"), fill, options.get("futr_exog_list", ()))
     h, season = int(options["h"]), int(options["season_length"])
-    check_windows(frame, h, n_windows, h)
-    from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
+    origins = list(rolling_origins(frame, df, fill, h, n_windows, h))
     shortest = int(frame["unique_id"].value_counts().min()) - h * n_windows
-    scale = _seasonal_difference(frame[from_end >= h * n_windows], season)
-    fixed = {**options, "freq": freq, "levels": (), "n_models": 1}
+    scale = _seasonal_difference(origins[0][0], season)
+    fixed = {**options, "freq": freq, "fill": None, "levels": (), "n_models": 1}
 
     def objective(trial: optuna.Trial) -> float:
         model = Forecaster(**{**fixed, **suggest(trial, season, shortest - 2 * h)})
         losses = []
-        for k in range(n_windows):
-            known = frame[from_end >= h * (n_windows - 1 - k)]
-            window = model.cross_validation(known, n_windows=1)
+        for k, (known, later) in enumerate(origins):
+            window = model.cross_validation(pd.concat([known, later[known.columns]]), n_windows=1)
             error = (window["y"] - window["y_hat"]).abs().groupby(window["unique_id"]).mean()
             losses.append((error / scale).mean())
             trial.report(float(np.mean(losses)), k)
@@ -118,7 +117,14 @@ def search(
         return float(np.mean(losses))
 
     callbacks = [on_trial] if on_trial else []
-    study.optimize(objective, n_trials=n_trials, timeout=timeout, callbacks=callbacks)
+    # A training that diverged fails its trial, not the search.
+    study.optimize(
+        objective,
+        n_trials=n_trials,
+        timeout=timeout,
+        callbacks=callbacks,
+        catch=FloatingPointError,
+    )
 
 
 def best_options(study: optuna.Study, season_length: int) -> dict[str, Any]:

@@ -152,7 +152,8 @@ class Panel:
 
     def scale(self, input_size: int, held_out: int = 0) -> NDArray[np.float64]:
         """[series], RMS deviation from the window's mean, without the last `held_out` rows. Of a
-        series that is constant without them, it is that with them; of one that is constant, 1.
+        series that is constant without them, it is that with them; of one that is constant, 1. A
+        window of one row has the mean of all.
         """
         scales = []
         for offset, length in zip(self.offset, self.length, strict=True):
@@ -162,8 +163,12 @@ class Panel:
             if varying is None:
                 scales.append(1.0)
                 continue
-            windows = varying.unfold(0, input_size, 1)
-            scales.append(windows.var(dim=1, correction=0).mean().sqrt().item())
+            size = varying.abs().max()  # squares of what is huge or tiny leave the range
+            windows = (varying / size).unfold(0, input_size, 1)
+            if input_size == 1:
+                windows = windows.T
+            variance = windows.var(dim=1, correction=0).mean()
+            scales.append((size * variance.sqrt()).item())
         return np.array(scales)
 
     def slope(self, input_size: int, season_length: int, held_out: int = 0) -> NDArray[np.float64]:
@@ -176,7 +181,7 @@ class Panel:
             known = self.values[offset : offset + length - held_out]
             means = known.unfold(0, season_length, 1).mean(dim=1)
             rise = means[lag:] - means[:-lag]
-            slopes.append(rise.square().mean().sqrt().item() / lag if len(rise) else 0.0)
+            slopes.append(_root_mean_square(rise) / lag if len(rise) else 0.0)
         return np.array(slopes)
 
     def windows(self, input_size: int, scale: NDArray[np.float64], span: slice) -> Windows:
@@ -257,6 +262,11 @@ class Windows:
             self.series.numpy()[chosen],
             self.start.numpy()[chosen],
         )
+
+
+def _root_mean_square(values: Tensor) -> float:
+    size = values.abs().max()  # squares of what is huge or tiny leave the range
+    return (size * (values / size).square().mean().sqrt()).item() if size > 0 else 0.0
 
 
 def tilted(batch: Batch, slope: Tensor) -> Batch:

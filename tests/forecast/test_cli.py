@@ -12,11 +12,12 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
 import lstm_fast
 from lstm_fast.cli import app
-from lstm_fast.forecast import Forecaster, evaluate, speed
+from lstm_fast.forecast import Forecaster, evaluate, plot, speed
 from tests.forecast.series import monthly
 
 
@@ -206,6 +207,73 @@ def test_a_value_without_a_logarithm_is_named_by_its_line(csv, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoint_dir": "here"}, "settings that a forecaster has not: ['checkpoint_dir']"),
+        ({"lstm_class": "torch.nn.LSTM"}, "settings that a forecaster has not: ['lstm_class']"),
+        ({"season_length": "x"}, "season_length must be a number greater than 0. Got 'x'"),
+        ({"futr_exog_list": 5}, "futr_exog_list must be a sequence of names. Got 5"),
+        ({"trainer_options": {"foo": 5}}, "trainer_options must suit lightning.Trainer"),
+    ],
+)
+def test_options_of_a_file_that_make_no_sense(csv, tmp_path, options, message):
+    path = tmp_path / "options.json"
+    path.write_text(json.dumps(options))
+    result = invoke("forecast", csv, *SHORT, "--options", path)
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+def test_the_seed_of_a_file_counts(csv, tmp_path):
+    path = tmp_path / "options.json"
+    path.write_text('{"seed": 7}')
+    of_file = invoke("forecast", csv, *SHORT, "--options", path).stdout
+    assert of_file == invoke("forecast", csv, *SHORT, "--seed", 7).stdout
+    assert of_file != invoke("forecast", csv, *SHORT).stdout
+    assert invoke("forecast", csv, *SHORT, "--options", path, "--seed", 8).stdout != of_file
+
+
+def test_a_finished_training_has_no_losses_to_draw(csv, tmp_path):
+    arguments = ("forecast", csv, *SHORT, "--checkpoints", tmp_path / "state")
+    picture = tmp_path / "losses.png"
+    assert invoke(*arguments, "--plot-training", picture).exit_code == 0
+    picture.unlink()
+    result = invoke(*arguments, "--plot-training", picture)
+    assert result.exit_code == 1
+    assert "state holds a training that is finished" in result.stderr
+    assert not picture.exists()
+
+
+def test_a_saved_forecaster_knows_its_covariates(csv, tmp_path, monkeypatch):
+    """And takes rows in any order, of which the picture shows the last."""
+    drawn = []
+
+    def draw(known, *_, **__):
+        drawn.append(known)
+        return Figure()
+
+    monkeypatch.setattr(plot, "plot_forecasts", draw)
+    df = pd.read_csv(csv)
+    step = df.groupby("unique_id").cumcount(ascending=False)
+    df[step >= 6].to_csv(tmp_path / "known.csv", index=False)
+    df[step < 6].to_csv(tmp_path / "future.csv", index=False)
+    df[step >= 6][::-1].to_csv(tmp_path / "reversed.csv", index=False)
+    model = tmp_path / "model.pt"
+    covariate = ("--covariate", "price", "--future", tmp_path / "future.csv")
+    first = invoke("forecast", tmp_path / "known.csv", *SHORT, *covariate, "--save", model)
+    assert first.exit_code == 0, first.output
+    more = (*SHORT[:2], "--model", model, "--future", tmp_path / "future.csv")
+    again = invoke(
+        "forecast", tmp_path / "reversed.csv", *more, "--plot", tmp_path / "forecast.png"
+    )
+    assert again.stdout == first.stdout
+    assert drawn[0]["ds"][drawn[0]["unique_id"] == "a"].is_monotonic_increasing
+    other = invoke("forecast", tmp_path / "known.csv", *more, "--covariate", "y")
+    assert other.exit_code == 1
+    assert "the saved forecaster has the covariates ['price'], not ['y']" in other.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("none.csv", *SHORT), "there is no file none.csv"),
@@ -298,6 +366,16 @@ def test_a_gap_at_the_cutoff_shows_nothing_of_later_rows(csv, tmp_path, monkeypa
     pd.testing.assert_frame_equal(*tuned)
 
 
+def test_numbers_are_shown_in_full(csv, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    df = pd.read_csv(csv)
+    df.assign(y=1e6 * df["y"]).to_csv(tmp_path / "large.csv", index=False)
+    levels = [f"--level={level}" for level in (10, 20, 30, 40, 50)]
+    result = invoke("backtest", tmp_path / "large.csv", *SHORT, "--windows", 1, *levels)
+    assert result.exit_code == 0, result.output
+    assert "…" not in result.stdout
+
+
 def test_more_windows_than_rows(csv):
     result = invoke("backtest", csv, *SHORT, "--windows", 14)
     assert result.exit_code == 1
@@ -338,6 +416,28 @@ def test_tune_then_forecast(csv, tmp_path, monkeypatch):
     result = invoke(*arguments)
     assert result.exit_code == 1
     assert "holds a study of another data" in result.stderr
+    result = invoke(*arguments, "--out", study, "--overwrite")
+    assert result.exit_code == 1
+    assert "s.db is given for two outputs" in result.stderr
+    result = invoke(*arguments, "--season", 4, "--holdout", 84)
+    assert result.exit_code == 1
+    assert "series 'bb' has no row before the last 84" in result.stderr
+
+
+def test_a_tuning_that_cannot_begin_claims_no_study(csv, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    from lstm_fast.forecast import tune
+
+    monkeypatch.setattr(tune, "search", lambda *args, **kwargs: None)
+    monkeypatch.setattr(tune, "best_options", lambda *args: {"hidden_size": 5})
+    study = tmp_path / "s.db"
+    arguments = ("tune", csv, "--horizon", 6, "--study", study, "--windows")
+    result = invoke(*arguments, 60)
+    assert "is too short" in result.stderr
+    assert not study.exists()
+    for windows in (1, 2):  # no trial was made, so that nothing is lost
+        result = invoke(*arguments, windows, "--season", 4)
+        assert json.loads(result.stdout) == {"hidden_size": 5, "season_length": 4}
 
 
 def test_bench_prints_a_table_and_draws_it(tmp_path, monkeypatch):

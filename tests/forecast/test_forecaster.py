@@ -44,7 +44,7 @@ def test_levels(small, series):
     assert list(model.predict(levels=()).columns) == COLUMNS[:3]
     without = small(levels=()).fit(series)
     pd.testing.assert_frame_equal(without.predict(), model.predict(levels=()))
-    with pytest.raises(RuntimeError, match="fitted with levels"):
+    with pytest.raises(ValueError, match="fitted with levels"):
         without.predict(levels=(80,))
 
 
@@ -263,6 +263,10 @@ def test_predict_before_fit(small):
         ({"futr_exog_list": "price"}, "futr_exog_list must be a sequence of names. Got 'price'"),
         ({"futr_exog_list": ("ds",)}, "beside unique_id, ds, y, each once. Got 'ds'"),
         ({"futr_exog_list": ("a", "a")}, "each once. Got 'a'"),
+        ({"futr_exog_list": 5}, "futr_exog_list must be a sequence of names. Got 5"),
+        ({"trainer_options": 5}, "trainer_options must be a mapping. Got 5"),
+        ({"activation": ["relu"]}, r"activation must be one of relu, .* Got \['relu'\]"),
+        ({"loss": ["mae"]}, r"loss must be one of mse, .* Got \['mae'\]"),
         ({"id_size": -1}, "id_size must be at least 0. Got -1"),
         ({"tilt": -0.5}, "tilt must be at least 0. Got -0.5"),
         ({"val_check_steps": 0}, "val_check_steps must be a number greater than 0"),
@@ -291,6 +295,36 @@ def test_losses_and_decodings(small, series, loss, decoding):
     ordered = forecast[["lo-95", "lo-80", "y_hat", "hi-80", "hi-95"]].to_numpy()
     assert (np.diff(ordered[:, [0, 2, 4]], axis=1) > 0).all()
     assert np.allclose(forecast["y_hat"], 130, rtol=0.3)
+
+
+@pytest.mark.parametrize("loss", ["quantile", "normal", "laplace"])
+def test_intervals_lie_in_each_other_and_hold_the_forecast(small, loss):
+    """Networks that learned a regular series have wide intervals still, which the errors on the
+    rows that calibrate make narrower, at each lead by as much as at others."""
+    step = np.arange(96)
+    df = monthly(96).assign(y=np.where(step % 12 == 0, 110.0, 100.0))
+    forecaster = small(loss=loss, max_steps=60, levels=(80, 20, 95))
+    forecast = forecaster.fit(df).predict()
+    ordered = ["lo-95", "lo-80", "lo-20", "y_hat", "hi-20", "hi-80", "hi-95"]
+    assert list(forecast.columns[3:5]) == ["lo-80", "hi-80"]
+    assert (forecast[ordered].diff(axis=1).iloc[:, 1:] >= -1e-9).all(axis=None)
+
+
+def test_a_forecast_that_is_no_number_is_not_returned(small, series):
+    model = small(levels=(), log=False).fit(series)
+    for parameter in model._networks.parameters():
+        parameter.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"of series 'a' at 2006-01-01 .* is nan"):
+        model.predict()
+
+
+@pytest.mark.parametrize("levels", [np.array([80, 95]), (level for level in (80, 95))])
+def test_levels_of_any_kind(small, series, tmp_path, levels):
+    model = small(levels=levels).fit(series)
+    model.save(tmp_path / "model.pt")
+    assert list(Forecaster.load(tmp_path / "model.pt").predict().columns[3:]) == [
+        "lo-80", "hi-80", "lo-95", "hi-95"
+    ]  # fmt: skip
 
 
 def test_intervals_of_the_network_alone(small, series):
@@ -453,6 +487,12 @@ def test_a_filled_gap_shows_nothing_of_later_rows(small, series, fill):
         assert windows["cutoff"].eq(series["ds"][65]).all()
         forecasts.append(windows["y_hat"])
     pd.testing.assert_series_equal(forecasts[0], forecasts[1], check_exact=True)
+
+
+def test_a_series_with_no_value_before_the_cutoff_is_not_filled_from_later_ones(small):
+    df = monthly(72).assign(y=lambda df: df["y"].where(df.index >= 66))
+    with pytest.raises(ValueError, match=r"series 'a' has no value up to 2005-06-01 .*'linear'"):
+        small(fill="linear").cross_validation(df)
 
 
 def test_zeros_of_a_gap_at_the_cutoff_stay(small, series, monkeypatch):

@@ -36,6 +36,17 @@ def with_value(row: int, column: str, value: Any) -> pd.DataFrame:
             r"frequency MS. Expected 2000-10-01 .*, got 2000-11-01 .* \(row 10\); give fill",
         ),
         (monthly(2), "has 2 rows: give freq"),
+        (monthly().assign(ds=range(1940, 2012)), "timestamps, which numbers such as 1940 are not"),
+        (
+            pd.concat(
+                [
+                    monthly().assign(unique_id=1),
+                    monthly(9).assign(unique_id=3, ds=lambda df: df["ds"] + pd.Timedelta(days=9)),
+                ]
+            ),
+            r"series 3 has 2000-01-10 .*\(row 0\), which is no timestamp of frequency MS",
+        ),
+        (pd.concat([monthly(), monthly()[["y"]]], axis=1), "df must have one column y"),
         (
             pd.concat([monthly(), monthly(9, "bb").drop(index=4)]),
             "series 'bb' .* frequency MS. Expected 2000-05-01 .*, got 2000-06-01",
@@ -61,6 +72,11 @@ def test_freq_is_taken_where_it_is_given():
     for freq in ("0D", "-1MS"):
         with pytest.raises(ValueError, match=f"freq must go forwards. Got '{freq}'"):
             check_frame(monthly(), freq=freq)
+
+
+def test_an_index_may_be_named_as_a_column(series):
+    frame, _ = check_frame(series.set_index(pd.Index(series["ds"], name="ds")), fill="linear")
+    pd.testing.assert_frame_equal(frame, series, check_dtype=False)
 
 
 def test_the_given_frame_is_left_alone(series):

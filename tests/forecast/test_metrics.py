@@ -79,6 +79,18 @@ def test_seasonal_naive_needs_a_season():
         seasonal_naive(monthly(11), h=1, season_length=12)
 
 
+def test_rows_may_come_in_any_order(small):
+    df = monthly(40)
+    forecasts = df[30:].assign(y_hat=df["y"][30:] + 1, cutoff=df["ds"][29])
+    shuffled = df.sample(frac=1, random_state=0)
+    expected = evaluate(forecasts, df, 12)
+    pd.testing.assert_frame_equal(evaluate(forecasts, shuffled, 12), expected)
+
+
+def test_what_is_no_number_has_no_error():
+    assert math.isnan(smape([1, 2], [math.nan, 2]))
+
+
 def test_a_series_that_repeats_itself_has_no_mase():
     ds = pd.date_range("2020-01-01", periods=6, freq="D")
     df = pd.concat(

@@ -66,6 +66,15 @@ def test_names_are_no_formulas(tmp_path):
     draw(plot_forecasts(first[:48], parts, title=name, rows=36, ylabel=name), tmp_path)
 
 
+def test_losses_below_0_are_drawn_too(tmp_path):
+    losses = pd.DataFrame({"training": 0, "step": range(40), "name": "train_loss"})
+    figure = plot_training(losses.assign(loss=np.linspace(2, -1, 40)), title="t")
+    draw(figure, tmp_path)
+    assert figure.axes[0].get_ylim()[0] < -0.9
+    figure = plot_training(losses.assign(loss=np.linspace(2, 1, 40)), title="t")
+    assert figure.axes[0].get_yscale() == "log"
+
+
 @pytest.mark.parametrize(("windows", "axes"), [(1, 1), (5, 5), (12, 6)])
 def test_backtest(tmp_path, windows, axes):
     df = monthly(100)
@@ -75,7 +84,7 @@ def test_backtest(tmp_path, windows, axes):
         parts.append(forecast_of(part).assign(y=part["y"], cutoff=df["ds"][59 + k]))
     titles = draw(plot_backtest(df, pd.concat(parts), title="sales"), tmp_path)
     assert len(titles) == axes
-    assert titles[0] == "known to 2004-12-01"
+    assert titles[-1] == f"known to {df['ds'][58 + windows]:%Y-%m-%d}"
 
 
 def test_training(tmp_path):

@@ -57,6 +57,7 @@ def test_many_series_with_columns_to_spare(write):
         (["20200131", "20200229"], ["2020-01-31", "2020-02-29"]),
         (["2019", "2020"], ["2019-01-01", "2020-01-01"]),
         (["2019-12", "2020-01"], ["2019-12-01", "2020-01-01"]),
+        (["202009", "202010"], ["2020-09-01", "2020-10-01"]),
         (["2020.09", "2020.10"], ["2020-09-01", "2020-10-01"]),
         (["2020Q1", "2020-q2"], ["2020-01-01", "2020-04-01"]),
         (["Jan 2020", "Feb 2020"], ["2020-01-01", "2020-02-01"]),
@@ -106,6 +107,11 @@ def test_byte_order_mark_and_blank_lines(write):
         ("date,y\n31/01/2020,1\n31/02/2020,2\n", "line 3: date must be a date. Got '31/02/2020'"),
         ("date,y\n2020-01-01,1\n,2\n", "line 3 has no date"),
         ("date,y\n2020-01-01,1\n2020-01-02,1.2.3\n", "line 3: y must be a number. Got '1.2.3'"),
+        ("date,y\n00:00,1\n01:00,2\n", "line 2: date must be a date. Got '00:00'"),
+        ("date;y\n2020-01-01;953\n2020-01-02;1,001\n", "line 3: y must be a number. Got '1,001'"),
+        ("date,y,t\n2020-01-01,1,'a\n2020-01-02,x,b\n", "line 3: y must be a number. Got 'x'"),
+        ('date,y,t\n2020-01-01,1,"a\nb\n"\n2020-01-02,x,b\n', "line 5: y must be a number"),
+        ('date,y,"t\nu"\n2020-01-01,1,a\n2020-01-02,x,b\n', "line 4: y must be a number"),
         ("id,date,y\na,2020-01-01,1\n,2020-01-02,1\n", "line 3 has no id"),
         ("date,y\n2020-01-01,1\n2020-01-02,2,3\n", "line 3"),
         ("a,b\nx,1\ny,2\n", "no column holds dates"),
@@ -230,6 +236,16 @@ def test_truth_is_a_number_and_nothing_is_missing(write):
     frame = read_series(path, Columns(y="y", covariates=("holiday",))).frame
     assert frame["holiday"].tolist() == [1, 0, 1]
     assert frame["y"].isna().tolist() == [True, False, True]
+
+
+def test_names_may_hold_commas(write):
+    reading = read_series(write('"sales, net, in EUR";date\n5;2020-01-01\n6;2020-01-02\n'))
+    assert reading.names == Columns(None, "date", "sales, net, in EUR")
+
+
+def test_times_of_day_name_no_series(write):
+    rows = "".join(f"2020-01-0{d},{h:02}:00,{h}\n" for d in (1, 2) for h in range(3))
+    assert read_series(write("Date,Time,Load\n" + rows)).names.unique_id is None
 
 
 def test_commas_of_text_are_left_alone(write):

@@ -121,6 +121,19 @@ def test_a_time_zone_without_a_name_is_not_saved(small, series, tmp_path):
     assert not (tmp_path / "model.pt").exists()
 
 
+def test_a_disk_that_is_full_leaves_what_was_there(small, series, tmp_path, monkeypatch):
+    def write(state, path):
+        path.write_bytes(b"begin")
+        raise RuntimeError("unexpected pos")
+
+    model = small(levels=()).fit(series)
+    (tmp_path / "model.pt").write_text("precious")
+    monkeypatch.setattr(torch, "save", write)
+    with pytest.raises(OSError, match=r"model.pt cannot be written: unexpected pos"):
+        model.save(tmp_path / "model.pt", overwrite=True)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("model.pt", "precious")]
+
+
 def test_what_cannot_be_saved(small, series, tmp_path):
     class Own(lstm_fast.LSTM):
         pass

@@ -99,6 +99,34 @@ def test_the_loss_is_the_scaled_error_of_the_last_windows(tmp_path, monkeypatch)
     assert study.best_value == pytest.approx(3 / before.diff(12).abs().mean())
 
 
+def test_a_trial_sees_nothing_of_later_rows_in_a_filled_gap(tmp_path, monkeypatch):
+    fitted = []
+    fit = Forecaster.fit
+
+    def watched(self, df, *arguments):
+        fitted.append(df)
+        return fit(self, df, *arguments)
+
+    monkeypatch.setattr(Forecaster, "fit", watched)
+    df = monthly(120).drop(index=[107, 108, 109])  # the first of two origins is before row 108
+    study = tune.open_study(tmp_path / "study.db", df, SETUP, seed=0)
+    tune.search(study, df, {**OPTIONS, "fill": "linear"}, n_trials=1, n_windows=2)
+    assert [len(known) for known in fitted] == [108, 114]
+    assert fitted[0]["y"].iloc[-1] == df["y"][106]
+    assert df["y"][106] < fitted[1]["y"].iloc[107] < df["y"][110]
+
+
+def test_a_training_that_diverged_fails_its_trial_alone(tmp_path, monkeypatch):
+    def diverge(self, *arguments):
+        raise FloatingPointError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Forecaster, "predict", diverge)
+        study = run(tmp_path / "study.db", monthly(120), 2)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL"]
+    assert len(run(tmp_path / "study.db", monthly(120), 1).trials) == 3
+
+
 def test_no_search_has_no_best(tmp_path):
     study = tune.open_study(tmp_path / "study.db", monthly(120), SETUP, seed=0)
     with pytest.raises(ValueError, match="no trial of the search has come to its end"):

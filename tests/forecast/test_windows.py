@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +20,20 @@ def panel_of(df: pd.DataFrame, h: int = 3) -> Panel:
     return Panel.from_frame(frame, Features.of(frame, freq, 12, ()), h)
 
 
-@pytest.mark.parametrize(("freq", "unit"), [("MS", "M"), ("ME", "M"), ("QS", "Q")])
+@pytest.mark.parametrize(
+    ("freq", "unit"),
+    [
+        ("MS", "M"),
+        ("ME", "M"),
+        ("QS", "Q"),
+        ("QS-FEB", "Q-JAN"),
+        ("QS-DEC", "Q-FEB"),
+        ("BQS-MAR", "Q-FEB"),
+        ("QE-NOV", "Q-NOV"),
+        ("QE", "Q"),
+        ("BQE-APR", "Q-APR"),
+    ],
+)
 def test_trading_days_count_the_days_of_the_period(freq, unit):
     ds = pd.date_range("1999-12-01", periods=40, freq=freq)
     counted = []
@@ -26,7 +41,7 @@ def test_trading_days_count_the_days_of_the_period(freq, unit):
         days = pd.date_range(period.start_time, period.end_time.normalize())
         counted.append(np.bincount(days.day_of_week, minlength=7))
     features = trading_days(ds, freq)
-    average = 365.25 / {"M": 12, "Q": 4}[unit] / 7
+    average = 365.25 / {"M": 12, "Q": 4}[unit[0]] / 7
     assert np.allclose(features, np.array(counted) - average, atol=1e-12)
 
 
@@ -107,6 +122,22 @@ def test_a_tilt_ends_with_the_inputs(series):
     assert torch.allclose(result.values.mean(dim=1), torch.zeros(len(slope)), atol=1e-4)
     assert torch.allclose(result.target - batch.target, added[:, -1:].expand(-1, 3), atol=1e-4)
     assert all(map(torch.equal, result[1:5], batch[1:5]))
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1.0, 1e170, 1e300])
+def test_scale_and_slope_of_numbers_whose_squares_leave_the_range(size):
+    ordinary = panel_of(monthly())
+    panel = replace(ordinary, values=ordinary.values * size)
+    for times, once in (
+        (panel.scale(24), ordinary.scale(24)),
+        (panel.slope(24, 12), ordinary.slope(24, 12)),
+    ):
+        np.testing.assert_allclose(times / size, once, rtol=1e-12)
+
+
+def test_scale_of_windows_of_one_row_is_that_of_all(series):
+    expected = series["y"].std(ddof=0)
+    np.testing.assert_allclose(panel_of(series).scale(1), expected, rtol=1e-12)
 
 
 def test_a_constant_series_has_scale_1(series):
