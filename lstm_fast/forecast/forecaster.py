@@ -168,7 +168,7 @@ class Forecaster:
         if not isinstance(self.trainer_options, Mapping):
             raise ValueError(f"trainer_options must be a mapping. Got {self.trainer_options!r}")
         check_fill(self.fill)
-        check_covariates(self.futr_exog_list)
+        self.futr_exog_list = check_covariates(self.futr_exog_list)
         self.levels = _checked_levels(self.levels)
         loss = make_loss(self.loss, self.levels)
         if self.calibration_size is None:

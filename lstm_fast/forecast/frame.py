@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,19 +99,21 @@ def check_fill(fill: str | None) -> None:
         raise ValueError(f"fill must be None or one of {', '.join(FILLS)}. Got {fill!r}")
 
 
-def check_covariates(names: Sequence[str], argument: str = "futr_exog_list") -> None:
-    """Refuse what cannot name further columns of a frame.
+def check_covariates(names: Iterable[str], argument: str = "futr_exog_list") -> list[str]:
+    """`names`, if they can be those of further columns of a frame.
 
     Raises:
         ValueError: naming the argument.
     """
-    if isinstance(names, str) or not isinstance(names, Sequence):
+    if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"{argument} must be a sequence of names. Got {names!r}")
-    for k, name in enumerate(names):
-        if name in COLUMNS or name in names[:k]:
+    found = list(names)
+    for k, name in enumerate(found):
+        if name in COLUMNS or name in found[:k]:
             raise ValueError(
                 f"{argument} must name columns beside {', '.join(COLUMNS)}, each once. Got {name!r}"
             )
+    return found
 
 
 def check_windows(frame: pd.DataFrame, h: int, n_windows: int, step_size: int) -> None:
@@ -289,7 +291,7 @@ def _timestamps(df: pd.DataFrame, name: str = "df") -> pd.Series:
             "Of years, pandas.to_datetime(df['ds'], format='%Y') makes some"
         )
     try:
-        return pd.to_datetime(df["ds"])
+        found = pd.to_datetime(df["ds"])
     except (ValueError, TypeError) as error:
         for label, value in df["ds"].items():
             if pd.isna(pd.to_datetime(value, errors="coerce")) and not pd.isna(value):
@@ -297,6 +299,12 @@ def _timestamps(df: pd.DataFrame, name: str = "df") -> pd.Series:
                     f"{name}['ds'] must hold timestamps. Got {value!r} ({_place(df, label)})"
                 ) from error
         raise ValueError(f"{name}['ds'] must hold timestamps: {error}") from error
+    if not pd.api.types.is_datetime64_any_dtype(found):  # each of an offset of its own
+        raise ValueError(
+            f"{name}['ds'] must hold timestamps of one time zone, as "
+            "pandas.to_datetime(df['ds'], utc=True) makes them"
+        )
+    return found
 
 
 def _reject_missing(df: pd.DataFrame, frame: pd.DataFrame, column: str, fillable: bool) -> None:

@@ -139,6 +139,7 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         for name, column in table.items():
             some = column[column.ne("")].head(_SAMPLE_ROWS)
             if _holds_numbers(some.str.replace(",", ".", regex=False)):
+                _reject_thousands(some)
                 table[name] = column.str.replace(",", ".", regex=False)
     guesses = []
     if separator != ",":
@@ -178,12 +179,22 @@ def _separator(sample: list[str], path: Path) -> str:
 
 def _has_decimal_commas(sample: list[str]) -> bool:
     text = re.sub(r"\d{1,2}\.\d{1,2}\.\d{2,4}", "", "".join(sample[1:]))  # less dates
-    with_commas = re.findall(r"\d+(?:,\d+)+", text)
-    # 953 beside 1,001: commas of thousands.
-    thousands = all(re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", number) for number in with_commas)
-    if thousands and re.search(r"(?<![\d,/:.-])\d{1,3}(?![\d,/:.-])", text):
-        return False
-    return bool(with_commas) and not re.search(r"\d\.\d", text)
+    return bool(re.search(r"\d,\d", text)) and not re.search(r"\d\.\d", text)
+
+
+def _reject_thousands(numbers: pd.Series) -> None:
+    """Numbers such as 1,001 beside 953, whose commas may be of thousands."""
+    with_comma = numbers[numbers.str.contains(",", regex=False)]
+    if (
+        len(with_comma)
+        and with_comma.str.fullmatch(r"\s*-?[1-9]\d{0,2}(,\d{3})+\s*").all()
+        and numbers.str.fullmatch(r"\s*-?\d{1,3}\s*").any()
+    ):
+        line = with_comma.index[0]
+        raise ValueError(
+            f"line {line}: {numbers.name} must be a number without a comma for thousands. "
+            f"Got {with_comma[line]!r}"
+        )
 
 
 def _check_names(table: pd.DataFrame, names: Iterable[str]) -> None:

@@ -86,7 +86,7 @@ def test_later_rows_and_covariates_may_be_of_another_time_zone_but_not_of_none(s
     ds = pd.date_range("2020-03-01", periods=len(series), freq="D", tz="Europe/Berlin")
     df = series.assign(ds=ds, price=range(len(series)))
     known, future = df[:-6], df[-6:]
-    model = small(futr_exog_list=["price"], season_length=7, levels=()).fit(known[:-2])
+    model = small(futr_exog_list=df.columns[-1:], season_length=7, levels=()).fit(known[:-2])
     expected = model.predict(known, future)
     assert expected["ds"].tolist() == future["ds"].tolist()
     in_utc = [frame.assign(ds=frame["ds"].dt.tz_convert("UTC")) for frame in (known, future)]

@@ -74,6 +74,13 @@ def test_freq_is_taken_where_it_is_given():
             check_frame(monthly(), freq=freq)
 
 
+@pytest.mark.filterwarnings("ignore:In a future version of pandas")
+def test_timestamps_are_of_one_time_zone():
+    ds = ["2024-03-31T01:00+01:00", "2024-03-31T03:00+02:00", "2024-03-31T04:00+02:00"]
+    with pytest.raises(ValueError, match=r"df\['ds'\] must hold timestamps of one time zone"):
+        check_frame(monthly(3).assign(ds=ds))
+
+
 def test_an_index_may_be_named_as_a_column(series):
     frame, _ = check_frame(series.set_index(pd.Index(series["ds"], name="ds")), fill="linear")
     pd.testing.assert_frame_equal(frame, series, check_dtype=False)

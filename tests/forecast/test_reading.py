@@ -108,7 +108,7 @@ def test_byte_order_mark_and_blank_lines(write):
         ("date,y\n2020-01-01,1\n,2\n", "line 3 has no date"),
         ("date,y\n2020-01-01,1\n2020-01-02,1.2.3\n", "line 3: y must be a number. Got '1.2.3'"),
         ("date,y\n00:00,1\n01:00,2\n", "line 2: date must be a date. Got '00:00'"),
-        ("date;y\n2020-01-01;953\n2020-01-02;1,001\n", "line 3: y must be a number. Got '1,001'"),
+        ("date;y\n2020-01-01;953\n2020-01-02;1,001\n", "line 3: .* thousands. Got '1,001'"),
         ("date,y,t\n2020-01-01,1,'a\n2020-01-02,x,b\n", "line 3: y must be a number. Got 'x'"),
         ('date,y,t\n2020-01-01,1,"a\nb\n"\n2020-01-02,x,b\n', "line 5: y must be a number"),
         ('date,y,"t\nu"\n2020-01-01,1,a\n2020-01-02,x,b\n', "line 4: y must be a number"),
@@ -236,6 +236,11 @@ def test_truth_is_a_number_and_nothing_is_missing(write):
     frame = read_series(path, Columns(y="y", covariates=("holiday",))).frame
     assert frame["holiday"].tolist() == [1, 0, 1]
     assert frame["y"].isna().tolist() == [True, False, True]
+
+
+def test_three_decimals_beside_whole_numbers(write):
+    text = "station;ds;price\n17;2020-01-01;1,459\n17;2020-01-02;1,461\n"
+    assert read_series(write(text)).frame["y"].tolist() == [1.459, 1.461]
 
 
 def test_names_may_hold_commas(write):
