@@ -239,7 +239,7 @@ def test_truth_is_a_number_and_nothing_is_missing(write):
 
 
 def test_three_decimals_beside_whole_numbers(write):
-    text = "station;ds;price\n17;2020-01-01;1,459\n17;2020-01-02;1,461\n"
+    text = "station;ds;value\n17;2020-01-01;1,459\n17;2020-01-02;1,461\n"
     assert read_series(write(text)).frame["y"].tolist() == [1.459, 1.461]
 
 
