@@ -127,10 +127,12 @@ class LSTMCell(torch.nn.LSTMCell):
             return super().forward(input, hx)
         h0, c0 = (None, None) if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
         _, h, c = ops.lstm(input.unsqueeze(0), None, h0, c0, params, has_biases, 1, False)
-        return h.squeeze(0), c.squeeze(0)
+        return ops.first(h), ops.first(c)
 
     def _is_fused(self, input: Tensor, hx: _Pair | None, params: list[Tensor]) -> bool:
         """Whether the kernels compute this; if not, `nn.LSTMCell` raises or computes it."""
+        if not isinstance(input, Tensor):  # of torch.fx, whose hx cannot be unpacked either
+            return False
         tensors = [input, *params] if hx is None else [input, *hx, *params]
         if (
             not _are_plain(tensors)

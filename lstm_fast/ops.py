@@ -34,36 +34,6 @@ def contiguous(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
-def _on_one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return function(*args)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return function(*args)
-        finally:
-            torch.set_num_threads(threads)
-
-    return call
-
-
-def _after_fork() -> None:
-    """Torch's threads do not survive a fork, and a child that calls on them waits forever. The
-    kernels know that; the copies that torch makes around them do not."""
-    global contiguous, _lstm, _lstm_backward, _direct
-    contiguous = _on_one_thread(contiguous)
-    _lstm, _lstm_backward = _on_one_thread(_lstm), _on_one_thread(_lstm_backward)
-    _direct = SimpleNamespace(
-        direct_forward=_on_one_thread(_direct.direct_forward),
-        direct_backward=_on_one_thread(_direct.direct_backward),
-    )
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 """The dtypes that the kernels compute; halves in float32 inside."""
 
@@ -71,6 +41,14 @@ DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def runs_on(tensor: Tensor) -> bool:
     """Whether there are kernels for the device of a tensor: the CPU, or CUDA if built for it."""
     return tensor.is_cpu or (_cuda and tensor.is_cuda)
+
+
+def first(state: Tensor) -> Tensor:
+    """state[0], of one layer and direction, as a tensor of its own.
+
+    A view could not be detached in place, as truncated backpropagation through time does.
+    """
+    return torch.ops.aten._unsafe_view.default(state, state.shape[1:])
 
 
 def run_together(a: Tensor, b: Tensor) -> bool:
@@ -94,6 +72,39 @@ def autocast(*tensors: Any) -> list[Any]:
         else t
         for t in tensors
     ]
+
+
+def on_one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, for a forked child."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
+
+    return call
+
+
+def _after_fork() -> None:
+    """Torch's threads do not survive a fork, and a child that calls on them waits forever. The
+    kernels know that; the copies that torch makes around them do not."""
+    global autocast, contiguous, _lstm, _lstm_backward, _direct
+    autocast, contiguous = on_one_thread(autocast), on_one_thread(contiguous)
+    _lstm, _lstm_backward = on_one_thread(_lstm), on_one_thread(_lstm_backward)
+    _direct = SimpleNamespace(
+        direct_forward=on_one_thread(_direct.direct_forward),
+        direct_backward=on_one_thread(_direct.direct_backward),
+    )
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def lstm(

@@ -297,6 +297,8 @@ def _run_lengths(
     T, B = x.shape[:2]
     is_compiling = torch.compiler.is_compiling()
     lengths = torch.as_tensor(lengths, device=x.device if is_compiling else "cpu")
+    if B == 0 and lengths.numel() == 0:
+        lengths = lengths.long()  # of an empty list, torch makes floats
     if lengths.dim() != 1 or lengths.numel() != B or lengths.dtype not in _INTEGERS:
         raise ValueError(
             f"lengths must be {B} integers, one for each sequence, got {lengths.tolist()}"
@@ -405,12 +407,8 @@ def _run(module: LSTM, input: Tensor, rows: _Rows, state: _Pair, reset: Tensor |
     cells = None
     if options.return_cells:
         cells = torch.cat([r[3] for r in results], dim=-1) if directions > 1 else results[0][3]
-    result = _Result(x, _stacked(h_n), _stacked(c_n), cells)
+    result = _Result(x, torch.stack(h_n), torch.stack(c_n), cells)
     return result.map(lambda t: t.to(dtype), lambda t: t.to(dtype)) if x.dtype != dtype else result
-
-
-def _stacked(states: list[Tensor]) -> Tensor:
-    return states[0].unsqueeze(0) if len(states) == 1 else torch.stack(states)
 
 
 def is_plain(options: Options, training: bool) -> bool:

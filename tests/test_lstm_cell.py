@@ -189,6 +189,35 @@ def test_gradcheck_through_steps():
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("cls", [LSTMCell, torch.nn.LSTMCell])
+def test_truncated_backpropagation_in_place(cls: type[torch.nn.LSTMCell]):
+    cell = cls(3, 4)
+    state = None
+    for x in torch.randn(6, 2, 3):
+        state = cell(x, state)
+        state[0].sum().backward()
+        for of_state in state:
+            of_state.detach_()
+    assert cell.weight_hh.grad is not None
+
+
+@pytest.mark.parametrize("cls", [LSTMCell, torch.nn.LSTMCell])
+def test_a_traced_state_is_handed_on_whole(cls: type[torch.nn.LSTMCell]):
+    class Steps(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cls(3, 4)
+
+        def forward(self, x: Tensor, state: Any) -> Any:
+            return self.cell(x, self.cell(x, state))
+
+    steps = Steps()
+    traced = torch.fx.symbolic_trace(steps)
+    assert [node.op for node in traced.graph.nodes].count("call_module") == 2
+    x, state = torch.randn(2, 3), (torch.randn(2, 4), torch.randn(2, 4))
+    assert_all_close(traced(x, state), steps(x, state), CELL)
+
+
 def test_what_is_not_fused_falls_through(fused: list[None]):
     ours, theirs = twins()
     with torch.autocast("cpu", torch.bfloat16):

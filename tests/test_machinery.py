@@ -422,20 +422,19 @@ import os, sys, time, torch, lstm_fast
 torch.set_num_threads(2)
 torch.manual_seed(0)
 cases = []
-for sizes, options in [
-    ((20, 64, 24), dict()),
-    # So large that torch, too, would copy or convert it on two threads.
-    ((64, 100, 16), dict(batch_first=True)),
-    ((100, 64, 16), dict(dtype=torch.bfloat16)),
-]:
+# So large that torch, too, would copy or convert it on two threads.
+for sizes, options in [((20, 64, 24), dict()), {large}]:
+    autocast = options.pop("autocast", False)
     module = {layer}(sizes[2], 24, **options)
     x = torch.randn(*sizes, dtype=options.get("dtype"))
-    cases.append((module, x, torch.randn_like(module(x)[0])))
+    cases.append((module, x, autocast))
+def gradients(module, x, autocast):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = module(x)[0]
+    torch.manual_seed(1)
+    return torch.autograd.grad(y, tuple(module.parameters()), torch.randn_like(y))
 def run():
-    return [
-        grad for module, x, dy in cases
-        for grad in torch.autograd.grad(module(x)[0], tuple(module.parameters()), dy)
-    ]
+    return [grad for case in cases for grad in gradients(*case)]
 expected = run()
 child = os.fork()
 if not child:
@@ -455,7 +454,10 @@ sys.exit("the child hangs")
 def fork(layer: Layer) -> None:
     ours = layer is LSTM
     name = "lstm_fast.LSTM" if ours else "torch.nn.LSTM"
-    code = FORK.format(layer=name, patience=600 if ours else 50)
+    large = ["batch_first=True", "dtype=torch.bfloat16", "autocast=True"]
+    large += ["batch_first=True, layer_norm=True"] * ours
+    cases = ", ".join(f"((64, 100, 16), dict({options}))" for options in large)
+    code = FORK.format(layer=name, large=cases, patience=600 if ours else 50)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 

@@ -365,6 +365,16 @@ def test_reset_begins_a_new_sequence(options: dict[str, Any]):
             )
 
 
+def test_states_can_be_detached_in_place():
+    x = torch.randn(5, 2, 3)
+    reset = torch.zeros(5, 2, dtype=torch.bool)
+    for layer in (LSTM(3, 4, layer_norm=True), LSTM(3, 4), LSTM(3, 4, 2)):
+        for state in layer(x, reset=reset)[1]:
+            assert not state.detach_().requires_grad
+    for state in LSTMCell(3, 4, layer_norm=True)(x[0]):
+        assert not state.detach_().requires_grad
+
+
 def test_reset_at_the_first_step_discards_hx():
     module = make()
     x, hx = draw(T, B, I), (draw(1, B, H), draw(1, B, H))
@@ -421,8 +431,10 @@ def test_lengths(options: dict[str, Any], batch_first: bool, lengths: list[int])
 def test_lengths_of_an_empty_batch(batch_first: bool):
     module = make(batch_first=batch_first, **STACK)
     x, none = draw(0, T, I) if batch_first else draw(T, 0, I), torch.zeros(0, dtype=torch.int64)
-    for got, expected in zip(parts(module(x, lengths=none)), parts(module(x)), strict=True):
-        torch.testing.assert_close(got, expected)
+    empty: list[int] = []
+    for lengths in (none, empty):
+        for got, expected in zip(parts(module(x, lengths=lengths)), parts(module(x)), strict=True):
+            torch.testing.assert_close(got, expected)
 
 
 def test_lengths_have_gradients():
