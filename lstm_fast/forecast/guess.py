@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import pandas as pd
@@ -59,7 +60,7 @@ def guess_settings(
     if season_length is None:
         season_length = season_of(freq)
         guesses.append(f"a season has {season_length} rows")
-    if not isinstance(season_length, int) or season_length < 1:
+    if not isinstance(season_length, Real) or season_length < 1:
         raise ValueError(f"season_length must be a number greater than 0. Got {season_length!r}")
     found = {**options, "h": h, "freq": freq, "season_length": season_length, "fill": None}
     if "input_size" not in found:

@@ -124,6 +124,7 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
                 encoding="utf-8-sig",
                 dtype=str,
                 keep_default_na=False,
+                na_values=[""],
                 skip_blank_lines=False,
                 index_col=False,
             )
@@ -131,6 +132,7 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         raise ValueError(f"{path} must be text in UTF-8: {error}") from error
     except pd.errors.ParserError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    table = table.fillna("")
     table.index = _lines(table)
     table = table[(table != "").any(axis=1)]
     if table.empty:
