@@ -156,13 +156,13 @@ def rolling_origins(
     check_windows(frame, h, n_windows, step_size)
     from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
     for held_out in range(h + (n_windows - 1) * step_size, h - 1, -step_size):
-        known = without_later_values(frame[from_end >= held_out], df, fill)
+        known = _without_later_values(frame[from_end >= held_out], df, fill)
         later = frame[(from_end < held_out) & (from_end >= held_out - h)]
         cutoff = known.groupby("unique_id")["ds"].last()
         yield known, later.assign(cutoff=later["unique_id"].map(cutoff))
 
 
-def without_later_values(known: pd.DataFrame, df: pd.DataFrame, fill: str | None) -> pd.DataFrame:
+def _without_later_values(known: pd.DataFrame, df: pd.DataFrame, fill: str | None) -> pd.DataFrame:
     """The first rows of a frame that was checked with `fill`, of which ``"linear"`` may have drawn
     the last ones towards values of `df` that come later. These repeat the last value given.
 

@@ -115,7 +115,7 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             sample = [line for line, _ in zip(file, range(_SAMPLE_ROWS), strict=False)]
         separator = _separator(sample, path)
-        decimal = "," if separator != "," and _has_decimal_commas(sample) else "."
+        decimal_commas = separator != "," and _has_decimal_commas(sample)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             table = pd.read_csv(
@@ -137,7 +137,7 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     table = table[(table != "").any(axis=1)]
     if table.empty:
         raise ValueError(f"{path} has a header and no rows")
-    if decimal == ",":
+    if decimal_commas:
         for name, column in table.items():
             some = column[column.ne("")].head(_SAMPLE_ROWS)
             if _holds_numbers(some.str.replace(",", ".", regex=False)):
@@ -146,7 +146,7 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     guesses = []
     if separator != ",":
         guesses.append(f"columns are separated by {separator!r}")
-    if decimal == ",":
+    if decimal_commas:
         guesses.append("decimals follow a comma")
     if any(warning.category is pd.errors.ParserWarning for warning in warned):
         guesses.append("what lines have beyond the columns of the header is not used")
