@@ -3,11 +3,12 @@
 //   i, f, o = sigmoid(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)[i, f, o]      g = tanh(...)[g]
 //   c_t = f * c_{t-1} + i * g        hidden = o * tanh(c_t)        h_t = hidden, or W_hr hidden
 //
-// A register tile holds the four gates of a group of units for up to kTileRows rows, so that gates
-// and cells never leave the registers. A group has kLanes units, a vector for each gate; the last
-// one may have fewer, and then two or all four of its gates share a vector. Weights are packed for
-// it: per group the biases [4][units] and then, for k over h and over x, [P + I][4][units]; after
-// all groups come the panels of weight_hr. With a unit for bfloat16, k covers the tails of h and x
+// A register tile holds the four gates of a group of units for some rows, so that gates and cells
+// never leave the registers. A group has kLanes units, a vector for each gate. The units that are
+// left make groups of half and of a quarter as many, of which two or all four gates share a vector,
+// and then as many rows share one when gates and cells are computed. Weights are packed for it: per
+// group the biases [4][units] and then, for k over h and over x, [P + I][4][units]; after all
+// groups come the panels of weight_hr. With a unit for bfloat16, k covers the tails of h and x
 // alone, and the blocks of h and of x (split.h) follow.
 #pragma once
 
@@ -19,34 +20,57 @@
 namespace lstm_fast {
 namespace {
 
-// Vectors for the four gates of the group that begins at unit u, and its size as packed. A unit for
-// bfloat16 takes four.
-template <typename T>
-INLINE int64_t group_vectors(const LayerShape& s, int64_t u) {
-  const int64_t units = s.H - u;
-  if (s.parts) return 4;
-  return units * 4 <= kLanes<T> ? 1 : units * 2 <= kLanes<T> ? 2 : 4;
-}
-// Terms of K that are multiplied one by one, and blocks of the unit for the others.
+// Terms of K that are multiplied one by one, and blocks of a unit for bfloat16 for the others.
 INLINE int64_t tail(const LayerShape& s, int64_t K) { return s.parts ? split_tail(K) : K; }
 INLINE int64_t blocks(const LayerShape& s, int64_t K) { return s.parts ? split_blocks(K) : 0; }
 
+// The groups of units of a layer.
 template <typename T>
-INLINE int64_t group_size(const LayerShape& s, int64_t u) {
-  const int64_t W = group_vectors<T>(s, u);
-  return (1 + tail(s, s.P) + tail(s, s.I)) * W * kLanes<T> +
-         (blocks(s, s.P) + blocks(s, s.I)) * s.parts * W * kTileFloats;
-}
+struct Groups {
+  explicit INLINE Groups(const LayerShape& s)
+      : H(s.H), full(s.H / kLanes<T>), whole(s.parts > 0) {
+    const int64_t left = H - full * kLanes<T>;
+    count = full + (left > 0) + (!whole && left > units_of(2) && left <= units_of(3));
+  }
+
+  // Most units that W vectors take with all of their gates.
+  static INLINE constexpr int units_of(int W) { return W * kLanes<T> / 4; }
+
+  // Vectors for the four gates of the group that begins at unit u: 4, 2 or 1.
+  INLINE int vectors(int64_t u) const {
+    const int64_t left = H - u;
+    return whole || left > units_of(3) ? 4 : left > units_of(1) ? 2 : 1;
+  }
+  // The unit that group i begins at; H past the last one.
+  INLINE int64_t unit(int64_t i) const {
+    return i <= full ? i * kLanes<T> : i < count ? full * kLanes<T> + units_of(2) : H;
+  }
+  // The units and the idle lanes of all groups.
+  INLINE int64_t packed_units() const {
+    const int64_t last = unit(count - 1);
+    return last + units_of(vectors(last));
+  }
+
+  int64_t H, full;
+  bool whole;  // a unit for bfloat16 takes groups of four vectors alone
+  int64_t count;
+};
 
 template <typename T>
 INLINE Sweep all_groups(const LayerShape& s) {
-  return {0, ceil_div(s.H, kLanes<T>)};
+  return {0, Groups<T>(s).count};
+}
+
+// Elements that are packed for each unit, idle lanes among them.
+template <typename T>
+INLINE int64_t unit_size(const LayerShape& s) {
+  return 4 * (1 + tail(s, s.P) + tail(s, s.I)) +
+         (blocks(s, s.P) + blocks(s, s.I)) * s.parts * (4 * kTileFloats / kLanes<T>);
 }
 
 template <typename T>
 INLINE int64_t all_groups_size(const LayerShape& s) {
-  const int64_t last = (s.H - 1) / kLanes<T> * kLanes<T>;
-  return last / kLanes<T> * group_size<T>(s, 0) + group_size<T>(s, last);
+  return Groups<T>(s).packed_units() * unit_size<T>(s);
 }
 
 template <typename T>
@@ -69,14 +93,17 @@ INLINE void pack_blocks(const LayerShape& s, const T* w, int64_t K, int64_t u, T
 
 template <typename T>
 void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
-  for (int64_t u = 0; u < s.H; out += group_size<T>(s, u), u += kLanes<T>) {
-    const int64_t W = group_vectors<T>(s, u), width = W * kLanes<T>, lanes = width / 4;
-    const int64_t units = min(lanes, s.H - u), tail_h = tail(s, s.P), tail_x = tail(s, s.I);
+  const Groups<T> groups(s);
+  const int64_t tail_h = tail(s, s.P), tail_x = tail(s, s.I);
+  for (int64_t i = 0; i < groups.count; ++i) {
+    const int64_t u = groups.unit(i), lanes = groups.units_of(groups.vectors(u));
+    const int64_t width = 4 * lanes, units = min(lanes, s.H - u);
+    T* group = out + u * unit_size<T>(s);
     for (int gate = 0; gate < 4; ++gate) {
       const int64_t row = gate * s.H + u;
       const Vec<T> bias =
           w.bias_ih ? load(w.bias_ih + row, units) + load(w.bias_hh + row, units) : Vec<T>{};
-      store(out + gate * lanes, bias, lanes);
+      store(group + gate * lanes, bias, lanes);
     }
     // Gates in turn for some terms: a prefetcher follows the rows of one gate, and what is written
     // stays in the first cache (16 KiB) until it has its four gates.
@@ -90,15 +117,15 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
         }
       }
     };
-    pack_tail(w.weight_hh, s.P, tail_h, out + width);
-    pack_tail(w.weight_ih, s.I, tail_x, out + (1 + tail_h) * width);
+    pack_tail(w.weight_hh, s.P, tail_h, group + width);
+    pack_tail(w.weight_ih, s.I, tail_x, group + (1 + tail_h) * width);
     if constexpr (kUnit<T> != Bf16Unit::None) {
-      T* of_h = out + (1 + tail_h + tail_x) * width;
+      T* of_h = group + (1 + tail_h + tail_x) * width;
       pack_blocks(s, w.weight_hh, s.P, u, of_h);
       pack_blocks(s, w.weight_ih, s.I, u, of_h + blocks(s, s.P) * s.parts * 4 * kTileFloats);
     }
   }
-  if (s.projected) pack_transposed_columns(w.weight_hr, s.H, s.P, out);
+  if (s.projected) pack_transposed_columns(w.weight_hr, s.H, s.P, out + all_groups_size<T>(s));
 }
 
 // The rows [begin, end) of the batch at one step, and the units that are computed for them.
@@ -115,46 +142,65 @@ struct ForwardRun {
   Rows<T> input_sums = {};  // of the rows, from sum_inputs; null if the step multiplies x itself
 };
 
-// Gates and cells of R rows from b, units from u, of which z holds the sums before activation. A
-// sigmoid and the tanh that it is multiplied with share a division:
+// Vectors that hold S rows each, side by side: the numbers of vector v of R rows, `units` of each.
+template <int R, int S, typename T>
+INLINE Vec<T> load_rows(int v, const T* m, int64_t stride, int64_t units) {
+  if constexpr (R == 1) return load(m, units);
+  Vec<T> rows[S] = {};
+  for (int r = 0; r < S && v * S + r < R; ++r) rows[r] = load(m + (v * S + r) * stride, units);
+  return join<T>(rows);
+}
+template <int R, int S, typename T>
+INLINE void store_rows(int v, Vec<T> rows, T* m, int64_t stride, int64_t units) {
+  unrolled<S>([&](auto r) {
+    if (v * S + r < R) {
+      store(m + (v * S + r) * stride, rotate<T, r * kLanes<T> / S>(rows), units);
+    }
+  });
+}
+
+// Gates and cells of R rows from b, units from u, of which z holds the sums before activation, S
+// rows a vector. A sigmoid and the tanh that it is multiplied with share a division:
 //   i g = m / ((1 + exp(-z_i)) (m + 2)) with m = expm1(2 z_g), and likewise o tanh(c)
 // Rough: z are sums of products of bfloat16.
-template <int R, bool Rough, typename T, typename Background = NoBackground>
+template <int R, int S, bool Rough, typename T, int V, typename Background = NoBackground>
 INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int64_t b, int64_t u,
-                         const Vec<T> (&z)[R][4], const Background& background = {}) {
-  constexpr int pauses = 3 * R;
-  const int64_t H = p.shape.H, units = H - u;
+                         const Vec<T> (&z)[V][4], const Background& background = {}) {
+  static_assert(V == (R + S - 1) / S);
+  constexpr int pauses = 3 * V;
+  const int64_t H = p.shape.H, left = H - u, units = S > 1 ? min(kLanes<T> / S, left) : left;
   const T two = 2;
-  Vec<T> c[R], o_inverse[R], c_exponent[R];
+  T* c_rows = p.c_n + b * H + u;
+  T* gates = run.gates ? run.gates + b * 4 * H + u : nullptr;
+  Vec<T> c[V], o_inverse[V], c_exponent[V];
   // Unrolled, so that each part of the background has its place between two rows.
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
+  for (int v = 0; v < V; ++v) {
     ExpParts<T, 4> e =
-        exp_parts<T, 4, Rough>({sigmoid_exponent<T>(z[r][0]), sigmoid_exponent<T>(z[r][1]),
-                                tanh_exponent<T>(z[r][2]), sigmoid_exponent<T>(z[r][3])});
-    background.advance(2 * r, pauses, e.residue[0], e.residue[1], e.residue[2], e.residue[3]);
+        exp_parts<T, 4, Rough>({sigmoid_exponent<T>(z[v][0]), sigmoid_exponent<T>(z[v][1]),
+                                tanh_exponent<T>(z[v][2]), sigmoid_exponent<T>(z[v][3])});
+    background.advance(2 * v, pauses, e.residue[0], e.residue[1], e.residue[2], e.residue[3]);
     const Vec<T> i_inverse = one_plus_exp(e, 0), m = expm1(e, 2);
     const Vec<T> ig_inverse = T(1) / (i_inverse * (m + two)), f = T(1) / one_plus_exp(e, 1);
-    o_inverse[r] = one_plus_exp(e, 3);
-    T* c_row = p.c_n + (b + r) * H + u;
-    c[r] = fma(f, load(c_row, units), m * ig_inverse);
-    c_exponent[r] = tanh_exponent<T>(c[r]);
-    store(c_row, c[r], units);
-    if (run.gates) {
-      T* gates = run.gates + (b + r) * 4 * H + u;
-      store(gates, (m + two) * ig_inverse, units);
-      store(gates + H, f, units);
-      store(gates + 2 * H, m * (i_inverse * ig_inverse), units);
-      store(run.cells + (b + r) * H + u, c[r], units);
+    o_inverse[v] = one_plus_exp(e, 3);
+    c[v] = fma(f, load_rows<R, S>(v, c_rows, H, units), m * ig_inverse);
+    c_exponent[v] = tanh_exponent<T>(c[v]);
+    store_rows<R, S>(v, c[v], c_rows, H, units);
+    if (gates) {
+      store_rows<R, S>(v, (m + two) * ig_inverse, gates, 4 * H, units);
+      store_rows<R, S>(v, f, gates + H, 4 * H, units);
+      store_rows<R, S>(v, m * (i_inverse * ig_inverse), gates + 2 * H, 4 * H, units);
+      store_rows<R, S>(v, c[v], run.cells + b * H + u, H, units);
     }
-    background.advance(2 * r + 1, pauses, c_exponent[r], o_inverse[r]);
+    background.advance(2 * v + 1, pauses, c_exponent[v], o_inverse[v]);
   }
-  ExpParts<T, R> e = exp_parts<T, R, Rough>(c_exponent);
-  for (int r = 0; r < R; ++r) {
-    background.advance(2 * R + r, pauses, e.residue[r]);
-    const Vec<T> m = expm1(e, r), h_inverse = T(1) / (o_inverse[r] * (m + two));
-    store(run.hidden + (b + r) * run.hidden_stride + u, m * h_inverse, units);
-    if (run.gates) store(run.gates + ((b + r) * 4 + 3) * H + u, (m + two) * h_inverse, units);
+  ExpParts<T, V> e = exp_parts<T, V, Rough>(c_exponent);
+  T* hidden = run.hidden + b * run.hidden_stride + u;
+  for (int v = 0; v < V; ++v) {
+    background.advance(2 * V + v, pauses, e.residue[v]);
+    const Vec<T> m = expm1(e, v), h_inverse = T(1) / (o_inverse[v] * (m + two));
+    store_rows<R, S>(v, m * h_inverse, hidden, run.hidden_stride, units);
+    if (gates) store_rows<R, S>(v, (m + two) * h_inverse, gates + 3 * H, 4 * H, units);
   }
 }
 
@@ -175,17 +221,6 @@ INLINE void prefetch_results(const LayerForward<T>& p, const ForwardRun<T>& run,
       prefetch_row(run.cells + (b + r) * H + u, kLanes<T>);
     }
   }
-}
-
-// One vector for each gate, from the W vectors in which they lie; lanes past the units are
-// arbitrary.
-template <typename T, int W>
-INLINE void separate_gates(const Vec<T> (&packed)[W], Vec<T> (&z)[4]) {
-  constexpr int shift = W * kLanes<T> / 4;
-  z[0] = packed[0];
-  z[1] = W == 4 ? packed[1 % W] : rotate<T, shift % kLanes<T>>(packed[0]);
-  z[2] = W == 1 ? rotate<T, 2 * shift % kLanes<T>>(packed[0]) : packed[W / 2];
-  z[3] = W == 4 ? packed[3 % W] : rotate<T, 3 * shift % kLanes<T>>(packed[W - 1]);
 }
 
 template <int R, int W, typename T>
@@ -224,18 +259,28 @@ INLINE void forward_tile(const LayerForward<T>& p, const ForwardRun<T>& run, int
                         tail_x);
     add_bias<R, W, T>(packed, group);
   }
-  Vec<T> z[R][4];
-  for (int r = 0; r < R; ++r) separate_gates<T, W>(packed[r], z[r]);
-  update_cells<R, std::is_same_v<Sums, SplitOperands<T>>>(p, run, b, u, z, background);
+  // As many rows share a vector as gates did.
+  constexpr int S = 4 / W, V = (R + S - 1) / S;
+  Vec<T> z[V][4];
+  for (int v = 0; v < V; ++v) {
+    for (int w = 0; w < W; ++w) {
+      Vec<T> rows[S] = {};
+      for (int r = 0; r < S && v * S + r < R; ++r) rows[r] = packed[v * S + r][w];
+      transpose<T>(rows);
+      for (int gate = 0; gate < S; ++gate) z[v][w * S + gate] = rows[gate];
+    }
+  }
+  update_cells<R, S, std::is_same_v<Sums, SplitOperands<T>>>(p, run, b, u, z, background);
 }
 
 // Calls f(group, its first unit, Size<vectors of its gates>) for groups of units.
 template <typename T, typename F>
 INLINE void for_each_group(const LayerForward<T>& p, const Sweep& groups, const F& f) {
+  const Groups<T> all(p.shape);
   for (int64_t i = 0; i < groups.size(); ++i) {
-    const int64_t u = groups[i] * kLanes<T>;
-    const T* group = p.weights + groups[i] * group_size<T>(p.shape, 0);
-    switch (group_vectors<T>(p.shape, u)) {
+    const int64_t u = all.unit(groups[i]);
+    const T* group = p.weights + u * unit_size<T>(p.shape);
+    switch (all.vectors(u)) {
       case 1:
         f(group, u, Size<1>{});
         break;
@@ -248,6 +293,18 @@ INLINE void for_each_group(const LayerForward<T>& p, const Sweep& groups, const 
   }
 }
 
+// Calls f(first row, Size<rows>) for tiles of the rows [begin, end), whose gates take W vectors a
+// row. Where rows share vectors, a tile has so many as fill them.
+template <int W, typename F>
+INLINE void for_each_gates_tile(int64_t begin, int64_t end, const F& f) {
+  if constexpr (W == 4) {
+    for_each_tile<W>(begin, end, f);
+  } else {
+    constexpr int most = kTileSums / W < 8 ? kTileSums / W : 8;
+    for_each_tile_of<most, 4 / W>(ceil_div(end - begin, most), begin, end, f);
+  }
+}
+
 // Not inlined: GCC 12 then builds `run` in pieces that loads cannot be forwarded from, and steps of
 // few rows take 1.4 times as long.
 template <bool HasInputSums, typename T>
@@ -255,7 +312,7 @@ __attribute__((noinline)) void forward_run_packed(const LayerForward<T>& p,
                                                   const ForwardRun<T>& run) {
   for_each_group(p, run.groups, [&](const T* group, int64_t u, auto vectors) {
     constexpr int W = decltype(vectors)::value;
-    for_each_tile<W>(run.begin, run.end, [&](int64_t b, auto rows) {
+    for_each_gates_tile<W>(run.begin, run.end, [&](int64_t b, auto rows) {
       constexpr int R = decltype(rows)::value;
       if constexpr (HasInputSums) {
         const Rows<T> sums = {run.input_sums.data + u * 4, run.input_sums.row};
@@ -273,7 +330,7 @@ constexpr int64_t kInputSumsRows = 96;
 
 template <typename T>
 INLINE int64_t input_sums_row(const LayerShape& s) {
-  return all_groups<T>(s).size() * kLanes<T> * 4;
+  return Groups<T>(s).packed_units() * 4;
 }
 template <typename T>
 int64_t forward_input_sums(const LayerShape& s) {
@@ -310,7 +367,7 @@ INLINE void forward_run_split(const LayerForward<T>& p, const ForwardRun<T>& run
                                  scratch + split_size(rows, s.P, s.parts));
   const int64_t of_blocks = (1 + split_tail(s.P) + split_tail(s.I)) * 4 * kLanes<T>;
   const auto unit_of = [&](int64_t i) { return run.groups[i] * kLanes<T>; };
-  const auto group_of = [&](int64_t i) { return p.weights + run.groups[i] * group_size<T>(s, 0); };
+  const auto group_of = [&](int64_t i) { return p.weights + unit_of(i) * unit_size<T>(s); };
   const auto operands = [&](int64_t i) {
     return SplitOperands<T>{h, x, group_of(i) + of_blocks, s.parts};
   };
@@ -354,6 +411,7 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, TeamMember& 
   const UnitScope unit(p.shape.parts > 0);
   const LayerShape& s = p.shape;
   const Steps& steps = s.steps;
+  const Groups<T> groups(s);
   const Matrix<T> weight_hr = {p.weights + all_groups_size<T>(s), s.H, s.P, true};
   const Rows<T> h0 = p.h0 ? Rows<T>{p.h0, s.P} : Rows<T>{p.zeros, 0};
   member.round([&](const Share& share) {
@@ -386,8 +444,7 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, TeamMember& 
     run.cells = p.gates ? p.cells + n * s.H : nullptr;
 
     member.round([&](const Share& share) {
-      const int64_t groups = all_groups<T>(s).size();
-      run.groups = {share.begin(groups), share.end(groups), i % 2 > 0};
+      run.groups = {share.begin(groups.count), share.end(groups.count), i % 2 > 0};
       const int64_t carried = min(max(b0, steps.carried(t, s.reverse)), end);
       if (b0 < carried) {
         run.begin = b0, run.end = carried;
@@ -399,8 +456,8 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, TeamMember& 
         run.h = h0;
         forward_run(p, run, scratch);
       }
-      const int64_t first_unit = run.groups.first * kLanes<T>;
-      const int64_t last_unit = min(s.H, run.groups.last * kLanes<T>);
+      const int64_t first_unit = groups.unit(run.groups.first);
+      const int64_t last_unit = groups.unit(run.groups.last);
       if (p.cells && !p.gates) keep_cells(p, n, b0, end, first_unit, last_unit);
       if (s.projected) {
         multiply_rows<T>(b0, end, {run.hidden, s.H}, weight_hr, y, p.y_stride, false);

@@ -56,7 +56,7 @@ INLINE void step_tile(const LayerForward<T>& p, const LayerWeights<T>& w, const 
       z[r][gate] = load(gates[r][gate], count) + bias[gate];
     }
   }
-  update_cells<R, false, T>(p, run, b, u, z);
+  update_cells<R, 1, false, T>(p, run, b, u, z);
 }
 
 // y[b, p] = hidden[b] . weight_hr[p]

@@ -266,20 +266,37 @@ INLINE V exchange(V upper, V lower, std::integer_sequence<int, Lane...>) {
                                         : (Lane & Block ? lanes + Lane : Lane + Block))...);
 }
 
-// Transposes a square of kLanes x kLanes elements held in registers: its four quarters change
+// Transposes a square of N x N pieces of vectors, of kLanes / N lanes each: its four quarters change
 // places, then those of each quarter, and so on. Only the first exchanges cross the 128-bit halves
 // of registers, which costs more.
-template <typename T, int Block = kLanes<T> / 2>
-INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
-  if constexpr (Block > 0) {
+template <typename T, int N, int Half = N / 2>
+INLINE void transpose(Vec<T> (&rows)[N]) {
+  if constexpr (Half > 0) {
+    constexpr int block = Half * kLanes<T> / N;
     using Lanes = std::make_integer_sequence<int, kLanes<T>>;
-    for (int i = 0; i < kLanes<T>; ++i) {
-      if (i & Block) continue;
-      const Vec<T> upper = rows[i], lower = rows[i + Block];
-      rows[i] = exchange<Block, true>(upper, lower, Lanes{});
-      rows[i + Block] = exchange<Block, false>(upper, lower, Lanes{});
+    for (int i = 0; i < N; ++i) {
+      if (i & Half) continue;
+      const Vec<T> upper = rows[i], lower = rows[i + Half];
+      rows[i] = exchange<block, true>(upper, lower, Lanes{});
+      rows[i + Half] = exchange<block, false>(upper, lower, Lanes{});
     }
-    transpose<T, Block / 2>(rows);
+    transpose<T, N, Half / 2>(rows);
+  }
+}
+
+// The first kLanes / N lanes of N vectors side by side, in the order of `rows`.
+template <typename T, int N>
+INLINE Vec<T> join(const Vec<T> (&rows)[N]) {
+  if constexpr (N == 1) {
+    return rows[0];
+  } else {
+    constexpr int block = kLanes<T> / N;
+    Vec<T> pairs[N / 2];
+    for (int i = 0; i < N / 2; ++i) {
+      pairs[i] = exchange<block, true>(rows[2 * i], rows[2 * i + 1],
+                                       std::make_integer_sequence<int, kLanes<T>>{});
+    }
+    return join<T>(pairs);
   }
 }
 

@@ -183,20 +183,28 @@ INLINE void with_size(int64_t n, const F& f) {
   f(Size<Most>{});
 }
 
-// Calls f(first row, Size<rows>) for tiles of so many vectors of columns that cover rows [begin,
-// end), as even as they can be. Where the registers do not hold the sums of kTileRows rows, tiles
-// have at least as many as they do hold: half as many would read the other operand twice as often.
+// Calls f(first row, Size<rows>) for tiles of up to Most rows that cover the rows [begin, end), so
+// many tiles as are given, as even as they can be in multiples of some rows.
+template <int Most, int Multiple = 1, typename F>
+INLINE void for_each_tile_of(int64_t tiles, int64_t begin, int64_t end, const F& f) {
+  for (; tiles > 0; --tiles) {
+    const int64_t even = ceil_div(end - begin, tiles * Multiple) * Multiple;
+    const int64_t rows = Multiple > 1 ? min(even, end - begin) : even;
+    with_size<Most>(rows, [&](auto size) { f(begin, size); });
+    begin += rows;
+  }
+}
+
+// The same for tiles of so many vectors of columns. Where the registers do not hold the sums of
+// kTileRows rows, tiles have at least as many as they do hold: half as many would read the other
+// operand twice as often.
 template <int Vectors, typename F>
 INLINE void for_each_tile(int64_t begin, int64_t end, const F& f) {
   constexpr bool fits = kTileRows * Vectors <= kTileSums;
   constexpr int held = kTileSums / kTileVectors;
   const int64_t all = end - begin;
-  for (int64_t tiles = fits ? ceil_div(all, kTileRows) : max(all > 0, all / held); tiles > 0;
-       --tiles) {
-    const int64_t rows = ceil_div(end - begin, tiles);
-    with_size<fits ? kTileRows : 2 * held - 1>(rows, [&](auto size) { f(begin, size); });
-    begin += rows;
-  }
+  const int64_t tiles = fits ? ceil_div(all, kTileRows) : max(all > 0, all / held);
+  for_each_tile_of<fits ? kTileRows : 2 * held - 1>(tiles, begin, end, f);
 }
 
 }  // namespace
