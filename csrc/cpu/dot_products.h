@@ -10,9 +10,10 @@
 namespace lstm_fast {
 namespace {
 
-// acc[R][W] += left x right, of which a panel has four vectors.
+// acc[R][W] += left x right, which has so many vectors of columns.
 template <int R, int W>
-INLINE void accumulate_pairs(Vec<float> (&acc)[R][W], const SplitRows& left, const float* right) {
+INLINE void accumulate_pairs(Vec<float> (&acc)[R][W], const SplitRows& left, const float* right,
+                             int vectors) {
   const auto* y_row = reinterpret_cast<const uint16_t*>(right);
   const uint16_t* block = left.data;
   for (int64_t pairs = ceil_div(left.terms, 2); pairs > 0; pairs -= kBlockTerms / 2) {
@@ -20,7 +21,7 @@ INLINE void accumulate_pairs(Vec<float> (&acc)[R][W], const SplitRows& left, con
     for (int r = 0; r < R; ++r) x_row[r] = block + r * left.row;
     const int64_t n = min(pairs, kBlockTerms / 2);
 #pragma GCC unroll 4
-    for (int64_t i = 0; i < n; ++i, y_row += kPairParts) {
+    for (int64_t i = 0; i < n; ++i, y_row += pair_parts(vectors)) {
       __m512bh y[W];
       for (int w = 0; w < W; ++w) {
         y[w] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(y_row + w * kVectorParts));
@@ -40,9 +41,10 @@ INLINE void accumulate_pairs(Vec<float> (&acc)[R][W], const SplitRows& left, con
 template <int R, int W, typename T>
 INLINE void load_sums(Vec<T> (&acc)[R][W], const SplitOperands<T>& operands) {
   clear_tile<R, W, T>(acc);
-  accumulate_pairs(acc, operands.first, operands.right);
+  const int vectors = operands.vectors;
+  accumulate_pairs(acc, operands.first, operands.right, vectors);
   accumulate_pairs(acc, operands.second,
-                   operands.right + operands.first.blocks() * 4 * kTileFloats);
+                   operands.right + operands.first.blocks() * vectors * kTileFloats, vectors);
 }
 
 // Calls f(row, panel, Size<tile rows>, sums, background) for tiles that cover the products of

@@ -28,7 +28,7 @@ INLINE int64_t blocks(const LayerShape& s, int64_t K) { return s.parts ? split_b
 template <typename T>
 struct Groups {
   explicit INLINE Groups(const LayerShape& s)
-      : H(s.H), full(s.H / kLanes<T>), whole(s.parts > 0) {
+      : H(s.H), full(s.H / kLanes<T>), whole(s.parts > 0 && kUnit<T> == Bf16Unit::Matrix) {
     const int64_t left = H - full * kLanes<T>;
     count = full + (left > 0) + (!whole && left > units_of(2) && left <= units_of(3));
   }
@@ -52,7 +52,7 @@ struct Groups {
   }
 
   int64_t H, full;
-  bool whole;  // a unit for bfloat16 takes groups of four vectors alone
+  bool whole;  // the matrix unit takes groups of four vectors alone
   int64_t count;
 };
 
@@ -78,15 +78,22 @@ int64_t forward_weights_size(const LayerShape& s) {
   return all_groups_size<T>(s) + (s.projected ? packed_size<T>(s.H, s.P) : 0);
 }
 
-// The blocks of w [G, K] for the group of units that begins at u, a vector for each gate.
+// The blocks of w [G, K] for the group of units that begins at u, in so many vectors.
 template <typename T>
-INLINE void pack_blocks(const LayerShape& s, const T* w, int64_t K, int64_t u, T* out) {
+INLINE void pack_blocks(const LayerShape& s, const T* w, int64_t K, int64_t u, int vectors,
+                        T* out) {
+  const int lanes = Groups<T>::units_of(vectors);
+  const int64_t units = min(lanes, s.H - u);
+  const T* columns[4][kUnitRows] = {};
+  for (int gate = 0; gate < 4; ++gate) {
+    const T** of_gate = &columns[gate * lanes / kUnitRows][gate * lanes % kUnitRows];
+    for (int64_t i = 0; i < units; ++i) of_gate[i] = w + (gate * s.H + u + i) * K;
+  }
   uint16_t* block = reinterpret_cast<uint16_t*>(out);
-  for (int64_t k = 0; k < blocks(s, K); ++k, block += s.parts * 4 * kTileParts) {
-    for (int64_t gate = 0; gate < 4; ++gate) {
-      const T* rows = w + (gate * s.H + u) * K + k * kBlockTerms;
-      pack_block_transposed(rows, K, min(kUnitRows, s.H - u), K - k * kBlockTerms, s.parts,
-                            block + gate * kVectorParts, 4 * kTileParts);
+  for (int64_t k = 0; k < blocks(s, K); ++k, block += s.parts * vectors * kTileParts) {
+    for (int v = 0; v < vectors; ++v) {
+      pack_block_transposed(columns[v], k * kBlockTerms, K, s.parts, block + v * kVectorParts,
+                            vectors * kTileParts, pair_parts(vectors));
     }
   }
 }
@@ -96,8 +103,9 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
   const Groups<T> groups(s);
   const int64_t tail_h = tail(s, s.P), tail_x = tail(s, s.I);
   for (int64_t i = 0; i < groups.count; ++i) {
-    const int64_t u = groups.unit(i), lanes = groups.units_of(groups.vectors(u));
-    const int64_t width = 4 * lanes, units = min(lanes, s.H - u);
+    const int64_t u = groups.unit(i);
+    const int vectors = groups.vectors(u);
+    const int64_t lanes = groups.units_of(vectors), width = 4 * lanes, units = min(lanes, s.H - u);
     T* group = out + u * unit_size<T>(s);
     for (int gate = 0; gate < 4; ++gate) {
       const int64_t row = gate * s.H + u;
@@ -121,8 +129,9 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
     pack_tail(w.weight_ih, s.I, tail_x, group + (1 + tail_h) * width);
     if constexpr (kUnit<T> != Bf16Unit::None) {
       T* of_h = group + (1 + tail_h + tail_x) * width;
-      pack_blocks(s, w.weight_hh, s.P, u, of_h);
-      pack_blocks(s, w.weight_ih, s.I, u, of_h + blocks(s, s.P) * s.parts * 4 * kTileFloats);
+      T* of_x = of_h + blocks(s, s.P) * s.parts * vectors * kTileFloats;
+      pack_blocks(s, w.weight_hh, s.P, u, vectors, of_h);
+      pack_blocks(s, w.weight_ih, s.I, u, vectors, of_x);
     }
   }
   if (s.projected) pack_transposed_columns(w.weight_hr, s.H, s.P, out + all_groups_size<T>(s));
@@ -365,14 +374,24 @@ INLINE void forward_run_split(const LayerForward<T>& p, const ForwardRun<T>& run
       split_rows(run.h.data + run.begin * run.h.row, run.h.row, rows, s.P, s.parts, scratch);
   const SplitRows x = split_rows(run.x.data + run.begin * run.x.row, run.x.row, rows, s.I, s.parts,
                                  scratch + split_size(rows, s.P, s.parts));
-  const int64_t of_blocks = (1 + split_tail(s.P) + split_tail(s.I)) * 4 * kLanes<T>;
+  const auto operands_of = [&](const T* group, int vectors) {
+    const T* right = group + (1 + split_tail(s.P) + split_tail(s.I)) * vectors * kLanes<T>;
+    return SplitOperands<T>{h, x, right, s.parts, vectors};
+  };
+  if constexpr (kUnit<T> == Bf16Unit::DotProducts) {
+    return for_each_group(p, run.groups, [&](const T* group, int64_t u, auto vectors) {
+      constexpr int W = decltype(vectors)::value;
+      const SplitOperands<T> operands = operands_of(group, W);
+      for_each_gates_tile<W>(0, rows, [&](int64_t row, auto tile_rows) {
+        forward_tile<decltype(tile_rows)::value, W>(p, run, run.begin + row, group, u,
+                                                    operands.from(row));
+      });
+    });
+  }
   const auto unit_of = [&](int64_t i) { return run.groups[i] * kLanes<T>; };
   const auto group_of = [&](int64_t i) { return p.weights + unit_of(i) * unit_size<T>(s); };
-  const auto operands = [&](int64_t i) {
-    return SplitOperands<T>{h, x, group_of(i) + of_blocks, s.parts};
-  };
   for_each_product_tile<kTileRows, T>(
-      rows, run.groups.size(), operands,
+      rows, run.groups.size(), [&](int64_t i) { return operands_of(group_of(i), 4); },
       [&](int64_t row, int64_t i, auto tile_rows, const auto& sums, const auto& background) {
         forward_tile<decltype(tile_rows)::value, 4>(p, run, run.begin + row, group_of(i),
                                                     unit_of(i), sums, background);

@@ -16,8 +16,8 @@
 //
 //   left operand    rows of parts, element (r, k) of a part at r * row + k  (SplitRows)
 //   right operand   [blocks][parts][4 vectors of columns][16 pairs of k][16 columns][2] for the
-//                   matrix unit, [blocks][parts][16 pairs of k][4 vectors of columns][16][2] for
-//                   dot products
+//                   matrix unit, [blocks][parts][16 pairs of k][vectors of columns][16][2] for dot
+//                   products: four vectors, or fewer that are gates
 #pragma once
 
 #include "tile.h"
@@ -29,8 +29,8 @@ constexpr int kBlockTerms = 32;
 constexpr int kUnitRows = 16;
 // Rows that are multiplied at a time, so that the right operand is read half as often.
 constexpr int kPairRows = 2 * kUnitRows;
-// bfloat16 numbers of a tile, and the floats that take the same room. Of a right operand, the
-// distances of its vectors of columns and of its pairs are kVectorParts and kPairParts.
+// bfloat16 numbers of a tile, and the floats that take the same room. Of a right operand of so many
+// vectors of columns, the distances of these and of its pairs are kVectorParts and pair_parts.
 constexpr int kTileParts = kUnitRows * kBlockTerms;
 constexpr int kTileFloats = kTileParts / 2;
 
@@ -44,7 +44,8 @@ constexpr Bf16Unit kUnit<float> = Bf16Unit::Matrix;
 // Terms past the last block that are cheaper as float32 multiply-adds than as another block:
 // measured on Sapphire Rapids, where a block of 16 rows takes as long as 12 terms of it.
 constexpr int kTailTerms = 12;
-constexpr int64_t kVectorParts = kTileParts, kPairParts = kBlockTerms;
+constexpr int64_t kVectorParts = kTileParts;
+INLINE constexpr int64_t pair_parts(int) { return kBlockTerms; }
 #else
 #if defined(__AVX512BF16__)
 template <>
@@ -52,7 +53,8 @@ constexpr Bf16Unit kUnit<float> = Bf16Unit::DotProducts;
 #endif
 // Dot products take no pair that is not there.
 constexpr int kTailTerms = 0;
-constexpr int64_t kVectorParts = kBlockTerms, kPairParts = kTileVectors * kBlockTerms;
+constexpr int64_t kVectorParts = kBlockTerms;
+INLINE constexpr int64_t pair_parts(int vectors) { return vectors * kBlockTerms; }
 #endif
 
 INLINE int64_t split_blocks(int64_t K) {
@@ -86,15 +88,16 @@ struct SplitRows {
 };
 
 // Up to two left operands, side by side, and a right one with the blocks of the first and then of
-// the second.
+// the second, of so many vectors of columns.
 template <typename T>
 struct SplitOperands {
   SplitRows first, second;
   const T* right;
   int parts;
+  int vectors = kTileVectors;
 
   INLINE SplitOperands from(int64_t r) const {
-    return {first.from(r), second.from(r), right, parts};
+    return {first.from(r), second.from(r), right, parts, vectors};
   }
 };
 
@@ -125,8 +128,8 @@ INLINE int64_t transposed_size(int64_t terms, int64_t columns, int parts) {
 template <typename T>
 SplitRows split_rows(const T* m, int64_t stride, int64_t rows, int64_t K, int parts, T* scratch);
 template <typename T>
-void pack_block_transposed(const T* w, int64_t stride, int64_t columns, int64_t left, int parts,
-                           uint16_t* out, int64_t part);
+void pack_block_transposed(const T* const (&columns)[kUnitRows], int64_t k, int64_t K, int parts,
+                           uint16_t* out, int64_t part, int64_t pair);
 template <typename T, typename Background>
 void pack_split_panel(const T* m, int64_t stride, int64_t K, int64_t C, int64_t blocks, int parts,
                       T* out, Background& background);
@@ -209,18 +212,19 @@ INLINE void store_transposed(const PartVec (&pairs)[16], uint16_t* out, int64_t 
   }
 }
 
-// A vector of columns of a block of a right operand from its transpose w [columns, left], rows
-// `stride` apart: that of each part, `part` apart.
+// A vector of columns of the block of a right operand that begins at term k of K, from the columns
+// themselves, zeros for null: that of each part, `part` apart, with pairs `pair` apart.
 template <typename T>
-INLINE void pack_block_transposed(const T* w, int64_t stride, int64_t columns, int64_t left,
-                                  int parts, uint16_t* out, int64_t part) {
+INLINE void pack_block_transposed(const T* const (&columns)[kUnitRows], int64_t k, int64_t K,
+                                  int parts, uint16_t* out, int64_t part, int64_t pair) {
   PartVec v[3][kUnitRows] = {};
-  for (int64_t i = 0; i < columns; ++i) {
-    PartVec row[3];
-    split(load(w + i * stride, left), load_some(w + i * stride + 16, left - 16), parts, row);
-    for (int p = 0; p < parts; ++p) v[p][i] = row[p];
+  for (int64_t i = 0; i < kUnitRows; ++i) {
+    if (!columns[i]) continue;
+    PartVec column[3];
+    split(load(columns[i] + k, K - k), load_some(columns[i] + k + 16, K - k - 16), parts, column);
+    for (int p = 0; p < parts; ++p) v[p][i] = column[p];
   }
-  for (int p = 0; p < parts; ++p) store_transposed(v[p], out + p * part, kPairParts);
+  for (int p = 0; p < parts; ++p) store_transposed(v[p], out + p * part, pair);
 }
 
 // Blocks of a right operand: those of m [K, C], rows `stride` apart, C up to four vectors. Zero
@@ -244,7 +248,7 @@ INLINE void pack_split_panel(const T* m, int64_t stride, int64_t K, int64_t C, i
         split(k < K ? load_some(m + k * stride + c, C - c) : Vec<T>{},
               k + 1 < K ? load_some(m + (k + 1) * stride + c, C - c) : Vec<T>{}, parts, of_pair);
         for (int p = 0; p < parts; ++p) {
-          store_parts(block + p * 4 * kTileParts + v * kVectorParts + pair * kPairParts,
+          store_parts(block + p * 4 * kTileParts + v * kVectorParts + pair * pair_parts(4),
                       pair_up(of_pair[p]));
         }
         background.advance();
