@@ -126,7 +126,7 @@ def load_direct() -> ModuleType:
 def empty_cache() -> None:
     """Give memory that is kept for further calls back to the operating system.
 
-    Calls on the CPU keep large buffers (of 1 MiB and more, 256 MiB in all) when they are done with
+    Calls on the CPU keep large buffers (of 64 KiB and more, 256 MiB in all) when they are done with
     them: fresh memory is cleared page by page, which can take longer than the arithmetic on it.
     Worth calling after a training whose process goes on to do something else.
     """

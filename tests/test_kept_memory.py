@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import weakref
@@ -47,6 +48,27 @@ def test_is_kept_and_given_back():
     lstm_fast.empty_cache()
     assert with_it - resident() > 0.9 * kept
     lstm_fast.empty_cache()  # of nothing
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+@pytest.mark.skipif(not keeps_saved, reason="torch 2.10 cannot")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_no_page_is_asked_for_again(dtype, batch_first):
+    """Of workspaces and of what is made of the arguments; the results have a few pages alone."""
+    module = lstm_fast.LSTM(32, 32, proj_size=1, batch_first=batch_first, dtype=dtype)
+    x = torch.randn(30, 256, 32, dtype=dtype)
+    calls = 20
+    with torch.no_grad():
+        for _ in range(3):
+            module(x)
+        before = page_faults()
+        for _ in range(calls):
+            module(x)
+    assert page_faults() - before < calls
 
 
 def test_no_more_than_so_much_is_kept():

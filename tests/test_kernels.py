@@ -83,7 +83,7 @@ def test_matches_numpy(problem, dtype, isa):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("H", range(1, 33))
 def test_units_that_leave_lanes_idle(H, dtype, isa):
-    """Their gates share vectors, and so do rows then: any number of units, of any number of rows."""
+    """Their gates share vectors, and so do rows then: any number of units and of rows."""
     problem = Problem(T=18, B=18, I=2, H=H, lengths=list(range(18, 0, -1)))
     for e, g in zip(problem.reference, run(problem, dtype, isa=isa), strict=True):
         scale = max(1.0, np.abs(e).max())

@@ -37,24 +37,23 @@ inline FromBlob from_blob() {
   return function;
 }
 
-// An uninitialised tensor [elements] on the CPU for what is kept until backward.
-template <typename T>
-Tensor empty_saved(int64_t elements, const Tensor& like) {
-  const int64_t bytes = elements * static_cast<int64_t>(sizeof(T)), stride = 1;
-  const bool is_double = sizeof(T) == 8;
-  if (bytes < kLargeBytes || !from_blob()) {
-    return empty({elements}, is_double ? ScalarType::Double : ScalarType::Float, like);
-  }
-  void* memory = take_memory(bytes, Need::Backward);
+// An uninitialised tensor of float32 or float64 on the CPU that no user sees.
+inline Tensor empty_kept(const Dims& dims, ScalarType dtype, const Tensor& like, Need need) {
+  const Contiguous layout(dims);
+  const int64_t bytes = layout.elements * (dtype == ScalarType::Double ? 8 : 4);
+  if (bytes < kLargeBytes || !from_blob()) return empty(dims, dtype, like);
+  void* memory = take_memory(bytes, need);
   AtenTensorHandle handle = nullptr;
-  const AOTITorchError error = from_blob()(
-      memory, 1, &elements, &stride, 0,
-      is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-      aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
-      [](void* data, void*) { give_memory(data); }, nullptr);
+  const AOTITorchError error =
+      from_blob()(memory, dims.dim, dims.size, layout.strides, 0, aoti_dtype(dtype),
+                  aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr,
+                  0, [](void* data, void*) { give_memory(data); }, nullptr);
   if (error) give_memory(memory);
   STABLE_TORCH_ERROR_CODE_CHECK(error);
   return Tensor(handle);
+}
+inline Tensor empty_for_call(const Dims& dims, ScalarType dtype, const Tensor& like) {
+  return empty_kept(dims, dtype, like, Need::Call);
 }
 
 // OpenMP's threads do not survive a fork, and a child that called on them would wait forever.
@@ -78,17 +77,16 @@ inline Threads torch_threads() {
           }};
 }
 
-// t in another dtype. Torch's own conversion takes three times as long where there is little to
-// convert.
-inline Tensor cast(const Tensor& t, ScalarType dtype) {
-  const ScalarType from = t.scalar_type();
-  if (from == dtype) return t;
-  const bool widens = from == ScalarType::BFloat16 && dtype == ScalarType::Float;
-  const bool narrows = from == ScalarType::Float && dtype == ScalarType::BFloat16;
-  if (!(widens || narrows) || !t.is_contiguous() || t.dim() > 3) {
-    return torch::stable::to(t, dtype);
+// Copies t to a contiguous tensor of another dtype. Torch's own conversion takes three times as
+// long where there is little to convert.
+inline void convert(const Tensor& t, Tensor& result) {
+  const ScalarType from = t.scalar_type(), to = result.scalar_type();
+  const bool widens = from == ScalarType::BFloat16 && to == ScalarType::Float;
+  const bool narrows = from == ScalarType::Float && to == ScalarType::BFloat16;
+  if (!(widens || narrows) || !t.is_contiguous()) {
+    torch::stable::copy_(result, t);
+    return;
   }
-  Tensor result = empty(dims(t), dtype, t);
   const Kernels& kernels = active_kernels();
   const Threads threads = torch_threads();
   constexpr int64_t elements_of_thread = 1 << 15;
@@ -104,12 +102,23 @@ inline Tensor cast(const Tensor& t, ScalarType dtype) {
                                  mutable_data<uint16_t>(result) + begin);
     }
   });
+}
+
+// A result as its user gets it.
+inline Tensor cast(const Tensor& t, ScalarType dtype) {
+  if (t.scalar_type() == dtype) return t;
+  Tensor result = empty(dims(t), dtype, t);
+  convert(t, result);
   return result;
 }
 
 // As the CPU kernels read it: contiguous, in the compute type.
 inline Tensor prepare(const Tensor& t) {
-  return cast(as_contiguous(t), compute_type(t.scalar_type()));
+  const ScalarType type = compute_type(t.scalar_type());
+  if (t.scalar_type() == type && t.is_contiguous()) return t;
+  Tensor result = empty_for_call(dims(t), type, t);
+  convert(t, result);
+  return result;
 }
 
 }  // namespace lstm_fast

@@ -1,15 +1,15 @@
 // Large buffers of the ops on the CPU. What is given back is kept for the next call: from the
 // operating system, memory comes page by page, each cleared first, which was up to a third of a
 // training step (1024 rows of 12 steps, H 128, two layers). The C library gives large blocks back
-// to it as soon as they are free.
+// to it as soon as they are free, and smaller ones if enough of them lie together.
 #pragma once
 
 #include <cstdint>
 
 namespace lstm_fast {
 
-// Blocks that are kept; smaller ones the C library keeps itself.
-constexpr int64_t kLargeBytes = 1 << 20;
+// Blocks that are kept; smaller ones have few pages.
+constexpr int64_t kLargeBytes = 1 << 16;
 
 // How long memory is needed: for a call, which any large enough block serves, or until backward.
 enum class Need { Call, Backward };

@@ -21,6 +21,11 @@ int parts_for(ScalarType dtype, int64_t parts) {
   return static_cast<int>(std::min(parts, most));
 }
 
+// For results that are computed in a type and handed out in a dtype.
+Empty results_as(ScalarType type, ScalarType dtype) {
+  return type == dtype ? Empty(empty) : empty_for_call;
+}
+
 // The last result is only there to be saved.
 template <typename T>
 ForwardResult run_forward(const Arguments& a, bool save, int parts) {
@@ -29,10 +34,13 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   const SavedLayout layout = saved_layout(a);
   const bool y_in_saved = save && layout.keep_output;
   Tensor h_n = a.empty_state(s.P, type), c_n = a.empty_state(s.H, type);
-  Tensor y = y_in_saved ? empty_saved<T>(layout.size(), a.input)
+  const auto empty_saved = [&] {
+    return empty_kept({1, {layout.size()}}, type, a.input, Need::Backward);
+  };
+  Tensor y = y_in_saved ? empty_saved()
              : a.cell   ? h_n
-                        : a.empty_output(s.D * s.P, type);
-  Tensor saved = save && !y_in_saved ? empty_saved<T>(layout.size(), a.input) : y;
+                        : results_as(type, a.dtype)(a.output_dims(s.D * s.P), type, a.input);
+  Tensor saved = save && !y_in_saved ? empty_saved() : y;
 
   const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, const_data<T>(a.params));
   StackForward<T> p{};
@@ -55,7 +63,7 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   forward(kernels, p, threads);
 
   if (y_in_saved) {
-    y = a.empty_output(s.D * s.P, a.dtype);
+    y = empty(a.output_dims(s.D * s.P), a.dtype, a.input);
     Tensor kept = torch::stable::narrow(saved, 0, layout.output(s.L - 1), y.numel());
     torch::stable::copy_(y, torch::stable::view(kept, y.sizes()));
   }
@@ -74,7 +82,8 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
                             const Tensor& saved, const Needs& needs, int parts) {
   const StackShape& s = a.shape;
   const SavedLayout layout = saved_layout(a);
-  ArgumentGrads results(a, needs, compute_type(a.dtype));
+  const ScalarType type = compute_type(a.dtype);
+  ArgumentGrads results(a, needs, type, results_as(type, a.dtype));
 
   const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, const_data<T>(a.params));
   std::vector<LayerWeightGrads<T>> grad_weights;

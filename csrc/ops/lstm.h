@@ -32,6 +32,9 @@ constexpr char kBackwardSchema[] =
 // `prepare` makes of a checked tensor what the kernels of its device read: contiguous at least.
 using Prepare = Tensor (*)(const Tensor&);
 
+// An uninitialised tensor of some dimensions and dtype, on the device of another.
+using Empty = Tensor (*)(const Dims&, ScalarType, const Tensor&);
+
 inline OptionalTensor prepare_optional(Prepare prepare, const OptionalTensor& t) {
   return t ? OptionalTensor(prepare(*t)) : std::nullopt;
 }
@@ -108,10 +111,9 @@ struct Arguments {
   }
 
   // [T, B, columns], or [N, columns] for packed input.
-  Tensor empty_output(int64_t columns, ScalarType type) const {
+  Dims output_dims(int64_t columns) const {
     const Steps& steps = shape.steps;
-    return batch_sizes ? empty({steps.total(), columns}, type, input)
-                       : empty({steps.T, steps.B, columns}, type, input);
+    return batch_sizes ? Dims{2, {steps.total(), columns}} : Dims{3, {steps.T, steps.B, columns}};
   }
   // [L * D, B, columns], or [B, columns] for a cell
   Tensor empty_state(int64_t columns, ScalarType type) const {
@@ -136,15 +138,15 @@ struct ArgumentGrads {
   Tensor input, h0, c0;
   std::vector<Tensor> params;
 
-  ArgumentGrads(const Arguments& a, const Needs& needs, ScalarType type)
-      : input(needs.input ? a.empty_output(a.shape.I, type) : empty({0}, type, a.input)),
+  ArgumentGrads(const Arguments& a, const Needs& needs, ScalarType type, Empty empty_result)
+      : input(needs.input ? empty_result(a.output_dims(a.shape.I), type, a.input)
+                          : empty({0}, type, a.input)),
         h0(needs.hx ? a.empty_state(a.shape.P, type) : empty({0}, type, a.input)),
         c0(needs.hx ? a.empty_state(a.shape.H, type) : empty({0}, type, a.input)) {
     if (!needs.params) return;
     params.reserve(a.params.size());
     for (const Tensor& param : a.params) {
-      params.push_back(param.dim() == 1 ? empty({param.size(0)}, type, a.input)
-                                        : empty({param.size(0), param.size(1)}, type, a.input));
+      params.push_back(empty_result(dims(param), type, a.input));
     }
   }
 
@@ -188,9 +190,7 @@ inline OutputGrads prepare_grads(Prepare prepare, const Arguments& a, const Tens
                                  const Tensor& saved, const OptionalTensor& grad_output,
                                  const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n) {
   const StackShape& s = a.shape;
-  const int64_t width = s.D * s.P;
-  const Dims y =
-      a.batch_sizes ? Dims{2, {s.steps.total(), width}} : Dims{3, {s.steps.T, s.steps.B, width}};
+  const Dims y = a.output_dims(s.D * s.P);
   check_device("output", output, a.input);
   if (output.scalar_type() != a.dtype)
     throw std::runtime_error("output must have the dtype of input");

@@ -42,25 +42,40 @@ inline int32_t device_type(const Tensor& t) {
   return type;
 }
 
+inline int32_t aoti_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double     ? aoti_torch_dtype_float64()
+         : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
+         : dtype == ScalarType::Half     ? aoti_torch_dtype_float16()
+         : dtype == ScalarType::Byte     ? aoti_torch_dtype_uint8()
+                                         : aoti_torch_dtype_float32();
+}
+
+// The strides of a contiguous tensor, and its elements.
+struct Contiguous {
+  explicit Contiguous(const Dims& dims) {
+    int64_t stride = 1;
+    for (int64_t i = dims.dim - 1; i >= 0; --i) {
+      strides[i] = stride;
+      stride *= std::max<int64_t>(1, dims.size[i]);
+      elements *= dims.size[i];
+    }
+  }
+
+  int64_t strides[3], elements = 1;
+};
+
 // An uninitialised tensor on the device of `like`.
 inline Tensor empty(const Dims& dims, ScalarType dtype, const Tensor& like) {
-  int64_t strides[3], size = 1;
-  for (int64_t i = dims.dim - 1; i >= 0; --i) {
-    strides[i] = size;
-    size *= std::max<int64_t>(1, dims.size[i]);
-  }
-  const int32_t type = dtype == ScalarType::Double     ? aoti_torch_dtype_float64()
-                       : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
-                       : dtype == ScalarType::Half     ? aoti_torch_dtype_float16()
-                       : dtype == ScalarType::Byte     ? aoti_torch_dtype_uint8()
-                                                       : aoti_torch_dtype_float32();
+  const Contiguous layout(dims);
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dims.dim, dims.size, strides, type, device_type(like), like.get_device_index(), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims.dim, dims.size, layout.strides, aoti_dtype(dtype),
+                               device_type(like), like.get_device_index(), &handle));
   Tensor t(handle);
   // Small buffers are left alone: an allocator hands their memory out again without the kernel.
-  if (size >= kHugePage && t.is_cpu()) {
-    prefer_huge_pages(t.mutable_data_ptr(), size * static_cast<int64_t>(t.element_size()));
+  if (layout.elements >= kHugePage && t.is_cpu()) {
+    prefer_huge_pages(t.mutable_data_ptr(),
+                      layout.elements * static_cast<int64_t>(t.element_size()));
   }
   return t;
 }

@@ -28,7 +28,7 @@ class LstmOnDevice {
 
   ForwardResult forward(const Arguments& a, bool save, int64_t parts) const {
     const StackShape& s = a.shape;
-    Tensor y = a.empty_output(s.D * s.P, a.dtype);
+    Tensor y = empty(a.output_dims(s.D * s.P), a.dtype, a.input);
     Tensor h_n = a.empty_state(s.P, a.dtype), c_n = a.empty_state(s.H, a.dtype);
     Tensor saved = empty({save ? saved_layout(a).size() : 0}, compute_type(a.dtype), a.input);
 
@@ -57,7 +57,7 @@ class LstmOnDevice {
   BackwardResult backward(const Arguments& a, const OutputGrads& grads, const Tensor& output,
                           const Tensor& saved, const Needs& needs, int64_t parts) const {
     const StackShape& s = a.shape;
-    ArgumentGrads results(a, needs, a.dtype);
+    ArgumentGrads results(a, needs, a.dtype, empty);
 
     const auto weights =
         group_params<LayerWeights<void>>(s, a.has_biases, const_data<void>(a.params));
