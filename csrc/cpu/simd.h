@@ -266,9 +266,9 @@ INLINE V exchange(V upper, V lower, std::integer_sequence<int, Lane...>) {
                                         : (Lane & Block ? lanes + Lane : Lane + Block))...);
 }
 
-// Transposes a square of N x N pieces of vectors, of kLanes / N lanes each: its four quarters change
-// places, then those of each quarter, and so on. Only the first exchanges cross the 128-bit halves
-// of registers, which costs more.
+// Transposes a square of N x N pieces of vectors, of kLanes / N lanes each: its four quarters
+// change places, then those of each quarter, and so on. Only the first exchanges cross the 128-bit
+// halves of registers, which costs more.
 template <typename T, int N, int Half = N / 2>
 INLINE void transpose(Vec<T> (&rows)[N]) {
   if constexpr (Half > 0) {

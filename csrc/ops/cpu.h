@@ -44,10 +44,10 @@ inline Tensor empty_kept(const Dims& dims, ScalarType dtype, const Tensor& like,
   if (bytes < kLargeBytes || !from_blob()) return empty(dims, dtype, like);
   void* memory = take_memory(bytes, need);
   AtenTensorHandle handle = nullptr;
-  const AOTITorchError error =
-      from_blob()(memory, dims.dim, dims.size, layout.strides, 0, aoti_dtype(dtype),
-                  aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr,
-                  0, [](void* data, void*) { give_memory(data); }, nullptr);
+  const AOTITorchError error = from_blob()(
+      memory, dims.dim, dims.size, layout.strides, 0, aoti_dtype(dtype),
+      aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
+      [](void* data, void*) { give_memory(data); }, nullptr);
   if (error) give_memory(memory);
   STABLE_TORCH_ERROR_CODE_CHECK(error);
   return Tensor(handle);

@@ -68,9 +68,9 @@ struct Contiguous {
 inline Tensor empty(const Dims& dims, ScalarType dtype, const Tensor& like) {
   const Contiguous layout(dims);
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dims.dim, dims.size, layout.strides, aoti_dtype(dtype),
-                               device_type(like), like.get_device_index(), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims.dim, dims.size, layout.strides,
+                                                         aoti_dtype(dtype), device_type(like),
+                                                         like.get_device_index(), &handle));
   Tensor t(handle);
   // Small buffers are left alone: an allocator hands their memory out again without the kernel.
   if (layout.elements >= kHugePage && t.is_cpu()) {
