@@ -2,11 +2,11 @@
 
 #include <pthread.h>
 
+#include <cstddef>
 #include <cstdlib>
-#include <iterator>
-#include <list>
 #include <mutex>
 #include <new>
+#include <vector>
 
 #include "huge_pages.h"
 
@@ -37,34 +37,41 @@ void* allocate_block(int64_t bytes) {
   return static_cast<char*>(block) + kLine;
 }
 
+// A block that is free; its size stands here too, as its own memory may have left the cache.
+struct Block {
+  void* memory;
+  int64_t bytes;
+};
+
 struct Kept {
   std::mutex mutex;
-  std::list<void*> blocks;  // the latest first
+  std::vector<Block> blocks;  // the latest last
   int64_t bytes = 0;
 
   // The smallest block of at least so many bytes, not much more of them if it is to be away for
   // long; or null.
   void* take(int64_t wanted, Need need) {
     const std::lock_guard lock(mutex);
-    auto best = blocks.end(), smaller = blocks.end();
-    for (auto i = blocks.begin(); i != blocks.end(); ++i) {
-      const int64_t size = size_of(*i);
+    const size_t none = blocks.size();
+    size_t best = none, smaller = none;
+    for (size_t i = blocks.size(); i-- > 0;) {
+      const int64_t size = blocks[i].bytes;
       if (size < wanted) {
-        if (smaller == blocks.end() || size > size_of(*smaller)) smaller = i;
+        if (smaller == none || size > blocks[smaller].bytes) smaller = i;
       } else if (need == Need::Call || size / 2 <= wanted) {
-        if (best == blocks.end() || size < size_of(*best)) best = i;
+        if (best == none || size < blocks[best].bytes) best = i;
       }
     }
-    if (best != blocks.end()) return remove(best);
+    if (best != none) return remove(best);
     // The new block will serve the calls that a smaller one has served: as much as a call needs is
     // kept for calls once, not for each size of them.
-    if (need == Need::Call && smaller != blocks.end()) std::free(block_of(remove(smaller)));
+    if (need == Need::Call && smaller != none) std::free(block_of(remove(smaller)));
     return nullptr;
   }
 
   void give(void* p) {
     const std::lock_guard lock(mutex);
-    blocks.push_front(p);
+    blocks.push_back({p, size_of(p)});
     bytes += size_of(p);
     release(kMostKeptBytes);
   }
@@ -77,13 +84,13 @@ struct Kept {
  private:
   // Gives up blocks until no more than so many bytes are left.
   void release(int64_t most) {
-    while (bytes > most) std::free(block_of(remove(std::prev(blocks.end()))));
+    while (bytes > most) std::free(block_of(remove(0)));
   }
 
-  void* remove(std::list<void*>::iterator i) {
-    void* p = *i;
-    bytes -= size_of(p);
-    blocks.erase(i);
+  void* remove(size_t i) {
+    void* p = blocks[i].memory;
+    bytes -= blocks[i].bytes;
+    blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(i));
     return p;
   }
 };
