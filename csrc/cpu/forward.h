@@ -379,7 +379,7 @@ INLINE void forward_run_split(const LayerForward<T>& p, const ForwardRun<T>& run
     return SplitOperands<T>{h, x, right, s.parts, vectors};
   };
   if constexpr (kUnit<T> == Bf16Unit::DotProducts) {
-    return for_each_group(p, run.groups, [&](const T* group, int64_t u, auto vectors) {
+    for_each_group(p, run.groups, [&](const T* group, int64_t u, auto vectors) {
       constexpr int W = decltype(vectors)::value;
       const SplitOperands<T> operands = operands_of(group, W);
       for_each_gates_tile<W>(0, rows, [&](int64_t row, auto tile_rows) {
@@ -387,15 +387,16 @@ INLINE void forward_run_split(const LayerForward<T>& p, const ForwardRun<T>& run
                                                     operands.from(row));
       });
     });
+  } else {
+    const auto unit_of = [&](int64_t i) { return run.groups[i] * kLanes<T>; };
+    const auto group_of = [&](int64_t i) { return p.weights + unit_of(i) * unit_size<T>(s); };
+    for_each_product_tile<kTileRows, T>(
+        rows, run.groups.size(), [&](int64_t i) { return operands_of(group_of(i), 4); },
+        [&](int64_t row, int64_t i, auto tile_rows, const auto& sums, const auto& background) {
+          forward_tile<decltype(tile_rows)::value, 4>(p, run, run.begin + row, group_of(i),
+                                                      unit_of(i), sums, background);
+        });
   }
-  const auto unit_of = [&](int64_t i) { return run.groups[i] * kLanes<T>; };
-  const auto group_of = [&](int64_t i) { return p.weights + unit_of(i) * unit_size<T>(s); };
-  for_each_product_tile<kTileRows, T>(
-      rows, run.groups.size(), [&](int64_t i) { return operands_of(group_of(i), 4); },
-      [&](int64_t row, int64_t i, auto tile_rows, const auto& sums, const auto& background) {
-        forward_tile<decltype(tile_rows)::value, 4>(p, run, run.begin + row, group_of(i),
-                                                    unit_of(i), sums, background);
-      });
 }
 
 template <typename T>
