@@ -222,7 +222,8 @@ def forecast(
 
     Example: lstm-fast forecast sales.csv --horizon 12 --plot sales.png --out forecast.csv
     """
-    _check_outputs(overwrite, [out, save], plot, plot_training)
+    inputs = [file, future, model, options_file]
+    _check_outputs(overwrite, [out, save], plot, plot_training, inputs=inputs)
     import torch
 
     from lstm_fast.forecast import Forecaster, History
@@ -324,7 +325,7 @@ def backtest(
 
     Example: lstm-fast backtest sales.csv --horizon 12 --windows 5 --plot windows.png
     """
-    _check_outputs(overwrite, [out], plot)
+    _check_outputs(overwrite, [out], plot, inputs=[file, options_file])
     import torch
 
     from lstm_fast.forecast import Forecaster, evaluate
@@ -416,7 +417,7 @@ def tune(
     Example: lstm-fast tune sales.csv --horizon 12 --study sales.db --out best.json, then
     lstm-fast forecast sales.csv --horizon 12 --options best.json
     """
-    _check_outputs(overwrite, [out], plot, kept=study)
+    _check_outputs(overwrite, [out], plot, inputs=[file], kept=study)
     import optuna
     import torch
 
@@ -580,10 +581,12 @@ def _check_outputs(
     overwrite: bool,
     files: Sequence[Path | None],
     *pictures: Path | None,
+    inputs: Sequence[Path | None] = (),
     kept: Path | None = None,
 ) -> None:
     """Before any work, so that none is lost at its end. `kept`: a further output, which is gone on
     with."""
+    read = [path.resolve() for path in inputs if path is not None]
     for picture in pictures:
         if picture is not None and picture.suffix.lower() not in _PICTURES:
             raise ValueError(f"{picture} must end in {', '.join(_PICTURES)}")
@@ -591,6 +594,8 @@ def _check_outputs(
     for i, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in (*paths[:i], kept) if other]:
             raise ValueError(f"{path} is given for two outputs")
+        if path.resolve() in read:
+            raise ValueError(f"{path} is read: choose another name for what is written")
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")
         if path.exists() and not overwrite:

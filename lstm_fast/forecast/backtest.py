@@ -83,8 +83,7 @@ def _cross_validate(
     """Of a method that forecasts from what is known, and its frequency."""
     frame, freq = check_frame(df, freq, fill)
     windows = []
-    for known, later in rolling_origins(frame, df, fill, h, n_windows, step_size):
-        actual = later[["unique_id", "ds", "cutoff", "y"]]
+    for known, _, actual in rolling_origins(frame, df, fill, h, n_windows, step_size):
         found = forecast(known, freq)
         windows.append(actual.merge(found, on=["unique_id", "ds"], validate="one_to_one"))
     return pd.concat(windows, ignore_index=True)

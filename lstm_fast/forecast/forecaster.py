@@ -312,14 +312,13 @@ class Forecaster:
         model = dataclasses.replace(self, freq=freq, fill=None)
         windows = []
         origins = rolling_origins(frame, df, self.fill, self.h, n_windows, step_size)
-        for k, (known, later) in enumerate(origins):
+        for k, (known, later, actual) in enumerate(origins):
             if k == 0 or refit:
                 model.checkpoint_dir = self.checkpoint_dir and Path(
                     self.checkpoint_dir, f"window-{k}"
                 )
                 model.fit(known, val_size)
             forecast = model.predict(known, later if self.futr_exog_list else None)
-            actual = later[["unique_id", "ds", "cutoff", "y"]]
             windows.append(actual.merge(forecast, on=["unique_id", "ds"], validate="one_to_one"))
         return pd.concat(windows, ignore_index=True)
 

@@ -56,18 +56,9 @@ def check_frame(
     ids = df["unique_id"]
     if isinstance(ids.dtype, pd.CategoricalDtype):
         ids = ids.astype(object)  # categories without a row are no series
-    # An index may have the name of a column, which would not tell them apart.
-    frame = (
-        df[columns]
-        .rename_axis(None)
-        .assign(
-            unique_id=ids,
-            ds=_timestamps(df),
-            **{
-                name: pd.to_numeric(df[name], errors="coerce").astype("float64") for name in numbers
-            },
-        )
-    )
+    frame = without_index_names(df[columns]).assign(unique_id=ids, ds=_timestamps(df))
+    for name in numbers:
+        frame[name] = _numbers(df[name])
     for column in columns:
         _reject_missing(df, frame, column, fillable=fill is not None and column in numbers)
     if positive:
@@ -92,6 +83,19 @@ def check_frame(
         if positive:
             _reject_without_logarithm(frame, lambda _: f"from fill={fill!r}")
     return frame.reset_index(drop=True), freq
+
+
+def without_index_names(df: pd.DataFrame) -> pd.DataFrame:
+    """An index may have the name of a column, which would not tell them apart."""
+    return df.rename_axis(index=lambda _: None)
+
+
+def _numbers(values: pd.Series) -> pd.Series:
+    """`values` as float64; not-a-number for what is none, as times are, though pandas would take
+    them for nanoseconds."""
+    if values.dtype.kind in "mMc":
+        return pd.Series(np.nan, index=values.index)
+    return pd.to_numeric(values, errors="coerce").astype("float64")
 
 
 def check_fill(fill: str | None) -> None:
@@ -142,9 +146,9 @@ def rolling_origins(
     h: int,
     n_windows: int,
     step_size: int,
-) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
-    """The rows that are known at each origin of a backtest, and the `h` after them, with a column
-    ``cutoff`` for the last one that is known.
+) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]:
+    """The rows that are known at each origin of a backtest, the `h` after them, and what is to be
+    forecast of these: ``unique_id``, ``ds``, ``cutoff`` (the last row that is known) and ``y``.
 
     Args:
         frame: `df`, as checked with `fill`. Nothing that follows an origin has a part in what is
@@ -158,8 +162,10 @@ def rolling_origins(
     for held_out in range(h + (n_windows - 1) * step_size, h - 1, -step_size):
         known = _without_later_values(frame[from_end >= held_out], df, fill)
         later = frame[(from_end < held_out) & (from_end >= held_out - h)]
-        cutoff = known.groupby("unique_id")["ds"].last()
-        yield known, later.assign(cutoff=later["unique_id"].map(cutoff))
+        actual = later[["unique_id", "ds", "y"]]
+        cutoff = actual["unique_id"].map(known.groupby("unique_id")["ds"].last())
+        actual.insert(2, "cutoff", cutoff)
+        yield known, later, actual
 
 
 def _without_later_values(known: pd.DataFrame, df: pd.DataFrame, fill: str | None) -> pd.DataFrame:
@@ -171,7 +177,7 @@ def _without_later_values(known: pd.DataFrame, df: pd.DataFrame, fill: str | Non
     """
     if fill != "linear":
         return known
-    given = df.loc[pd.to_numeric(df["y"], errors="coerce").notna(), ["unique_id", "ds"]]
+    given = without_index_names(df[["unique_id", "ds"]])[_numbers(df["y"]).notna()]
     given = given.assign(ds=_timestamps(given)).astype(known[["unique_id", "ds"]].dtypes.to_dict())
     found = known[["unique_id", "ds"]].merge(given, how="left", indicator=True)["_merge"] == "both"
     place = pd.Series(np.arange(len(known)), index=known.index)
@@ -195,14 +201,15 @@ def check_future(
             alone.
     """
     _reject_missing_columns(futr_df, ["unique_id", "ds", *covariates], "futr_df")
-    given = in_zone_of(ds, futr_df[["unique_id", "ds", *covariates]], "futr_df")
+    columns = without_index_names(futr_df[["unique_id", "ds", *covariates]])
+    given = in_zone_of(ds, columns, "futr_df")
     if given.duplicated(["unique_id", "ds"]).any():
         row = given[given.duplicated(["unique_id", "ds"])].iloc[0]
         raise ValueError(f"futr_df has {_series(row)} at {row['ds']} more than once")
     wanted = pd.DataFrame({"unique_id": unique_id.to_numpy(), "ds": ds.to_numpy()})
     found = wanted.astype({"ds": given["ds"].dtype}).merge(given, how="left")
     for name in covariates:
-        found[name] = pd.to_numeric(found[name], errors="coerce").astype("float64")
+        found[name] = _numbers(found[name])
         bad = ~np.isfinite(found[name])
         if bad.any():
             row = found[bad].iloc[0]
@@ -418,9 +425,9 @@ def _fill(
     """The series without gaps; covariates are filled as values are."""
     ds = grid(frame["ds"], freq)
     filled = []
-    for unique_id, rows in frame.assign(_at=position).groupby("unique_id", sort=False):
-        every = np.arange(rows["_at"].iloc[0], rows["_at"].iloc[-1] + 1)
-        values = rows.set_index("_at")[numbers].reindex(every)
+    for unique_id, rows in frame.set_axis(position).groupby("unique_id", sort=False):
+        every = np.arange(rows.index[0], rows.index[-1] + 1)
+        values = rows[numbers].reindex(every)
         if fill == "linear":
             values = values.interpolate(limit_direction="both")
         else:

@@ -122,6 +122,7 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
                 path,
                 sep=separator,
                 encoding="utf-8-sig",
+                compression=None,  # it was read as text just now, whatever its name
                 dtype=str,
                 keep_default_na=False,
                 na_values=[""],

@@ -107,7 +107,7 @@ def search(
     def objective(trial: optuna.Trial) -> float:
         model = Forecaster(**{**fixed, **suggest(trial, season, shortest - 2 * h)})
         losses = []
-        for k, (known, later) in enumerate(origins):
+        for k, (known, later, _) in enumerate(origins):
             window = model.cross_validation(pd.concat([known, later[known.columns]]), n_windows=1)
             error = (window["y"] - window["y_hat"]).abs().groupby(window["unique_id"]).mean()
             losses.append((error / scale).mean())

@@ -284,6 +284,7 @@ def test_a_saved_forecaster_knows_its_covariates(csv, tmp_path, monkeypatch):
         (("{csv}", *SHORT[:2], "--model", "{csv}"), "is no file of a forecaster"),
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--season", 4), "--season is for training"),
         (("{csv}", *SHORT, "--out", "new", "--save", "new"), "new is given for two outputs"),
+        (("{csv}", *SHORT, "--out", "{csv}", "--overwrite"), "is read: choose another name"),
         (("{csv}", *SHORT, "--freq", "D"), "frequency D"),
         (("{csv}", *SHORT, "--freq", "often"), "often"),
         (("{csv}", *SHORT, "--out", ".", "--overwrite"), "is a folder"),

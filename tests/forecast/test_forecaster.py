@@ -390,6 +390,19 @@ def test_cross_validation_is_fit_and_predict_at_each_origin(small):
         assert window["cutoff"][0] == known[known["unique_id"] == "a"]["ds"].max()
 
 
+def test_cross_validation_takes_a_frame_whose_index_is_named_as_a_column(small, series):
+    series["cutoff"] = np.arange(72.0)
+    model = small(futr_exog_list=["cutoff"], fill="linear")
+    expected = model.cross_validation(series)
+    named = series.set_index("ds", drop=False)
+    pd.testing.assert_frame_equal(model.cross_validation(named), expected)
+    pd.testing.assert_frame_equal(evaluate(expected, named, 12), evaluate(expected, series, 12))
+    renamed = small(futr_exog_list=["price"], fill="linear").cross_validation(
+        series.rename(columns={"cutoff": "price"})
+    )
+    pd.testing.assert_frame_equal(renamed, expected)
+
+
 def test_cross_validation_without_refitting_trains_once(small, series, monkeypatch):
     fitted = []
     fit = Forecaster.fit

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lstm_fast.forecast.frame import check_frame, grid
+from lstm_fast.forecast.frame import check_frame, grid, rolling_origins
 from tests.forecast.series import monthly
 
 
@@ -84,6 +84,38 @@ def test_timestamps_are_of_one_time_zone():
 def test_an_index_may_be_named_as_a_column(series):
     frame, _ = check_frame(series.set_index(pd.Index(series["ds"], name="ds")), fill="linear")
     pd.testing.assert_frame_equal(frame, series, check_dtype=False)
+
+
+def test_labels_of_rows_may_be_repeated():
+    parts = [monthly(20, "a"), monthly(20, "b")]
+    frame, _ = check_frame(pd.concat(parts), fill="linear")
+    pd.testing.assert_frame_equal(frame, pd.concat(parts, ignore_index=True), check_dtype=False)
+
+
+def test_an_index_of_several_levels_may_be_named_as_columns(series):
+    frame, _ = check_frame(series.set_index(["unique_id", "ds"], drop=False))
+    pd.testing.assert_frame_equal(frame, series, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    "convert", [pd.to_datetime, lambda y: pd.to_timedelta(y, unit="s"), lambda y: y + 1j]
+)
+@pytest.mark.parametrize("fill", [None, "linear"])
+def test_times_and_complex_numbers_are_no_values(series, convert, fill):
+    with pytest.raises(ValueError, match="finite y in every row"):
+        check_frame(series.assign(y=convert(series["y"])), fill=fill)
+
+
+@pytest.mark.parametrize("name", ["cutoff", "_at", "self", 0])
+def test_covariates_may_have_any_other_name(series, name):
+    price = np.arange(72.0)
+    df = series.copy()
+    df[name] = price
+    frame, _ = check_frame(df.drop(index=df.index[30]), "MS", "linear", covariates=[name])
+    np.testing.assert_array_equal(frame[name], price)
+    for known, later, _ in rolling_origins(frame, df, "linear", 6, 2, 6):
+        at = len(known)
+        np.testing.assert_array_equal(later[name], price[at : at + 6])
 
 
 def test_the_given_frame_is_left_alone(series):

@@ -32,6 +32,11 @@ def test_one_series(write):
     assert "column 'DATE' holds the time" in reading.guesses
 
 
+def test_a_file_is_text_whatever_its_name(write):
+    path = write("ds,y\n2020-01-01,1\n2020-02-01,2\n")
+    assert len(read_series(path.rename(path.with_suffix(".zip"))).frame) == 2
+
+
 def test_many_series_with_columns_to_spare(write):
     text = "store,weight,when,sales\na,1,2020-01-01,5\na,1,2020-01-02,\nb,2,2020-01-01,7\n"
     path = write(text)
