@@ -255,7 +255,10 @@ def stamps(
     of_hours = isinstance(step, offsets.Tick) and not isinstance(step, offsets.Day)
     zone = None if of_hours else start.tz
     if zone is not None:
-        start, end = start.tz_localize(None), end and end.tz_localize(None)
+        # A first day that begins late is counted from its midnight, as the days after it are.
+        midnight = start.tz_localize(None).normalize()
+        late = midnight.tz_localize(zone, nonexistent="shift_forward", ambiguous=True) == start
+        start, end = midnight if late else start.tz_localize(None), end and end.tz_localize(None)
     limits: dict[str, Any] = {"end": end, "periods": periods, "freq": freq}
     found = pd.date_range(start, **limits)
     if zone is None:

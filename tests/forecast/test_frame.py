@@ -212,6 +212,12 @@ def test_a_midnight_that_the_clock_leaves_out_or_repeats(zone, day):
     assert filled["ds"].tolist() == ds.tolist()
     next_day = (days[-1] + pd.Timedelta(days=1)).tz_localize(zone)
     assert grid(df["ds"], "D", beyond=1)[-1] == next_day
+    later = pd.date_range(day, periods=40).tz_localize(
+        zone, nonexistent="shift_forward", ambiguous=first_of_both
+    )
+    frame, freq = check_frame(monthly(40).assign(ds=later))
+    assert freq == "D"
+    assert grid(frame["ds"], "D", beyond=1)[:-1].tolist() == later.tolist()
 
 
 def test_covariates_must_be_there_and_finite():
