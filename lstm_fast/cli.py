@@ -584,8 +584,8 @@ def _check_outputs(
     inputs: Sequence[Path | None] = (),
     kept: Path | None = None,
 ) -> None:
-    """Before any work, so that none is lost at its end. `kept`: a further output, which is gone on
-    with."""
+    """Before any work, so that none is lost at its end. `inputs`: files that are read, which no
+    output may replace. `kept`: a further output, which is gone on with."""
     read = [path.resolve() for path in inputs if path is not None]
     for picture in pictures:
         if picture is not None and picture.suffix.lower() not in _PICTURES:
