@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,35 +14,49 @@ from lstm_fast._load import build_info, load_kernels
 from lstm_fast.lstm import LSTM, _are_plain, _fits
 
 
-def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
+def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int]) -> str:
     """Say in a line how `module(input)` is computed: by which kernels, or by torch.nn.LSTM.
 
     Args:
         module: an `lstm_fast.LSTM` or `torch.nn.LSTM`.
-        input: as for a call, batched or packed; only its shape, dtype and device matter.
+        input: as for a call; only its shape, dtype and device matter. Or the shape alone, of an
+            input of the module's dtype on its device.
 
     Returns:
         For example "CPU kernels, avx512, packed weights, 2 threads", as for inference, or "CUDA
         kernels, cluster (4 teams of 3 blocks), tensor cores"; backward on CUDA is named too where
         it takes another way. What the words mean: csrc/README.md.
+
+    Raises:
+        TypeError: `module` is not an LSTM, or `input` nothing of the above.
+        ValueError, RuntimeError: a call would, of an input of this shape.
     """
-    data = input.data if isinstance(input, PackedSequence) else input
+    if not isinstance(module, torch.nn.LSTM):
+        raise TypeError(f"module must be a torch.nn.LSTM, got {type(module).__name__}")
     weight: Any = module._flat_weights[0]
-    if not isinstance(module, LSTM) or not _are_plain([data, weight]) or not _fits(data, weight):
+    if isinstance(input, PackedSequence):
+        module.check_input(input.data, input.batch_sizes)
+        data, batch_sizes = input.data, input.batch_sizes.tolist()
+    else:
+        data = input if isinstance(input, Tensor) else _of_shape(input, weight)
+        if data.dim() not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {data.dim()}D instead")
+        if data.dim() == 2:
+            data = data.unsqueeze(0 if module.batch_first else 1)
+        module.check_input(data, None)
+        batch_dim = 0 if module.batch_first else 1
+        batch_sizes = [data.size(batch_dim)] * data.size(1 - batch_dim)
+    fits = batch_sizes and _are_plain([data, weight]) and _fits(data, weight)
+    if not isinstance(module, LSTM) or not fits:
         return "torch.nn.LSTM"
     if not options.is_plain(module._lstm_options or options.PLAIN, module.training):
         if data.is_cpu:
             return f"CPU kernels, {build_info()['isa']}, packed weights, step by step"
         return "CUDA kernels, stepwise, exact products"
-    if isinstance(input, PackedSequence):
-        T, B = len(input.batch_sizes), int(input.batch_sizes[0])
-    else:
-        batch_dim = 0 if module.batch_first else 1
-        T, B = data.size(1 - batch_dim), data.size(batch_dim)
     if data.is_cpu:
         plan = load_kernels().cpu_plan(
             str(data.dtype).removeprefix("torch."),
-            input.batch_sizes.tolist() if isinstance(input, PackedSequence) else [B] * T,
+            batch_sizes,
             I=data.size(-1),
             H=module.hidden_size,
             P=module.proj_size or None,
@@ -58,8 +73,8 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
     properties: Any = torch.cuda.get_device_properties(data.device)
     plan = load_kernels().cuda_plan(
         str(data.dtype).removeprefix("torch."),
-        T=T,
-        B=B,
+        T=len(batch_sizes),
+        B=batch_sizes[0],
         I=data.size(-1),
         H=module.hidden_size,
         P=module.proj_size or None,
@@ -73,6 +88,16 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence) -> str:
         cluster_blocks=8 if properties.major >= 9 else 1,
     )
     return describe_cuda(plan)
+
+
+def _of_shape(shape: Any, like: Tensor) -> Tensor:
+    """A tensor of this shape that takes the memory of one number."""
+    if not isinstance(shape, (tuple, list)) or any(type(size) is not int for size in shape):
+        kind = type(shape).__name__
+        raise TypeError(f"input must be a Tensor, a PackedSequence or a shape, got {kind}")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"input must be a shape without negative sizes, got {tuple(shape)}")
+    return like.detach().new_empty(()).expand(shape)
 
 
 def describe_cuda(plan: dict[str, Any]) -> str:

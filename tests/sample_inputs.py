@@ -194,6 +194,11 @@ def tolerance(config: Config) -> float:
     return u + eps * (2 * config.T * config.num_layers * step + math.sqrt(config.T * config.B))
 
 
+def with_gaps(t: Tensor) -> Tensor:
+    """A copy that is not contiguous."""
+    return torch.stack([t, t], -1)[..., 0]
+
+
 def assert_same_error(ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any) -> None:
     """Both raise, errors of one type with one message."""
     with pytest.raises(Exception) as expected:  # noqa: PT011

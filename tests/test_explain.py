@@ -83,9 +83,34 @@ def test_explain(monkeypatch):
     assert lstm_fast.explain(module, x) == f"CPU kernels, {ISA}, packed weights, 1 thread"
     packed = torch.nn.utils.rnn.pack_padded_sequence(x, [5, 3])
     assert lstm_fast.explain(module, packed) == f"CPU kernels, {ISA}, packed weights, 1 thread"
-    assert lstm_fast.explain(module, x[:1]) == f"CPU kernels, {ISA}, single step, 1 thread"
+    step = f"CPU kernels, {ISA}, single step, 1 thread"
+    assert lstm_fast.explain(module, x[:1]) == step
+    assert lstm_fast.explain(module, x[:1, 0]) == step  # unbatched
+    for shape in ((1, 2, 3), [1, 3], x[:1].shape):
+        assert lstm_fast.explain(module, shape) == step
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert lstm_fast.explain(lstm_fast.LSTM(3, 400), x).endswith(", 2 threads in teams of 2")
     assert lstm_fast.explain(torch.nn.LSTM(3, 4), x) == "torch.nn.LSTM"
-    assert lstm_fast.explain(module, x.double()) == "torch.nn.LSTM"
+    assert lstm_fast.explain(module, x[:0]) == "torch.nn.LSTM"  # which refuses it
     assert lstm_fast.explain(lstm_fast.LSTM(3, 4, device="meta"), x.to("meta")) == "torch.nn.LSTM"
+
+
+@pytest.mark.parametrize(
+    ("input", "error", "message"),
+    [
+        (torch.ones(5, 2, 4), RuntimeError, "must be equal to input_size"),
+        ((5, 2, 4), RuntimeError, "must be equal to input_size"),
+        ((5, 2, 3, 1), ValueError, "2D or 3D, got 4D"),
+        ((-5, 2, 3), ValueError, "without negative sizes"),
+        (None, TypeError, "input must be a Tensor, a PackedSequence or a shape, got NoneType"),
+        (("5", 2, 3), TypeError, "input must be"),
+    ],
+)
+def test_explain_refuses(input: Any, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        lstm_fast.explain(lstm_fast.LSTM(3, 4), input)
+
+
+def test_explain_refuses_another_module():
+    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.LSTM, got Linear"):
+        lstm_fast.explain(torch.nn.Linear(3, 4), (5, 2, 3))  # type: ignore[arg-type]

@@ -15,7 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lstm_fast import LSTM, ops, reference
-from tests.sample_inputs import CONFIGS, DTYPES, Config, assert_all_close, assert_close
+from tests.sample_inputs import (
+    CONFIGS,
+    DTYPES,
+    Config,
+    assert_all_close,
+    assert_close,
+    with_gaps,
+)
 
 all_configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
@@ -388,6 +395,17 @@ def test_saved_tensor_hooks_and_checkpoint():
     assert {t.data_ptr() for t in leaves} <= {t.data_ptr() for t in packed}
     output = checkpoint(lambda: ops.lstm(*args)[0], use_reentrant=False)
     torch.testing.assert_close(torch.autograd.grad(output.sum(), leaves), expected)
+
+
+@all_dtypes
+@pytest.mark.parametrize("name", ["deep_projected", "packed_deep"])
+def test_saved_tensor_hooks_that_give_other_strides(name: str, dtype: torch.dtype):
+    args = op_arguments(replace(CONFIGS[name], dtype=dtype))
+    leaves = requiring_grad(args)
+    expected = torch.autograd.grad(ops.lstm(*args)[0].sum(), leaves)
+    with torch.autograd.graph.saved_tensors_hooks(with_gaps, lambda t: t):
+        output = ops.lstm(*args)[0]
+    torch.testing.assert_close(torch.autograd.grad(output.sum(), leaves), expected, rtol=0, atol=0)
 
 
 def test_transforms():

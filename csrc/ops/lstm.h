@@ -179,8 +179,7 @@ inline SavedLayout saved_layout(const Arguments& a) {
 
 inline void check_saved(const Arguments& a, const Tensor& saved) {
   check_device("saved", saved, a.input);
-  if (saved.numel() != saved_layout(a).size() || saved.scalar_type() != compute_type(a.dtype) ||
-      !saved.is_contiguous()) {
+  if (saved.numel() != saved_layout(a).size() || saved.scalar_type() != compute_type(a.dtype)) {
     throw std::runtime_error("saved must be what the forward op returned for the same arguments");
   }
 }
@@ -231,7 +230,9 @@ struct LstmOps {
                       bidirectional, recompute_gates);
     const OutputGrads grads =
         prepare_grads(Device::prepare, a, output, saved, grad_output, grad_h_n, grad_c_n);
-    return device.backward(a, grads, output, saved, {need_input, need_hx, need_params}, parts);
+    // Hooks on saved tensors may give back other strides.
+    const Tensor kept = as_contiguous(saved);
+    return device.backward(a, grads, output, kept, {need_input, need_hx, need_params}, parts);
   }
 };
 

@@ -204,8 +204,7 @@ struct VariantOutputGrads {
 
 // The cells as the kernels read them, once both results of forward are found to be such.
 inline Tensor check_saved(const VariantArguments& a, const Tensor& cells, const Tensor& saved) {
-  if (saved.numel() != VariantSavedLayout{a.shape}.size() || saved.scalar_type() != a.dtype ||
-      !saved.is_contiguous()) {
+  if (saved.numel() != VariantSavedLayout{a.shape}.size() || saved.scalar_type() != a.dtype) {
     throw std::runtime_error("saved must be what the forward op returned for the same arguments");
   }
   return a.checked("cells", cells, a.rows_dims(a.shape.H));
@@ -306,11 +305,13 @@ struct VariantOps {
                              zone_h, zone_c);
     const VariantOutputGrads grads(a, grad_output, grad_h_n, grad_c_n, grad_cells);
     const Tensor all_cells = check_saved(a, cells, saved);
+    // Hooks on saved tensors may give back other strides.
+    const Tensor kept = as_contiguous(saved);
     VariantGrads results(a, need_input, need_params);
     if (a.dtype == ScalarType::Double) {
-      device.backward(results.problem<double>(a, grads, all_cells, saved), a.input, parts);
+      device.backward(results.problem<double>(a, grads, all_cells, kept), a.input, parts);
     } else {
-      device.backward(results.problem<float>(a, grads, all_cells, saved), a.input, parts);
+      device.backward(results.problem<float>(a, grads, all_cells, kept), a.input, parts);
     }
     return results.all();
   }
