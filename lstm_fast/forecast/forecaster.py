@@ -26,6 +26,7 @@ from lstm_fast.forecast.frame import (
     each_series,
     grid,
     in_zone_of,
+    is_whole,
     plain,
     rolling_origins,
 )
@@ -165,6 +166,8 @@ class Forecaster:
         for name in ("tilt", "id_size"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0. Got {getattr(self, name)}")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed must fit in 64 bits. Got {self.seed}")
         if not isinstance(self.trainer_options, Mapping):
             raise ValueError(f"trainer_options must be a mapping. Got {self.trainer_options!r}")
         check_fill(self.fill)
@@ -218,8 +221,10 @@ class Forecaster:
         return self
 
     def _fit(self, df: pd.DataFrame, val_size: int) -> None:
-        if val_size and val_size < self.h:
-            raise ValueError(f"val_size must be 0 or at least h, {self.h}. Got {val_size}")
+        if not is_whole(val_size) or (val_size and val_size < self.h):
+            raise ValueError(
+                f"val_size must be 0 or a whole number, at least h, {self.h}. Got {val_size!r}"
+            )
         frame, freq = self._check(df, self.freq)
         held_out = int(self.calibration_size or 0) if self.levels else 0
         self._check_lengths(frame, self.input_size + self.h + held_out + val_size)

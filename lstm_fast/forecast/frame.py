@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,8 @@ def check_frame(
     """
     numbers = ["y", *covariates]
     columns = ["unique_id", "ds", *numbers]
-    _reject_missing_columns(df, columns)
+    _check_columns(df, columns)
     check_fill(fill)
-    for name in columns:
-        if df.columns.tolist().count(name) > 1:
-            raise ValueError(f"df must have one column {name}. Got several")
     ids = df["unique_id"]
     if isinstance(ids.dtype, pd.CategoricalDtype):
         ids = ids.astype(object)  # categories without a row are no series
@@ -120,6 +118,11 @@ def check_covariates(names: Iterable[str], argument: str = "futr_exog_list") -> 
     return found
 
 
+def is_whole(value: Any) -> bool:
+    """Whether it is a number to count with, as 3.0 is not."""
+    return isinstance(value, Integral)
+
+
 def check_windows(frame: pd.DataFrame, h: int, n_windows: int, step_size: int) -> None:
     """Refuse a backtest that leaves a series of a checked frame no row before its first origin.
 
@@ -127,8 +130,8 @@ def check_windows(frame: pd.DataFrame, h: int, n_windows: int, step_size: int) -
         ValueError: naming the argument that is not above 0, or the series.
     """
     for name, value in (("n_windows", n_windows), ("step_size", step_size)):
-        if value <= 0:
-            raise ValueError(f"{name} must be greater than 0. Got {value}")
+        if not is_whole(value) or value <= 0:
+            raise ValueError(f"{name} must be a whole number greater than 0. Got {value!r}")
     rows = frame["unique_id"].value_counts()
     held_out = h + (n_windows - 1) * step_size
     if rows.min() <= held_out:
@@ -200,14 +203,20 @@ def check_future(
         ValueError: if a column, a row or a value is missing, or times are of a zone in one of both
             alone.
     """
-    _reject_missing_columns(futr_df, ["unique_id", "ds", *covariates], "futr_df")
+    _check_columns(futr_df, ["unique_id", "ds", *covariates], "futr_df")
     columns = without_index_names(futr_df[["unique_id", "ds", *covariates]])
     given = in_zone_of(ds, columns, "futr_df")
     if given.duplicated(["unique_id", "ds"]).any():
         row = given[given.duplicated(["unique_id", "ds"])].iloc[0]
         raise ValueError(f"futr_df has {_series(row)} at {row['ds']} more than once")
     wanted = pd.DataFrame({"unique_id": unique_id.to_numpy(), "ds": ds.to_numpy()})
-    found = wanted.astype({"ds": given["ds"].dtype}).merge(given, how="left")
+    try:
+        found = wanted.astype({"ds": given["ds"].dtype}).merge(given, how="left")
+    except ValueError as error:
+        raise ValueError(
+            f"futr_df['unique_id'] must hold ids such as {plain(unique_id.iloc[0])!r}. "
+            f"Got {plain(given['unique_id'].iloc[0])!r}"
+        ) from error
     for name in covariates:
         found[name] = _numbers(found[name])
         bad = ~np.isfinite(found[name])
@@ -223,7 +232,7 @@ def in_zone_of(fitted: pd.Series, df: pd.DataFrame, name: str) -> pd.DataFrame:
     Raises:
         ValueError: if one of both has no time zone.
     """
-    _reject_missing_columns(df, ["ds"], name)
+    _check_columns(df, ["ds"], name)
     ds, zone = _timestamps(df, name), fitted.dt.tz
     if (ds.dt.tz is None) != (zone is None):
         wanted = "no time zone" if zone is None else f"the time zone {zone}, or another"
@@ -285,10 +294,15 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _reject_missing_columns(df: pd.DataFrame, columns: Sequence[str], name: str = "df") -> None:
-    missing = [column for column in columns if column not in df.columns]
+def _check_columns(df: pd.DataFrame, columns: Sequence[str], name: str = "df") -> None:
+    found = Counter(df.columns)
+    missing = [column for column in columns if not found[column]]
     if missing:
-        raise ValueError(f"{name} must have the columns {', '.join(columns)}. Missing: {missing}")
+        wanted = ", ".join(map(str, columns))
+        raise ValueError(f"{name} must have the columns {wanted}. Missing: {missing}")
+    for column in columns:
+        if found[column] > 1:
+            raise ValueError(f"{name} must have one column {column}. Got several")
     if df.empty:
         raise ValueError(f"{name} must have rows. Got an empty frame")
 
@@ -309,6 +323,8 @@ def _timestamps(df: pd.DataFrame, name: str = "df") -> pd.Series:
                     f"{name}['ds'] must hold timestamps. Got {value!r} ({_place(df, label)})"
                 ) from error
         raise ValueError(f"{name}['ds'] must hold timestamps: {error}") from error
+    if isinstance(found.dtype, pd.ArrowDtype):
+        found = pd.Series(pd.DatetimeIndex(found), index=found.index)
     if not pd.api.types.is_datetime64_any_dtype(found):  # each of an offset of its own
         raise ValueError(
             f"{name}['ds'] must hold timestamps of one time zone, as "

@@ -115,7 +115,6 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             sample = [line for line, _ in zip(file, range(_SAMPLE_ROWS), strict=False)]
         separator = _separator(sample, path)
-        decimal_commas = separator != "," and _has_decimal_commas(sample)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             table = pd.read_csv(
@@ -138,16 +137,13 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     table = table[(table != "").any(axis=1)]
     if table.empty:
         raise ValueError(f"{path} has a header and no rows")
-    if decimal_commas:
-        for name, column in table.items():
-            some = column[column.ne("")].head(_SAMPLE_ROWS)
-            if _holds_numbers(some.str.replace(",", ".", regex=False)):
-                _reject_thousands(some)
-                table[name] = column.str.replace(",", ".", regex=False)
+    with_decimal_commas = [] if separator == "," else _with_decimal_commas(table)
+    for name in with_decimal_commas:
+        table[name] = table[name].str.replace(",", ".", regex=False)
     guesses = []
     if separator != ",":
         guesses.append(f"columns are separated by {separator!r}")
-    if decimal_commas:
+    if with_decimal_commas:
         guesses.append("decimals follow a comma")
     if any(warning.category is pd.errors.ParserWarning for warning in warned):
         guesses.append("what lines have beyond the columns of the header is not used")
@@ -180,9 +176,17 @@ def _separator(sample: list[str], path: Path) -> str:
     return found
 
 
-def _has_decimal_commas(sample: list[str]) -> bool:
-    text = re.sub(r"\d{1,2}\.\d{1,2}\.\d{2,4}", "", "".join(sample[1:]))  # less dates
-    return bool(re.search(r"\d,\d", text)) and not re.search(r"\d\.\d", text)
+def _with_decimal_commas(table: pd.DataFrame) -> list[str]:
+    """The columns of numbers whose decimals follow a comma."""
+    found = []
+    for name, column in table.items():
+        some = column[column.ne("")].head(_SAMPLE_ROWS)
+        if some.str.contains(r"\d\.\d").any() or not some.str.contains(r"\d,\d").any():
+            continue
+        if _holds_numbers(some.str.replace(",", ".", regex=False)):
+            _reject_thousands(some)
+            found.append(str(name))
+    return found
 
 
 def _reject_thousands(numbers: pd.Series) -> None:

@@ -269,6 +269,7 @@ def test_predict_before_fit(small):
         ({"loss": ["mae"]}, r"loss must be one of mse, .* Got \['mae'\]"),
         ({"id_size": -1}, "id_size must be at least 0. Got -1"),
         ({"tilt": -0.5}, "tilt must be at least 0. Got -0.5"),
+        ({"seed": 2**64}, "seed must fit in 64 bits. Got 18446744073709551616"),
         ({"val_check_steps": 0}, "val_check_steps must be a number greater than 0"),
     ],
 )
@@ -359,6 +360,12 @@ def test_the_future_of_covariates_must_be_given(small, series):
         model.predict(futr_df=df[:-1])
     with pytest.raises(ValueError, match="at 2005-12-01 00:00:00 more than once"):
         model.predict(futr_df=pd.concat([df, df[-1:]]))
+    with pytest.raises(ValueError, match=r"futr_df must have one column price\. Got several"):
+        model.predict(futr_df=pd.concat([df, df[["price"]]], axis=1))
+    with pytest.raises(
+        ValueError, match=r"futr_df\['unique_id'\] must hold ids such as 'a'. Got 7"
+    ):
+        model.predict(futr_df=df.assign(unique_id=7))
 
 
 def test_filled_rows_are_used(small, series):
@@ -431,9 +438,11 @@ def test_cross_validation_sees_no_row_after_a_cutoff(small, series):
 
 
 @pytest.mark.parametrize("name", ["n_windows", "step_size"])
-def test_cross_validation_needs_windows_and_steps(small, series, name):
-    with pytest.raises(ValueError, match=f"{name} must be greater than 0. Got 0"):
-        small().cross_validation(series, **{name: 0})
+@pytest.mark.parametrize("value", [0, 3.0, None])
+def test_cross_validation_needs_windows_and_steps(small, series, name, value):
+    message = f"{name} must be a whole number greater than 0. Got {value}"
+    with pytest.raises(ValueError, match=message):
+        small().cross_validation(series, **{name: value})
 
 
 def test_evaluate_scores_each_series(small):

@@ -81,6 +81,20 @@ def test_timestamps_are_of_one_time_zone():
         check_frame(monthly(3).assign(ds=ds))
 
 
+@pytest.mark.parametrize("zone", ["", ", tz=Europe/Berlin"])
+def test_timestamps_may_be_those_of_arrow(series, zone):
+    pytest.importorskip("pyarrow")
+    expected = series.assign(ds=series["ds"].dt.tz_localize(zone[5:] or None))
+    df = expected.astype(
+        {
+            "unique_id": "string[pyarrow]",
+            "ds": f"timestamp[ns{zone}][pyarrow]",
+            "y": "double[pyarrow]",
+        }
+    )
+    pd.testing.assert_series_equal(check_frame(df)[0]["ds"], check_frame(expected)[0]["ds"])
+
+
 def test_an_index_may_be_named_as_a_column(series):
     frame, _ = check_frame(series.set_index(pd.Index(series["ds"], name="ds")), fill="linear")
     pd.testing.assert_frame_equal(frame, series, check_dtype=False)
@@ -218,6 +232,11 @@ def test_a_midnight_that_the_clock_leaves_out_or_repeats(zone, day):
     frame, freq = check_frame(monthly(40).assign(ds=later))
     assert freq == "D"
     assert grid(frame["ds"], "D", beyond=1)[:-1].tolist() == later.tolist()
+
+
+def test_covariates_that_are_missing_may_have_any_name(series):
+    with pytest.raises(ValueError, match=r"the columns unique_id, ds, y, 5. Missing: \[5\]"):
+        check_frame(series, covariates=[5])  # type: ignore[list-item]
 
 
 def test_covariates_must_be_there_and_finite():

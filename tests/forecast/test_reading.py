@@ -96,6 +96,13 @@ def test_other_separators_and_decimals(write, text):
     assert read_series(write(text)).frame["y"].tolist() == [1.5, 2.5]
 
 
+def test_decimal_commas_beside_points_of_other_columns(write):
+    rows = "2020-01-01 00:00:00.000;1,5;0.25\n2020-01-02 00:00:00.000;2,5;0.75\n"
+    frame = read_series(write("ds;y;share\n" + rows), Columns(covariates=("share",))).frame
+    assert frame["y"].tolist() == [1.5, 2.5]
+    assert frame["share"].tolist() == [0.25, 0.75]
+
+
 def test_byte_order_mark_and_blank_lines(write):
     path = write("date,y\n2020-01-01,1\n\n2020-01-02,2\n", encoding="utf-8-sig")
     assert read_series(path).frame.index.tolist() == [2, 4]
@@ -114,6 +121,8 @@ def test_byte_order_mark_and_blank_lines(write):
         ("date,y\n2020-01-01,1\n2020-01-02,1.2.3\n", "line 3: y must be a number. Got '1.2.3'"),
         ("date,y\n00:00,1\n01:00,2\n", "line 2: date must be a date. Got '00:00'"),
         ("date;y\n2020-01-01;953\n2020-01-02;1,001\n", "line 3: .* thousands. Got '1,001'"),
+        ("date;y\n2020-01-01;953.5\n2020-01-02;1,001\n", "line 3: .* number. Got '1,001'"),
+        ("date;y\n2020-01-01;953,5\n2020-01-02;1.001,5\n", "line 2: .* number. Got '953,5'"),
         ("date,y,t\n2020-01-01,1,'a\n2020-01-02,x,b\n", "line 3: y must be a number. Got 'x'"),
         ('date,y,t\n2020-01-01,1,"a\nb\n"\n2020-01-02,x,b\n', "line 5: y must be a number"),
         ('date,y,"t\nu"\n2020-01-01,1,a\n2020-01-02,x,b\n', "line 4: y must be a number"),

@@ -224,9 +224,11 @@ def test_tilts_are_decided_by_the_step_and_differ_by_window(small, series):
     assert all(map(torch.equal, batches(2.0, 3), batches(2.0, 0)[3:]))
 
 
-def test_val_size_must_hold_a_horizon(small, series):
-    with pytest.raises(ValueError, match=r"val_size must be 0 or at least h, 6. Got 5"):
-        small().fit(series, val_size=5)
+@pytest.mark.parametrize("val_size", [5, -6, 12.0, None])
+def test_val_size_must_hold_a_horizon(small, series, val_size):
+    message = f"val_size must be 0 or a whole number, at least h, 6. Got {val_size}"
+    with pytest.raises(ValueError, match=message):
+        small().fit(series, val_size=val_size)
 
 
 def test_bfloat16(small, series):
