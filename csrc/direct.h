@@ -17,8 +17,8 @@ struct DirectCall {
   int64_t count;
   bool has_biases, bidirectional, recompute_gates;
   int64_t num_layers, parts;
-  // Forward. Of a cell, the tensors lack the dimensions of T and of L * D, and output is h_n.
-  bool save, cell;
+  bool cell;  // whose tensors lack the dimensions of T and of L * D, and whose output is h_n
+  bool save;  // forward
   bool need_input, need_hx, need_params;  // backward
   // Handles of the results in the order of the schema, which the caller releases. Set if the call
   // succeeds: null where not wanted.

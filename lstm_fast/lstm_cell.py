@@ -110,8 +110,8 @@ class LSTMCell(torch.nn.LSTMCell):
         if not has_biases and params[3] is None:
             del params[2:]
         if (
-            not torch.is_grad_enabled()
-            and not torch._C._is_any_autocast_enabled()
+            not torch._C._is_any_autocast_enabled()
+            and not torch.jit.is_tracing()  # type: ignore[attr-defined]
             and isinstance(input, Tensor)
             and input.dim() == 2
             and input.size(1) == self.__dict__["input_size"]

@@ -243,13 +243,19 @@ def attempt(
 def attempt_cell(
     input: Tensor, h0: Tensor | None, c0: Tensor | None, params: list[Tensor], has_biases: bool
 ) -> tuple[Tensor, Tensor] | None:
-    """Likewise for one step of one layer without gradients: h and c, given input [B, I], h0 [B, H]
-    and c0 [B, H]."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+    """Likewise for one step of one layer: h and c, given input [B, I], h0 [B, H] and c0 [B, H]."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or not input.is_cpu:
         return None
-    options = has_biases, 1, False, False, _cpu_parts(), False, True
-    results = _direct.direct_forward(input, None, h0, c0, params, *options)
-    return None if results is None else results[1:3]
+    save = torch.is_grad_enabled()
+    if save and not getattr(params[0], "requires_grad", False):
+        return None
+    parts = _cpu_parts()
+    results = _direct.direct_forward(
+        input, None, h0, c0, params, has_biases, 1, False, save, parts, False, True
+    )
+    if results is None or not save:
+        return results and results[1:3]
+    return _apply_cell_past_transforms(results, input, h0, c0, has_biases, parts, *params)
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -369,9 +375,69 @@ class _LSTM(torch.autograd.Function):
         )
 
 
-# `_LSTM.apply` less the preparations for transforms of `torch.func`, which take as long as the rest
-# of it: a direct call has found none active.
+class _Cell(torch.autograd.Function):
+    """One step of one layer that a direct call has run, as `_LSTM` but for the dimensions of T and
+    L, which would cost more functions of autograd than one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        results: tuple[None, Tensor, Tensor, Tensor],
+        input: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        has_biases: bool,
+        parts: int,
+        *params: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.how = has_biases, parts
+        _, h, c, saved = results
+        ctx.save_for_backward(input, h0, c0, h, saved, *params)
+        return h, c
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None) -> tuple[Any, ...]:
+        input, h0, c0, h, saved, *params = ctx.saved_tensors
+        _, needs_input, needs_h0, needs_c0, _, _, *needs_params = ctx.needs_input_grad
+        has_biases, parts = ctx.how
+        options = has_biases, 1, False
+        needs: Any = (needs_input, needs_h0 or needs_c0, any(needs_params))
+        is_differentiated = _is_differentiated((grad_h, grad_c))
+        results: Any = None
+        if not (is_differentiated or torch.compiler.is_compiling()):
+            results = _direct.direct_backward(
+                *(None, grad_h, grad_c, input, None, h0, c0, params),
+                *(*options, h, saved, *needs, parts, False, True),
+            )
+        if results is not None:
+            grad_input, grad_h0, grad_c0, *grad_params = results
+        else:
+            steps = [t if t is None else t[None] for t in (grad_h, grad_c, input, h0, c0, h)]
+            args: Any = (None, *steps[:3], None, *steps[3:5], params, *options)
+            if is_differentiated:
+                *grads, grad_params = reference.lstm_backward(*args, *needs)
+            else:
+                *grads, grad_params = _lstm_backward(*args, steps[5], saved, *needs, parts)
+            wanted = needs_input, needs_h0, needs_c0
+            grad_input, grad_h0, grad_c0 = (
+                grad[0] if needed else None for grad, needed in zip(grads, wanted, strict=True)
+            )
+        return (
+            None,
+            grad_input if needs_input else None,
+            grad_h0 if needs_h0 else None,
+            grad_c0 if needs_c0 else None,
+            None,
+            None,
+            *[grad if needed else None for grad, needed in zip_longest(grad_params, needs_params)],
+        )
+
+
+# `apply` less the preparations for transforms of `torch.func`, which take as long as the rest of
+# it: a direct call has found none active.
 _apply_past_transforms = super(torch.autograd.Function, _LSTM).apply
+_apply_cell_past_transforms = super(torch.autograd.Function, _Cell).apply
 
 
 @torch.library.register_fake("lstm_fast::lstm")

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_fast import LSTM, LSTMCell
 from tests.sample_inputs import (
@@ -83,10 +84,57 @@ def test_is_a_step_of_the_lstm(dtype: torch.dtype, fused: list[None]):
     lstm, cell = LSTM(4, 5, dtype=dtype), LSTMCell(4, 5, dtype=dtype)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     cell.load_state_dict({name: getattr(lstm, f"{name}_l0") for name in names})
-    x, h, c = (torch.randn(3, size).to(dtype) for size in (4, 5, 5))
-    _, expected = lstm(x[None], (h[None], c[None]))
-    torch.testing.assert_close(cell(x, (h, c)), (expected[0][0], expected[1][0]), rtol=0, atol=0)
+    x, h, c = (torch.randn(3, size).to(dtype).requires_grad_() for size in (4, 5, 5))
+    _, (h_n, c_n) = lstm(x[None], (h[None], c[None]))
+    expected = h_n[0], c_n[0]
+    got = cell(x, (h, c))
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
     assert len(fused) == 2
+    cell_grads, lstm_grads = (
+        torch.autograd.grad((results[0] - 2 * results[1]).sum(), [x, h, c, *module.parameters()])
+        for module, results in ((cell, got), (lstm, expected))
+    )
+    torch.testing.assert_close(cell_grads, lstm_grads, rtol=0, atol=0)
+
+
+class Plain(TorchDispatchMode):
+    """Leaves calls to the dispatcher as they are, where a direct call would go past it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("trained", [("input",), ("h",), ("c", "weight_hh"), ("bias_ih", "input")])
+def test_backward_of_what_is_wanted(dtype: torch.dtype, trained: tuple[str, ...]):
+    """Past the dispatcher, through it, and to be differentiated once more."""
+    cell = LSTMCell(4, 5, dtype=dtype)
+    named = {"input": torch.randn(3, 4), "h": torch.randn(3, 5), "c": torch.randn(3, 5)}
+    named = {name: t.to(dtype) for name, t in named.items()} | dict(cell.named_parameters())
+    # A step that is direct asks for a gradient of weight_ih at least.
+    wanted = [named[name].requires_grad_() for name in ("weight_ih", *trained)]
+    for name in {"weight_hh", "bias_ih", "bias_hh"} - set(trained):
+        named[name].requires_grad_(False)
+    h, c = cell(named["input"], (named["h"], named["c"]))
+    assert "Cell" in h.grad_fn.name()
+    for loss in (h.sum(), (h - c).sum()):
+        direct = torch.autograd.grad(loss, wanted, retain_graph=True)
+        with Plain():
+            dispatched = torch.autograd.grad(loss, wanted, retain_graph=True)
+        assert all(map(torch.equal, direct, dispatched))
+        again = torch.autograd.grad(loss, wanted, retain_graph=True, create_graph=True)
+        assert_all_close(direct, again, replace(CELL, dtype=dtype))
+
+
+def test_a_step_is_one_function_of_autograd():
+    cell = LSTMCell(4, 5)
+    h, c = cell(X)
+    h, c = cell(X, (h, c))
+    assert h.grad_fn is c.grad_fn
+    before = {function for function, _ in h.grad_fn.next_functions if function is not None}
+    accumulating = {f for f in before if f.name() == "torch::autograd::AccumulateGrad"}
+    assert len(accumulating) == 4
+    assert {f.name() for f in before - accumulating} == {h.grad_fn.name()}
 
 
 def test_forms_of_arguments(fused: list[None]):

@@ -62,7 +62,9 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   p.workspace = workspace.get();
   forward(kernels, p, threads);
 
-  if (y_in_saved) {
+  if (a.cell) {
+    y = h_n;
+  } else if (y_in_saved) {
     y = empty(a.output_dims(s.D * s.P), a.dtype, a.input);
     Tensor kept = torch::stable::narrow(saved, 0, layout.output(s.L - 1), y.numel());
     torch::stable::copy_(y, torch::stable::view(kept, y.sizes()));
@@ -197,10 +199,12 @@ extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_backward
   try {
     std::vector<OptionalTensor> t = own(call);
     if (!t.at(3).value().is_cpu()) return false;
-    const auto [input, h0, c0, params] = OpsOnCpu::backward(
-        t[0], t[1], t[2], *t[3], t[4], t[5], t[6], params_of(t, kDirectBackwardTensors),
-        call.has_biases, call.num_layers, call.bidirectional, t[7].value(), t[8].value(),
-        call.need_input, call.need_hx, call.need_params, call.parts, call.recompute_gates);
+    const Arguments a(prepare, *t[3], t[4], t[5], t[6], params_of(t, kDirectBackwardTensors),
+                      call.has_biases, call.num_layers, call.bidirectional, call.recompute_gates,
+                      call.cell);
+    const auto [input, h0, c0, params] =
+        OpsOnCpu::backward_of(LstmOnCpu(a.input), a, {t[0], t[1], t[2]}, t[7].value(), t[8].value(),
+                              {call.need_input, call.need_hx, call.need_params}, call.parts);
     if (call.need_input) call.results[0] = give(input);
     if (call.need_hx) call.results[1] = give(h0), call.results[2] = give(c0);
     for (size_t i = 0; i < params.size(); ++i)

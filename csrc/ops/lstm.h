@@ -110,15 +110,19 @@ struct Arguments {
     for (const Tensor& t : params_) params.push_back(prepare(t));
   }
 
-  // [T, B, columns], or [N, columns] for packed input.
+  // [T, B, columns]; [N, columns] of packed input, [B, columns] of a cell.
   Dims output_dims(int64_t columns) const {
     const Steps& steps = shape.steps;
-    return batch_sizes ? Dims{2, {steps.total(), columns}} : Dims{3, {steps.T, steps.B, columns}};
+    if (batch_sizes || cell) return {2, {steps.total(), columns}};
+    return {3, {steps.T, steps.B, columns}};
   }
-  // [L * D, B, columns], or [B, columns] for a cell
+  // [L * D, B, columns]; [B, columns] of a cell.
+  Dims state_dims(int64_t columns) const {
+    if (cell) return {2, {shape.steps.B, columns}};
+    return {3, {shape.L * shape.D, shape.steps.B, columns}};
+  }
   Tensor empty_state(int64_t columns, ScalarType type) const {
-    if (cell) return empty({shape.steps.B, columns}, type, input);
-    return empty({shape.L * shape.D, shape.steps.B, columns}, type, input);
+    return empty(state_dims(columns), type, input);
   }
 };
 
@@ -186,8 +190,7 @@ inline void check_saved(const Arguments& a, const Tensor& saved) {
 
 // The gradients that reach backward, after all checks of what it gets beside forward's arguments.
 inline OutputGrads prepare_grads(Prepare prepare, const Arguments& a, const Tensor& output,
-                                 const Tensor& saved, const OptionalTensor& grad_output,
-                                 const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n) {
+                                 const Tensor& saved, const OutputGrads& grads) {
   const StackShape& s = a.shape;
   const Dims y = a.output_dims(s.D * s.P);
   check_device("output", output, a.input);
@@ -196,9 +199,9 @@ inline OutputGrads prepare_grads(Prepare prepare, const Arguments& a, const Tens
   if (!(dims(output) == y))
     throw std::runtime_error("Expected output size " + y.str() + ", got " + dims(output).str());
   check_saved(a, saved);
-  return {prepare_grad(prepare, "grad_output", grad_output, y, output),
-          prepare_grad(prepare, "grad_h_n", grad_h_n, {3, {s.L * s.D, s.steps.B, s.P}}, output),
-          prepare_grad(prepare, "grad_c_n", grad_c_n, {3, {s.L * s.D, s.steps.B, s.H}}, output)};
+  return {prepare_grad(prepare, "grad_output", grads.output, y, output),
+          prepare_grad(prepare, "grad_h_n", grads.h_n, a.state_dims(s.P), output),
+          prepare_grad(prepare, "grad_c_n", grads.c_n, a.state_dims(s.H), output)};
 }
 
 // The ops `lstm` and `lstm_backward` of a device. A Device is made of an input on it and has a
@@ -228,11 +231,17 @@ struct LstmOps {
     const Device device(input);
     const Arguments a(Device::prepare, input, batch_sizes, h0, c0, params, has_biases, num_layers,
                       bidirectional, recompute_gates);
-    const OutputGrads grads =
-        prepare_grads(Device::prepare, a, output, saved, grad_output, grad_h_n, grad_c_n);
+    return backward_of(device, a, {grad_output, grad_h_n, grad_c_n}, output, saved,
+                       {need_input, need_hx, need_params}, parts);
+  }
+
+  // Of gradients that are not checked yet.
+  static BackwardResult backward_of(const Device& device, const Arguments& a,
+                                    const OutputGrads& grads, const Tensor& output,
+                                    const Tensor& saved, const Needs& needs, int64_t parts) {
+    const OutputGrads prepared = prepare_grads(Device::prepare, a, output, saved, grads);
     // Hooks on saved tensors may give back other strides.
-    const Tensor kept = as_contiguous(saved);
-    return device.backward(a, grads, output, kept, {need_input, need_hx, need_params}, parts);
+    return device.backward(a, prepared, output, as_contiguous(saved), needs, parts);
   }
 };
 

@@ -133,7 +133,7 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
 }
 
 // (grad_output, grad_h_n, grad_c_n, input, batch_sizes, h0, c0, params, has_biases, num_layers,
-// bidirectional, output, saved, need_input, need_hx, need_params, parts[, recompute_gates])
+// bidirectional, output, saved, need_input, need_hx, need_params, parts[, recompute_gates[, cell]])
 PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!torch.backward || count < 17 || !PyList_Check(args[7])) Py_RETURN_NONE;
   const Py_ssize_t params = PyList_GET_SIZE(args[7]);
@@ -151,6 +151,7 @@ PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   arguments.need_params = truth(args[15]);
   arguments.parts = PyLong_AsLongLong(args[16]);
   arguments.recompute_gates = count > 17 && truth(args[17]);
+  arguments.cell = count > 18 && truth(args[18]);
   return call(torch.backward, tensors, arguments, kDirectBackwardResults + params);
 }
 
