@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lstm_fast import ops, options
+from lstm_fast import ops, options, reference
 from lstm_fast.lstm import (
     _are_plain,
     _fits,
@@ -16,13 +16,15 @@ from lstm_fast.lstm import (
 )
 
 _Pair = tuple[Tensor, Tensor]
+# Parts of bfloat16 that hold a number of a dtype that autocast knows.
+_AUTOCAST = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 
 
 class LSTMCell(torch.nn.LSTMCell):
     """`torch.nn.LSTMCell` with the same parameters, results and errors, in less time.
 
-    Everything is documented there. What the kernels do not cover, autocast included, is computed by
-    `torch.nn.LSTMCell`. A cell is an LSTM of one layer run for one step.
+    Everything is documented there. What the kernels do not cover, autocast on CUDA included, is
+    computed by `torch.nn.LSTMCell`. A cell is an LSTM of one layer run for one step.
 
     Keyword arguments beyond torch's, as `lstm_fast.LSTM` has them: `zoneout`, `layer_norm`
     (parameters norm_ih [4H], norm_hh [4H], norm_c [H] and, with biases, norm_bias_c [H]),
@@ -109,25 +111,61 @@ class LSTMCell(torch.nn.LSTMCell):
         has_biases = params[2] is not None
         if not has_biases and params[3] is None:
             del params[2:]
+        step = self._autocast_step if torch._C._is_any_autocast_enabled() else self._step
+        results = step(input, hx, params, has_biases)
+        if results is not None:
+            return results
+        if _is_traced(self, input, LSTMCell):
+            return _traced_call(self, input, hx)
+        return super().forward(input, hx)
+
+    def _step(
+        self,
+        input: Tensor,
+        hx: _Pair | None,
+        params: list[Tensor],
+        has_biases: bool,
+        most_parts: int = 3,
+    ) -> _Pair | None:
+        """Run the op; None where `nn.LSTMCell` is to speak: it raises, or computes what is not
+        fused."""
         if (
-            not torch._C._is_any_autocast_enabled()
-            and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+            not torch.jit.is_tracing()  # type: ignore[attr-defined]
             and isinstance(input, Tensor)
             and input.dim() == 2
             and input.size(1) == self.__dict__["input_size"]
             and _is_state(hx, dim=2)
         ):
             h0, c0 = (None, None) if hx is None else hx
-            results = ops.attempt_cell(input, h0, c0, params, has_biases)
+            results = ops.attempt_cell(input, h0, c0, params, has_biases, most_parts)
             if results is not None:
                 return results
         if not self._is_fused(input, hx, params):
-            if _is_traced(self, input, LSTMCell):
-                return _traced_call(self, input, hx)
-            return super().forward(input, hx)
+            return None
         h0, c0 = (None, None) if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        _, h, c = ops.lstm(input.unsqueeze(0), None, h0, c0, params, has_biases, 1, False)
+        options = has_biases, 1, False, False, most_parts
+        _, h, c = ops.lstm(input.unsqueeze(0), None, h0, c0, params, *options)
         return ops.first(h), ops.first(c)
+
+    def _autocast_step(
+        self, input: Tensor, hx: _Pair | None, params: list[Tensor], has_biases: bool
+    ) -> _Pair | None:
+        """Likewise under autocast on the CPU, which rounds what enters products. Torch rounds
+        what comes of them too, until the cells, which widen it."""
+        if not isinstance(input, Tensor) or not input.is_cpu or not _is_state(hx, dim=2):
+            return None
+        if not torch.is_autocast_enabled("cpu"):
+            return self._step(input, hx, params, has_biases)
+        rounded = torch.get_autocast_dtype("cpu")
+        state = () if hx is None else hx
+        tensors = [input, *state, *params]
+        if not _are_plain(tensors) or any(t.dtype not in _AUTOCAST for t in tensors):
+            return None
+        dtype = torch.promote_types(rounded, tensors[len(state)].dtype)  # that of c0, or input's
+        input, *rest = map(reference._wide, tensors)
+        hx = (rest[0], rest[1]) if state else None
+        results = self._step(input, hx, rest[len(state) :], has_biases, _AUTOCAST[rounded])
+        return results and (results[0].to(dtype), results[1].to(dtype))
 
     def _is_fused(self, input: Tensor, hx: _Pair | None, params: list[Tensor]) -> bool:
         """Whether the kernels compute this; if not, `nn.LSTMCell` raises or computes it."""
@@ -135,10 +173,7 @@ class LSTMCell(torch.nn.LSTMCell):
             return False
         tensors = [input, *params] if hx is None else [input, *hx, *params]
         if (
-            not _are_plain(tensors)
-            or not _fits(input, params[0])
-            or torch._C._is_any_autocast_enabled()
-            or torch.jit.is_tracing()  # type: ignore[attr-defined]
+            not _are_plain(tensors) or not _fits(input, params[0]) or torch.jit.is_tracing()  # type: ignore[attr-defined]
         ):
             return False
         shape, state = input.shape, self.__dict__

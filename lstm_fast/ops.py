@@ -117,6 +117,7 @@ def lstm(
     num_layers: int,
     bidirectional: bool,
     recompute_gates: bool = False,
+    most_parts: int = 3,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run a stack of LSTM layers, differentiable to any order. Semantics are those of `nn.LSTM`.
 
@@ -127,6 +128,7 @@ def lstm(
         c0: [L * D, B, H], or None for zeros.
         params: in the order of `nn.LSTM._flat_weights`, see `reference.lstm`.
         recompute_gates: keep outputs and cells alone for backward, not the gates.
+        most_parts: parts of bfloat16 that float32 need not exceed, as the op's schema says.
 
     Returns:
         output [T, B, D * P] (or [N, D * P]), h_n [L * D, B, P] and c_n [L * D, B, H]; contiguous.
@@ -153,9 +155,10 @@ def lstm(
             # Dynamo refuses a tensor that is given twice: one state as h0 and c0, tied weights.
             h0, c0 = (None if t is None else t.view_as(t) for t in (h0, c0))
             params = [p.view_as(p) for p in params]
-        how = _parts(input), recompute_gates
+        how = min(_parts(input), most_parts), recompute_gates
         return _LSTM.apply(None, input, batch_sizes, h0, c0, *options, *how, *params)
-    results = _forward(input, batch_sizes, h0, c0, list(params), *options, False, _parts(input))
+    parts = min(_parts(input), most_parts)
+    results = _forward(input, batch_sizes, h0, c0, list(params), *options, False, parts)
     return results[:3]
 
 
@@ -241,7 +244,12 @@ def attempt(
 
 
 def attempt_cell(
-    input: Tensor, h0: Tensor | None, c0: Tensor | None, params: list[Tensor], has_biases: bool
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    params: list[Tensor],
+    has_biases: bool,
+    most_parts: int,
 ) -> tuple[Tensor, Tensor] | None:
     """Likewise for one step of one layer: h and c, given input [B, I], h0 [B, H] and c0 [B, H]."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or not input.is_cpu:
@@ -249,7 +257,7 @@ def attempt_cell(
     save = torch.is_grad_enabled()
     if save and not getattr(params[0], "requires_grad", False):
         return None
-    parts = _cpu_parts()
+    parts = min(_cpu_parts(), most_parts)
     results = _direct.direct_forward(
         input, None, h0, c0, params, has_biases, 1, False, save, parts, False, True
     )

@@ -144,6 +144,8 @@ def test_cell(batched: bool):
     function = compiled(cell)
     for state in (None, hx):
         assert_equal(function(x, state), cell(x, state))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_equal(function(x, state), cell(x, state))
 
 
 def test_frozen_layers():

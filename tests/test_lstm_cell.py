@@ -221,6 +221,34 @@ def test_changed_weights_are_seen(fused: list[None]):
     assert len(fused) == 3
 
 
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("of_states", ["none", "float32", "dtype", "h", "c"])
+def test_autocast(rows: int, dtype: torch.dtype, of_states: str, fused: list[None]):
+    """States are of the dtype that torch gives them; what enters products may be rounded."""
+    ours, theirs = twins(hidden_size=32)
+    x, h, c = torch.randn(rows, 4), torch.randn(rows, 32), torch.randn(rows, 32)
+    if of_states in ("dtype", "h"):
+        h = h.to(dtype)
+    if of_states in ("dtype", "c"):
+        c = c.to(dtype)
+    hx = None if of_states == "none" else (h, c)
+    with torch.autocast("cpu", dtype):
+        got = forward_and_gradients(ours, x, hx)
+        low = ours(x.to(dtype), hx)
+        types = [t.dtype for t in (*theirs(x, hx), *theirs(x.to(dtype), hx))]
+        with torch.no_grad():
+            inferred = ours(x, hx)
+    assert len(fused) == 3
+    assert [t.dtype for t in (got["h"], got["c"], *low)] == types
+    assert all(map(torch.equal, inferred, (got["h"], got["c"])))
+    exact = copy.deepcopy(theirs).double()
+    expected = forward_and_gradients(exact, x.double(), hx and (h.double(), c.double()))
+    # Weights and inputs are rounded by eps / 2 each, and by as much what is handed out.
+    bound = 4 * torch.finfo(dtype).eps
+    assert_close(got, expected, CELL, bound)
+
+
 def test_gradcheck_through_steps():
     cell = LSTMCell(3, 2, dtype=torch.float64)
     x = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -269,11 +297,8 @@ def test_a_traced_state_is_handed_on_whole(cls: type[torch.nn.LSTMCell]):
 def test_what_is_not_fused_falls_through(fused: list[None]):
     ours, theirs = twins()
     with torch.autocast("cpu", torch.bfloat16):
-        got, expected = ours(X, (H, H)), theirs(X, (H, H))
-        with torch.no_grad():
-            inferred = ours(X, (H, H))
-    torch.testing.assert_close(got, expected, rtol=0, atol=0)
-    torch.testing.assert_close(inferred, expected, rtol=0, atol=0)
+        for wrong in (X.double(), X.long()):
+            assert_same_error(ours, theirs, wrong, (H, H))
     traced = torch.jit.trace(ours, (X,), check_trace=False)
     assert "lstm_fast::" not in str(traced.inlined_graph)
     scripted = torch.jit.script(twins()[0])
