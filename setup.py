@@ -12,7 +12,7 @@ Metadata and tool settings are in pyproject.toml. Environment variables:
     LSTM_FAST_CPU_ISAS       instruction sets beside the baseline, such as "avx2"; all if empty
     LSTM_FAST_CUDA           1: with CUDA kernels; 0: without; auto, the default: with, if the
                              installed torch has CUDA and there is an nvcc
-    LSTM_FAST_CUDA_ARCHS     architectures, such as "80 90a"; PTX of the last one serves newer ones
+    LSTM_FAST_CUDA_ARCHS     architectures, such as "80 90a"; PTX of the newest serves newer ones
     CUDA_HOME                the CUDA toolkit
 """
 
@@ -75,8 +75,8 @@ CPU_ISAS = chosen_isas()
 ISA_MACROS = [f"-DLSTM_FAST_{isa.upper()}" for isa in CPU_ISAS if isa != "baseline"]
 
 MIN_NVCC = (12, 8)  # the oldest that knows sm_100
-# Turing, Ampere (two), Ada, Hopper, Blackwell. 90a rather than 90: what only Hopper itself has.
-CUDA_ARCHS = ["75", "80", "86", "89", "90a", "100"]
+# Turing, Ampere (two), Ada, Hopper, Blackwell (two). 90a rather than 90: what Hopper alone has.
+CUDA_ARCHS = ["75", "80", "86", "89", "90a", "100", "120"]
 CUDA_ELEMENTS = {
     "float32": "float",
     "float64": "double",
@@ -175,12 +175,12 @@ class Cuda:
         return self.home / "bin" / "nvcc"
 
     def flags(self, compiler: Sequence[str]) -> list[str]:
-        newest = self.archs[-1].rstrip("a")
         # The kernels tell generations apart, not members of one, which share half of the work.
-        generations = {"86": "80", "87": "80", "89": "80"}
-        codes = [
-            f"arch=compute_{generations.get(arch, arch)},code=sm_{arch}" for arch in self.archs
-        ]
+        generations = {"86": "80", "87": "80", "89": "80", "103": "100", "120": "100", "121": "100"}
+        kinds = {arch: generations.get(arch, arch) for arch in self.archs}
+        codes = [f"arch=compute_{kind},code=sm_{arch}" for arch, kind in kinds.items()]
+        # What newer devices make their code of; that of an architecture alone they would refuse.
+        newest = max(int(kind.rstrip("af")) for kind in kinds.values())
         codes.append(f"arch=compute_{newest},code=compute_{newest}")
         return [
             *(f"-gencode={code}" for code in codes),

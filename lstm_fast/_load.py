@@ -6,6 +6,7 @@ import ctypes
 import functools
 import importlib
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import TypedDict
@@ -22,8 +23,8 @@ class BuildInfo(TypedDict):
 
     version: of lstm-fast. isas_built: instruction sets compiled in. isa: the one in use.
     compiler: name and version. cuda: whether CUDA kernels are compiled in. cuda_archs: for which
-    architectures; newer ones use the PTX of the last. torch_target: the oldest torch that the build
-    runs with.
+    architectures; newer devices use the PTX of the newest. torch_target: the oldest torch that the
+    build runs with.
     """
 
     version: str
@@ -121,6 +122,24 @@ def load_direct() -> ModuleType:
         ],
     )
     return kernels
+
+
+@functools.cache
+def cuda_capability(device: int) -> int:
+    """The compute capability that the CUDA kernels a device runs were compiled for, as
+    10 * major + minor; 0, with a warning that says why, where it runs none."""
+    why = ctypes.create_string_buffer(256)
+    capability: int = ctypes.CDLL(str(_OPS)).lstm_fast_cuda_capability(
+        device, why, ctypes.c_size_t(len(why))
+    )
+    if not capability:
+        archs = " ".join(build_info()["cuda_archs"])
+        warnings.warn(
+            f"torch.nn.LSTM computes on cuda:{device}, which does not run the CUDA kernels of "
+            f"lstm_fast, built for {archs}: {why.value.decode()}",
+            stacklevel=2,
+        )
+    return capability
 
 
 def empty_cache() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from lstm_fast import ops, options
-from lstm_fast._load import build_info, load_kernels
+from lstm_fast._load import build_info, cuda_capability, load_kernels
 from lstm_fast.lstm import LSTM, _are_plain, _fits
 
 
@@ -71,6 +71,7 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int
             threads += f" in teams of {plan['members']}"
         return f"CPU kernels, {build_info()['isa']}, {plan['path']}, {threads}"
     properties: Any = torch.cuda.get_device_properties(data.device)
+    capability = cuda_capability(data.get_device())
     plan = load_kernels().cuda_plan(
         str(data.dtype).removeprefix("torch."),
         T=len(batch_sizes),
@@ -81,11 +82,11 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int
         L=module.num_layers,
         D=2 if module.bidirectional else 1,
         allow_tf32=ops._parts(data) in (1, 2),
-        compute_capability=10 * properties.major + properties.minor,
+        compute_capability=capability,
         multiprocessors=properties.multi_processor_count,
         shared_bytes=properties.shared_memory_per_block_optin,
         l2_bytes=properties.L2_cache_size,
-        cluster_blocks=8 if properties.major >= 9 else 1,
+        cluster_blocks=8 if capability >= 90 else 1,
     )
     return describe_cuda(plan)
 

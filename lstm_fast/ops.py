@@ -40,7 +40,12 @@ DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def runs_on(tensor: Tensor) -> bool:
     """Whether there are kernels for the device of a tensor: the CPU, or CUDA if built for it."""
-    return tensor.is_cpu or (_cuda and tensor.is_cuda)
+    return tensor.is_cpu or (_cuda and tensor.is_cuda and _runs_on_cuda(tensor.get_device()))
+
+
+@torch.compiler.assume_constant_result
+def _runs_on_cuda(device: int) -> bool:
+    return _load.cuda_capability(device) > 0
 
 
 def first(state: Tensor) -> Tensor:
@@ -53,7 +58,7 @@ def first(state: Tensor) -> Tensor:
 
 def run_together(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are on one device, and there are kernels for it."""
-    return (a.is_cpu and b.is_cpu) or (_cuda and a.is_cuda and a.device == b.device)
+    return (a.is_cpu and b.is_cpu) or (_cuda and a.device == b.device and runs_on(a))
 
 
 def autocast(*tensors: Any) -> list[Any]:
@@ -269,16 +274,29 @@ def attempt_cell(
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The op, past the dispatcher where that has nothing to do."""
     results = None if torch.compiler.is_compiling() else _direct.direct_forward(*args)
-    return _lstm(*args) if results is None else results
+    return dispatched(_lstm, *args) if results is None else results
 
 
 def _backward(*args: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor]]:
     """Likewise for the op of backward."""
     results = None if torch.compiler.is_compiling() else _direct.direct_backward(*args)
     if results is None:
-        return _lstm_backward(*args)
+        return dispatched(_lstm_backward, *args)
     grad_input, grad_h0, grad_c0, *grad_params = results
     return grad_input, grad_h0, grad_c0, grad_params
+
+
+def dispatched(op: Any, *args: Any, **kwargs: Any) -> Any:
+    """`op(*args)`. The stable ABI makes a RuntimeError of every error; that of torch's allocator
+    has its own type again here."""
+    if torch.compiler.is_compiling():
+        return op(*args, **kwargs)
+    try:
+        return op(*args, **kwargs)
+    except RuntimeError as error:
+        if str(error).startswith("CUDA out of memory"):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
 
 
 _PARTS = {"highest": 3, "high": 2, "medium": 1}
@@ -426,7 +444,8 @@ class _Cell(torch.autograd.Function):
             if is_differentiated:
                 *grads, grad_params = reference.lstm_backward(*args, *needs)
             else:
-                *grads, grad_params = _lstm_backward(*args, steps[5], saved, *needs, parts)
+                op_args = *args, steps[5], saved, *needs, parts
+                *grads, grad_params = dispatched(_lstm_backward, *op_args)
             wanted = needs_input, needs_h0, needs_c0
             grad_input, grad_h0, grad_c0 = (
                 grad[0] if needed else None for grad, needed in zip(grads, wanted, strict=True)

@@ -99,7 +99,7 @@ def _arguments(
 
 def _call(*args: Any, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     arguments = _arguments(*args)
-    return _variant(*arguments, save, ops._parts(arguments[0]))
+    return ops.dispatched(_variant, *arguments, save, ops._parts(arguments[0]))
 
 
 class _Variant(torch.autograd.Function):
@@ -131,8 +131,10 @@ class _Variant(torch.autograd.Function):
             results = _differentiable_backward(grads, needs, *shared, tensors)
         else:
             args = _arguments(*shared, tensors)
-            *states, params, norms = _variant_backward(
-                *(*grads, *args, cells, saved, needs[0], any(needs[5:])), parts=ctx.parts
+            *states, params, norms = ops.dispatched(
+                _variant_backward,
+                *(*grads, *args, cells, saved, needs[0], any(needs[5:])),
+                parts=ctx.parts,
             )
             results = [*states, *params, *norms] if params else [*states, *[None] * len(needs[5:])]
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,9 +37,14 @@ def _keep_threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return emulation.ops_library(tmp_path_factory.mktemp("ops"))
+
+
+@pytest.fixture(scope="session")
+def emulated_ops(emulated_library: Path) -> Any:
     """The ops over the emulated CUDA kernels; a process can load them once."""
-    torch.ops.load_library(str(emulation.ops_library(tmp_path_factory.mktemp("ops"))))
+    torch.ops.load_library(str(emulated_library))
     return torch.ops.lstm_fast_cuda_emulation
 
 

@@ -310,6 +310,40 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+OUT_OF_MEMORY = """
+import resource, torch
+from pathlib import Path
+from lstm_fast import LSTM
+
+def call(module, steps, dtype, is_training):
+    x = torch.empty(1, dtype=dtype).expand(steps, 64, 8)
+    with torch.set_grad_enabled(is_training):
+        module.to(dtype)(x)
+
+modules = LSTM(8, 256), torch.nn.LSTM(8, 256)
+cases = [(dtype, grad) for dtype in (torch.float32, torch.bfloat16) for grad in (False, True)]
+for case in cases:
+    for module in modules:
+        call(module, 2, *case)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (60 << 20),) * 2)
+for case in cases:
+    for module in modules:
+        try:
+            call(module, 4000, *case)
+        except RuntimeError as error:
+            assert "DefaultCPUAllocator: can't allocate memory: you tried to" in str(error), error
+        else:
+            assert module is modules[1] and case[0] is torch.bfloat16, "enough memory"
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_too_little_memory_is_told_in_torchs_words():
+    result = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     "kind", ["train", "infer", "packed", "cell", "refused", "options", "lengths", "stream"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import lstm_fast
+import setup
 from tests.cuda import architectures
 
 ROOT = Path(__file__).parent.parent
@@ -115,6 +116,24 @@ def test_what_ptxas_says_is_read():
 
 def test_default_is_what_torch_has():
     assert lstm_fast.build_info()["cuda"] is bool(lstm_fast.build_info()["cuda_archs"])
+
+
+@pytest.mark.parametrize(
+    ("archs", "ptx"),
+    [
+        (setup.CUDA_ARCHS, 100),
+        (["90a", "80"], 90),
+        (["120"], 100),
+        (["86"], 80),
+        (["100f"], 100),
+        (["75"], 75),
+    ],
+)
+def test_newer_devices_have_the_ptx_of_the_newest(archs: list[str], ptx: int):
+    flags = setup.Cuda(Path(), archs).flags(["g++"])
+    codes = [flag.rpartition("code=")[2] for flag in flags if flag.startswith("-gencode")]
+    assert codes == [*(f"sm_{arch}" for arch in archs), f"compute_{ptx}"]
+    assert f"-gencode=arch=compute_{ptx},code=compute_{ptx}" in flags
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,17 @@ kernels, which needs no GPU to be wrong."""
 
 from __future__ import annotations
 
+import ctypes
+import re
+import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lstm_fast import LSTM, LSTMCell, ops
+from lstm_fast import LSTM, LSTMCell, _load, ops
 from tests.sample_inputs import (
     CONFIGS,
     DTYPES,
@@ -74,6 +78,55 @@ def test_cell():
     x, hx = torch.randn(2, 3), (torch.randn(2, 5), torch.randn(2, 5))
     torch.testing.assert_close(ours(x, hx), theirs(x, hx))
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_out_of_memory_has_torchs_type(monkeypatch: pytest.MonkeyPatch):
+    """Which those look for who try a smaller batch."""
+    said = "CUDA out of memory. Tried to allocate 20.00 GiB."
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(said)
+
+    module, x = LSTM(3, 5), torch.randn(4, 2, 3)
+    loss = module(x)[0].sum()
+    monkeypatch.setattr(ops, "_lstm_backward", fails)
+    with pytest.raises(torch.OutOfMemoryError, match=re.escape(said)):
+        loss.backward()
+    monkeypatch.setattr(ops, "_lstm", fails)
+    with pytest.raises(torch.OutOfMemoryError, match=re.escape(said)):
+        module(x)
+    said = "another error"
+    with pytest.raises(RuntimeError, match=said) as raised:
+        module(x)
+    assert raised.type is RuntimeError
+
+
+def test_the_capability_is_that_of_the_kernels(emulated_library: Path):
+    why = ctypes.create_string_buffer(8)
+    library = ctypes.CDLL(str(emulated_library))
+    assert library.lstm_fast_cuda_capability(0, why, ctypes.c_size_t(8)) == 90
+    assert not why.value
+
+
+def test_a_device_that_runs_no_kernel_is_left_to_torch(monkeypatch: pytest.MonkeyPatch):
+    class Library:
+        def __init__(self, path: str) -> None:
+            pass
+
+        def lstm_fast_cuda_capability(self, device: int, why: Any, size: Any) -> int:
+            why.value = b"CUDA error: no kernel image"
+            return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    _load.cuda_capability.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"on cuda:1, .* CUDA error: no kernel image"):
+            assert not ops._runs_on_cuda(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not ops._runs_on_cuda(1)
+    finally:
+        _load.cuda_capability.cache_clear()
 
 
 def test_strided_and_empty_inputs():

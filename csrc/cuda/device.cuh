@@ -23,17 +23,22 @@ extern __shared__ __align__(128) unsigned char shared_bytes_of_block[];
 __device__ __forceinline__ unsigned char* shared_memory() { return shared_bytes_of_block; }
 
 inline void check(cudaError_t error) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
-  }
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next launch would be blamed for it
+  throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
 }
 
+// Of a block on the current device.
+int64_t most_shared_bytes();
+
+// The limit is one of the kernel, for all threads of the host: always the same, so that none takes
+// away what another one is about to use.
 template <typename Params>
 void allow_shared_memory(void (*kernel)(Params), int64_t bytes) {
   constexpr int64_t without_asking = 48 * 1024;
   if (bytes <= without_asking) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes)));
+                             static_cast<int>(most_shared_bytes())));
 }
 
 // Starts kernel(params) on a stream (a cudaStream_t) of the current device.
@@ -81,7 +86,13 @@ bool launch_together(void (*kernel)(Params), Together together, int cluster, dim
       return false;
     }
   }
-  check(cudaLaunchKernelEx(&config, kernel, params));
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, params);
+  // Of the multiprocessors that are counted above, a context may have a part.
+  if (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorNotSupported) {
+    cudaGetLastError();
+    return false;
+  }
+  check(error);
   return true;
 }
 
@@ -89,6 +100,10 @@ bool launch_together(void (*kernel)(Params), Together together, int cluster, dim
 inline void clear(void* memory, int64_t bytes, void* stream) {
   check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
+
+// An error, rather than results that nobody wrote: of what is not compiled for an architecture, as
+// the planner never asks for it there.
+__device__ __forceinline__ void left_out() { __trap(); }
 
 // D += A B on the tensor cores, for a warp: A [16, K], B [K, 8], D [16, 8] in float32, where K is
 // eight 32-bit words: 8 elements of TF32 (T = float) or 16 halves. With g = lane / 4, t = lane % 4,
@@ -162,11 +177,10 @@ __device__ __forceinline__ void mma<__nv_bfloat16>(float (&d)[4], const uint32_t
     }
   }
 }
-// The planner never asks for TF32 there.
 template <>
 __device__ __forceinline__ void mma<float>(float (&)[4], const uint32_t (&)[4],
                                            const uint32_t (&)[2]) {
-  __trap();
+  left_out();
 }
 __device__ __forceinline__ float to_tf32(float x) { return x; }
 #endif

@@ -188,7 +188,11 @@ __device__ __forceinline__ void block_forward(const LayersForward<T>& layers) {
 template <typename T, int kChunks>
 __global__ void __launch_bounds__(BlockForwardSizes<T, kChunks>::kMaxThreads, 1)
     block_forward_kernel(const __grid_constant__ LayersForward<T> layers) {
-  if constexpr (kAmpere) block_forward<T, kChunks>(layers);
+  if constexpr (kAmpere) {
+    block_forward<T, kChunks>(layers);
+  } else {
+    left_out();
+  }
 }
 
 // A warp owns 16 units and two gates: half of the product grad_gates weight_hh. The halves meet in
@@ -301,7 +305,11 @@ __device__ __forceinline__ void block_backward(const LayersBackward<T>& layers) 
 template <typename T, int kChunks>
 __global__ void __launch_bounds__(BlockBackwardSizes<T, kChunks>::kMaxThreads, 1)
     block_backward_kernel(const __grid_constant__ LayersBackward<T> layers) {
-  if constexpr (kAmpere) block_backward<T, kChunks>(layers);
+  if constexpr (kAmpere) {
+    block_backward<T, kChunks>(layers);
+  } else {
+    left_out();
+  }
 }
 
 }  // namespace lstm_fast::cuda

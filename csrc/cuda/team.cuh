@@ -234,7 +234,11 @@ __device__ __forceinline__ void team_forward(const TeamsForward<T>& teams) {
 template <typename T, Unit kUnit, int kUnits, typename Way>
 __global__ void __launch_bounds__(team_warps(kUnits) * 32, 1)
     team_forward_kernel(const __grid_constant__ TeamsForward<T> teams) {
-  if constexpr (runs_here<kUnit, Way>()) team_forward<T, kUnit, kUnits, Way>(teams);
+  if constexpr (runs_here<kUnit, Way>()) {
+    team_forward<T, kUnit, kUnits, Way>(teams);
+  } else {
+    left_out();
+  }
 }
 
 template <typename T, Unit kUnit, int kUnits, typename Way>
@@ -377,7 +381,11 @@ __device__ __forceinline__ void team_backward(const TeamsBackward<T>& teams) {
 template <typename T, Unit kUnit, int kUnits, typename Way>
 __global__ void __launch_bounds__(team_warps(kUnits) * 32, 1)
     team_backward_kernel(const __grid_constant__ TeamsBackward<T> teams) {
-  if constexpr (runs_here<kUnit, Way>()) team_backward<T, kUnit, kUnits, Way>(teams);
+  if constexpr (runs_here<kUnit, Way>()) {
+    team_backward<T, kUnit, kUnits, Way>(teams);
+  } else {
+    left_out();
+  }
 }
 
 }  // namespace lstm_fast::cuda

@@ -1,7 +1,6 @@
 // What the ops need to run kernels on the CPU: tensors as these read them, memory, torch's threads.
 #pragma once
 
-#include <dlfcn.h>
 #include <pthread.h>
 
 #include <memory>
@@ -30,17 +29,14 @@ using FromBlob = AOTITorchError (*)(void* data, int64_t dim, const int64_t* size
                                     const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
                                     void (*deleter)(void* data, void* context), void* context);
 inline FromBlob from_blob() {
-  static const FromBlob function = [] {
-    void* library = dlopen("libtorch_cpu.so", RTLD_NOLOAD | RTLD_LAZY);
-    return reinterpret_cast<FromBlob>(library ? dlsym(library, "torch_from_blob") : nullptr);
-  }();
+  static const auto function = function_of_torch<FromBlob>("torch_from_blob");
   return function;
 }
 
 // An uninitialised tensor of float32 or float64 on the CPU that no user sees.
 inline Tensor empty_kept(const Dims& dims, ScalarType dtype, const Tensor& like, Need need) {
   const Contiguous layout(dims);
-  const int64_t bytes = layout.elements * (dtype == ScalarType::Double ? 8 : 4);
+  const int64_t bytes = layout.elements * bytes_of(dtype);
   if (bytes < kLargeBytes || !from_blob()) return empty(dims, dtype, like);
   void* memory = take_memory(bytes, need);
   AtenTensorHandle handle = nullptr;

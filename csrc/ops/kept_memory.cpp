@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "huge_pages.h"
@@ -30,8 +32,11 @@ int64_t size_of(void* p) { return reinterpret_cast<Header*>(block_of(p))->bytes;
 void* allocate_block(int64_t bytes) {
   bytes = (bytes + kLine - 1) / kLine * kLine;
   void* block = nullptr;
-  if (posix_memalign(&block, bytes < kHugePage ? kLine : kHugePage, kLine + bytes))
-    throw std::bad_alloc();
+  if (posix_memalign(&block, bytes < kHugePage ? kLine : kHugePage, kLine + bytes)) {
+    throw std::runtime_error(  // the words of torch's allocator
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
+        std::to_string(bytes) + " bytes");
+  }
   prefer_huge_pages(block, kLine + bytes);
   new (block) Header{bytes};
   return static_cast<char*>(block) + kLine;

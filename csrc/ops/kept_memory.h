@@ -14,7 +14,7 @@ constexpr int64_t kLargeBytes = 1 << 16;
 // How long memory is needed: for a call, which any large enough block serves, or until backward.
 enum class Need { Call, Backward };
 
-// At least so many bytes, at a multiple of 64. Throws std::bad_alloc.
+// At least so many bytes, at a multiple of 64. Throws std::runtime_error.
 void* take_memory(int64_t bytes, Need need);
 void give_memory(void* p);
 

@@ -1,6 +1,7 @@
 // Small things to do with tensors, through the stable ABI.
 #pragma once
 
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -10,6 +11,8 @@
 #include <algorithm>
 #include <initializer_list>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "../arguments.h"
@@ -50,6 +53,10 @@ inline int32_t aoti_dtype(ScalarType dtype) {
                                          : aoti_torch_dtype_float32();
 }
 
+inline int64_t bytes_of(ScalarType dtype) {
+  return dtype == ScalarType::Double ? 8 : is_half(dtype) ? 2 : dtype == ScalarType::Byte ? 1 : 4;
+}
+
 // The strides of a contiguous tensor, and its elements.
 struct Contiguous {
   explicit Contiguous(const Dims& dims) {
@@ -64,13 +71,31 @@ struct Contiguous {
   int64_t strides[3], elements = 1;
 };
 
+// A function of torch that the oldest one which this is built for lacks; null there.
+template <typename F>
+F function_of_torch(const char* name) {
+  void* library = dlopen("libtorch_cpu.so", RTLD_NOLOAD | RTLD_LAZY);
+  return reinterpret_cast<F>(library ? dlsym(library, name) : nullptr);
+}
+
+// What torch's allocators say, where callers may look for their words.
+[[noreturn]] inline void throw_out_of_memory(int64_t bytes, const Tensor& like) {
+  static const auto what =
+      function_of_torch<const char* (*)()>("torch_exception_get_what_without_backtrace");
+  if (what) throw std::runtime_error(what());
+  const std::string words = like.is_cpu() ? "DefaultCPUAllocator: can't allocate memory: you tried"
+                                          : "CUDA out of memory. Tried";
+  throw std::runtime_error(words + " to allocate " + std::to_string(bytes) + " bytes");
+}
+
 // An uninitialised tensor on the device of `like`.
 inline Tensor empty(const Dims& dims, ScalarType dtype, const Tensor& like) {
   const Contiguous layout(dims);
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims.dim, dims.size, layout.strides,
-                                                         aoti_dtype(dtype), device_type(like),
-                                                         like.get_device_index(), &handle));
+  const AOTITorchError error =
+      aoti_torch_empty_strided(dims.dim, dims.size, layout.strides, aoti_dtype(dtype),
+                               device_type(like), like.get_device_index(), &handle);
+  if (error) throw_out_of_memory(layout.elements * bytes_of(dtype), like);
   Tensor t(handle);
   // Small buffers are left alone: an allocator hands their memory out again without the kernel.
   if (layout.elements >= kHugePage && t.is_cpu()) {

@@ -16,19 +16,22 @@ namespace lstm_fast::cuda {
 
 struct OnDevice {
   void* stream = nullptr;
+  explicit OnDevice(int32_t /*index*/) {}
   explicit OnDevice(const Tensor&) {}
 };
 
 #else
 
-// The device of a tensor as the current one for as long as this lives, and its current stream.
+// A device, or that of a tensor, as the current one for as long as this lives, and its current
+// stream.
 struct OnDevice {
   torch::stable::accelerator::DeviceGuard guard;
   void* stream = nullptr;
 
-  explicit OnDevice(const Tensor& t) : guard(t.get_device_index()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(current_stream()(t.get_device_index(), &stream));
+  explicit OnDevice(int32_t index) : guard(index) {
+    STABLE_TORCH_ERROR_CODE_CHECK(current_stream()(index, &stream));
   }
+  explicit OnDevice(const Tensor& t) : OnDevice(t.get_device_index()) {}
 
  private:
   using CurrentStream = int32_t (*)(int32_t device, void** stream);

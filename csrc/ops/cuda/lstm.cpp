@@ -2,6 +2,8 @@
 // of torch's allocator. Compiled only into builds with CUDA; loads under a torch without it.
 #include "../lstm.h"
 
+#include <cstdio>
+
 #include "../../cuda/kernels.h"
 #include "device.h"
 
@@ -99,6 +101,21 @@ class LstmOnDevice {
 
 }  // namespace
 }  // namespace lstm_fast::cuda
+
+// The compute capability that the kernels a device runs were compiled for, as 10 * major + minor;
+// 0, and why, where it runs none.
+extern "C" __attribute__((visibility("default"))) int lstm_fast_cuda_capability(int device,
+                                                                                char* why,
+                                                                                size_t size) {
+  using namespace lstm_fast::cuda;
+  try {
+    const OnDevice on(device);
+    return current_device().compute_capability;
+  } catch (const std::exception& error) {
+    std::snprintf(why, size, "%s", error.what());
+    return 0;
+  }
+}
 
 #ifdef LSTM_FAST_CUDA_EMULATION
 
