@@ -29,6 +29,8 @@ _cuda = _load.build_info()["cuda"]
 
 _direct: Any = _load.load_direct()
 
+below_autograd: Any = torch._C._AutoDispatchBelowAutograd
+
 
 def contiguous(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
@@ -54,6 +56,10 @@ def first(state: Tensor) -> Tensor:
     A view could not be detached in place, as truncated backpropagation through time does.
     """
     return torch.ops.aten._unsafe_view.default(state, state.shape[1:])
+
+
+def wants_grad(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])
 
 
 def run_together(a: Tensor, b: Tensor) -> bool:
@@ -146,25 +152,17 @@ def lstm(
             input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
         )
     options = has_biases, num_layers, bidirectional
-    if torch.is_grad_enabled() and (
-        input.requires_grad
-        or (h0 is not None and h0.requires_grad)
-        or (c0 is not None and c0.requires_grad)
-        or any([p.requires_grad for p in params])
-    ):
-        if num_layers > 1 and not (input.requires_grad or params[0].requires_grad):
-            first = _first_trained_layer(h0, c0, params, num_layers)
-            if first > 0:
-                return _in_two(first, input, batch_sizes, h0, c0, params, *options, recompute_gates)
-        if torch.compiler.is_dynamo_compiling():
-            # Dynamo refuses a tensor that is given twice: one state as h0 and c0, tied weights.
-            h0, c0 = (None if t is None else t.view_as(t) for t in (h0, c0))
-            params = [p.view_as(p) for p in params]
-        how = min(_parts(input), most_parts), recompute_gates
+    how = min(_parts(input), most_parts), recompute_gates
+    is_trained = wants_grad([input, h0, c0, *params])
+    if is_trained and num_layers > 1 and not (input.requires_grad or params[0].requires_grad):
+        first = _first_trained_layer(h0, c0, params, num_layers)
+        if first > 0:
+            return _in_two(first, input, batch_sizes, h0, c0, params, *options, recompute_gates)
+    if torch.compiler.is_compiling():  # the op differentiates itself where the graph is run
+        return _lstm(input, batch_sizes, h0, c0, list(params), *options, False, *how)[:3]
+    if is_trained:
         return _LSTM.apply(None, input, batch_sizes, h0, c0, *options, *how, *params)
-    parts = min(_parts(input), most_parts)
-    results = _forward(input, batch_sizes, h0, c0, list(params), *options, False, parts)
-    return results[:3]
+    return _forward(input, batch_sizes, h0, c0, list(params), *options, False, how[0])[:3]
 
 
 def _first_trained_layer(
@@ -292,7 +290,8 @@ def dispatched(op: Any, *args: Any, **kwargs: Any) -> Any:
     if torch.compiler.is_compiling():
         return op(*args, **kwargs)
     try:
-        return op(*args, **kwargs)
+        with below_autograd():
+            return op(*args, **kwargs)
     except RuntimeError as error:
         if str(error).startswith("CUDA out of memory"):
             raise torch.OutOfMemoryError(str(error)) from error
@@ -460,6 +459,36 @@ class _Cell(torch.autograd.Function):
             *[grad if needed else None for grad, needed in zip_longest(grad_params, needs_params)],
         )
 
+
+# What is defined there lives as long as this.
+library = torch.library.Library("lstm_fast", "IMPL")
+
+
+def _differentiable_lstm(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    params: list[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    save: bool,
+    parts: int = 0,
+    recompute_gates: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The op for autograd, which meets it by itself in compiled and exported graphs. Whoever has it
+    save something differentiates it."""
+    args = input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
+    if save or not wants_grad([input, h0, c0, *params]):
+        with below_autograd():
+            return _lstm(*args, save, parts, recompute_gates)
+    options = has_biases, num_layers, bidirectional, parts, recompute_gates
+    results = _LSTM.apply(None, input, batch_sizes, h0, c0, *options, *params)
+    return *results, results[0].new_empty(0)
+
+
+library.impl("lstm", _differentiable_lstm, "Autograd")
 
 # `apply` less the preparations for transforms of `torch.func`, which take as long as the rest of
 # it: a direct call has found none active.

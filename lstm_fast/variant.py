@@ -73,12 +73,12 @@ def variant(
             *(reset, reset_h, reset_c, drop_h, zone_h, zone_c),
         )
     tensors = [input, h0, c0, reset_h, reset_c, *params, *norms]
-    if not torch.is_grad_enabled() or not any([t is not None and t.requires_grad for t in tensors]):
-        return _call(masks, options, batch_sizes, len(params), tensors, save=False)[:4]
-    if torch.compiler.is_dynamo_compiling():
-        # Dynamo refuses a tensor that is given twice.
-        tensors = [None if t is None else t.view_as(t) for t in tensors]
-    return _Variant.apply(masks, options, batch_sizes, len(params), *tensors)
+    call = masks, options, batch_sizes, len(params)
+    parts = ops._parts(input)
+    # In a graph, the op differentiates itself where that is run.
+    if torch.compiler.is_compiling() or not ops.wants_grad(tensors):
+        return ops.dispatched(_variant, *_arguments(*call, tensors), False, parts)[:4]
+    return _Variant.apply(parts, *call, *tensors)
 
 
 def _arguments(
@@ -97,17 +97,13 @@ def _arguments(
     )
 
 
-def _call(*args: Any, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    arguments = _arguments(*args)
-    return ops.dispatched(_variant, *arguments, save, ops._parts(arguments[0]))
-
-
 class _Variant(torch.autograd.Function):
     """Kernel forward, kernel backward; the backward of the backward goes through the reference."""
 
     @staticmethod
     def forward(
         ctx: Any,
+        parts: int,
         masks: tuple[Tensor | None, ...],
         options: tuple[bool, bool, int, int],
         batch_sizes: Tensor | None,
@@ -115,8 +111,9 @@ class _Variant(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> _Results:
         ctx.set_materialize_grads(False)
-        *results, saved = _call(masks, options, batch_sizes, params, tensors, save=True)
-        ctx.options, ctx.params, ctx.parts = options, params, ops._parts(results[0])
+        args = _arguments(masks, options, batch_sizes, params, tensors)
+        *results, saved = ops.dispatched(_variant, *args, True, parts)
+        ctx.options, ctx.params, ctx.parts = options, params, parts
         ctx.save_for_backward(batch_sizes, *masks, results[3], saved, *tensors)
         output, h_n, c_n, cells = results
         return output, h_n, c_n, cells
@@ -125,7 +122,7 @@ class _Variant(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         batch_sizes, *rest = ctx.saved_tensors
         masks, (cells, saved), tensors = tuple(rest[:4]), rest[4:6], rest[6:]
-        needs = ctx.needs_input_grad[4:]
+        needs = ctx.needs_input_grad[5:]
         shared = masks, ctx.options, batch_sizes, ctx.params
         if ops._is_differentiated(grads):
             results = _differentiable_backward(grads, needs, *shared, tensors)
@@ -138,9 +135,29 @@ class _Variant(torch.autograd.Function):
             )
             results = [*states, *params, *norms] if params else [*states, *[None] * len(needs[5:])]
         return (
-            *(None,) * 4,
+            *(None,) * 5,
             *(grad if needed else None for grad, needed in zip(results, needs, strict=True)),
         )
+
+
+def _differentiable_variant(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `ops._differentiable_lstm`."""
+    input, batch_sizes, h0, c0, params, norms = args[:6]
+    options, (reset, reset_h, reset_c, *of_states), (save, *parts) = (
+        args[6:10],
+        args[10:16],
+        args[16:],
+    )
+    tensors = [input, h0, c0, reset_h, reset_c, *params, *norms]
+    if save or not ops.wants_grad(tensors):
+        with ops.below_autograd():
+            return _variant(*args)
+    call = (reset, *of_states), options, batch_sizes, len(params)
+    results = _Variant.apply(parts[0] if parts else 0, *call, *tensors)
+    return *results, input.new_empty(0)
+
+
+ops.library.impl("variant", _differentiable_variant, "Autograd")
 
 
 def _differentiable_backward(
