@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lstm_fast import LSTM
+from lstm_fast import LSTM, LSTMCell
 from tests.sample_inputs import (
     CONFIGS,
     DTYPES,
@@ -573,6 +574,43 @@ def test_export(save: bool):
         for shape in ((2, 5, 4), (6, 3, 4)):
             sample = torch.randn(shape)
             assert_all_close(program.module()(sample), ours(sample), CONFIGS["deep"])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    ("cls", "options"), [(LSTM, {"num_layers": 2}), (LSTM, {"layer_norm": True}), (LSTMCell, {})]
+)
+def test_what_is_exported_trains(cls: Any, options: dict[str, Any], grad: bool, strict: bool):
+    """With a layer that reaches the loss through ours alone, twice in the case of a cell."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), cls(4, 5, **options))
+    samples = torch.randn(6, 3), torch.randn(6, 3)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor, later: Tensor) -> Tensor:
+            output, state = self.model(x)
+            if cls is LSTMCell:
+                output, _ = self.model[1](self.model[0](later), (output, state))
+            return output
+
+    module = Model()
+    with torch.set_grad_enabled(grad):
+        program = torch.export.export(module, samples, strict=strict)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    exported = torch.export.load(file).module()
+    weights = [dict(m.named_parameters()) for m in (module, exported)]
+    assert weights[0].keys() == weights[1].keys()
+    for m, params in zip((module, exported), weights, strict=True):
+        m(*samples).square().sum().backward()
+        assert all(p.grad is not None for p in params.values())
+    for name, p in weights[0].items():
+        torch.testing.assert_close(weights[1][name].grad, p.grad)
 
 
 def test_frozen_weights():
