@@ -25,6 +25,11 @@ _CHECKS = (
 )
 
 
+def inherits_checks(cls: type) -> bool:
+    """Whether a subclass leaves all that `nn.LSTM` checks of a call's arguments as it is."""
+    return all(getattr(cls, name) is getattr(torch.nn.LSTM, name) for name in _CHECKS)
+
+
 class LSTM(torch.nn.LSTM):
     """`torch.nn.LSTM` with the same parameters, results and errors, in less time.
 
@@ -168,9 +173,7 @@ class LSTM(torch.nn.LSTM):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._inherits_checks = all(
-            getattr(cls, name) is getattr(torch.nn.LSTM, name) for name in _CHECKS
-        )
+        cls._inherits_checks = inherits_checks(cls)
 
     def forward(
         self,
@@ -209,13 +212,7 @@ class LSTM(torch.nn.LSTM):
             state = self._zeros(input, input.size(0 if batch_first else 1)) if hx is None else hx
             self.check_forward_args(input, state, None)
             hidden = None if hx is None else self.permute_hidden(hx, None)
-        steps = input
-        if batch_first:
-            steps = input.transpose(0, 1)
-            # Backward reads a copy, so that input may change until then, as with torch's.
-            if torch.is_grad_enabled():
-                steps = ops.contiguous(steps)
-        fused = self._fused(steps, None, hidden)
+        fused = self._fused(input.transpose(0, 1) if batch_first else input, None, hidden)
         if fused is None:
             return super().forward(input, hx)
         output, h_n, c_n = fused
@@ -269,6 +266,11 @@ class LSTM(torch.nn.LSTM):
             h0, c0 = hx
             if h0 is None or c0 is None:
                 return None
+        if torch.is_grad_enabled() and input.layout is torch.strided:
+            # Backward reads copies of what is strided: it may change until then, as with torch's.
+            input = ops.contiguous(input)
+            if isinstance(h0, Tensor) and isinstance(c0, Tensor):
+                h0, c0 = ops.contiguous(h0), ops.contiguous(c0)
         if torch._C._is_any_autocast_enabled():
             input, h0, c0, *weights = ops.autocast(input, h0, c0, *weights)
         num_layers, bidirectional = state["num_layers"], state["bidirectional"]

@@ -376,6 +376,8 @@ class _LSTM(torch.autograd.Function):
         ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         grads = grad_output, grad_h_n, grad_c_n
+        if all([grad is None for grad in grads]):
+            return (None,) * len(ctx.needs_input_grad)
         input, batch_sizes, h0, c0, output, saved, *params = ctx.saved_tensors
         _, needs_input, _, needs_h0, needs_c0, _, _, _, _, _, *needs_params = ctx.needs_input_grad
         args: Any = (*grads, input, batch_sizes, h0, c0, params, *ctx.options)
@@ -423,6 +425,8 @@ class _Cell(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None) -> tuple[Any, ...]:
+        if grad_h is None and grad_c is None:
+            return (None,) * len(ctx.needs_input_grad)
         input, h0, c0, h, saved, *params = ctx.saved_tensors
         _, needs_input, needs_h0, needs_c0, _, _, *needs_params = ctx.needs_input_grad
         has_biases, parts = ctx.how

@@ -7,6 +7,7 @@ parametrizations and modes stay the very same objects. What a call did is logged
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import functools
 import logging
@@ -16,10 +17,9 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch.nn import Module
-from torch.nn.utils import parametrize
 
 from lstm_fast import options
-from lstm_fast.lstm import LSTM
+from lstm_fast.lstm import LSTM, inherits_checks
 from lstm_fast.lstm_cell import LSTMCell
 
 _FUSED: dict[type[Module], type[Module]] = {torch.nn.LSTM: LSTM, torch.nn.LSTMCell: LSTMCell}
@@ -115,7 +115,7 @@ def _swapping(constructor: Callable[..., None]) -> Callable[..., None]:
 def _swap(model: _Model, new_type: Callable[[type], type], done: str) -> _Model:
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    swaps = [(name, m, _with_parametrizations(m, new_type)) for name, m in model.named_modules()]
+    swaps = [(name, m, _new_class(type(m), new_type)) for name, m in model.named_modules()]
     swaps = [(name, m, new) for name, m, new in swaps if new is not type(m)]
     for _, module, new in swaps:
         module.__class__ = new
@@ -124,17 +124,16 @@ def _swap(model: _Model, new_type: Callable[[type], type], done: str) -> _Model:
     return model
 
 
-def _with_parametrizations(module: Module, new_type: Callable[[type], type]) -> type:
-    """The class that `module` shall have. Parametrizations are properties of a class of its own."""
-    cls = type(module)
-    if not parametrize.is_parametrized(module):
+def _new_class(cls: type, new_type: Callable[[type], type]) -> type:
+    """The class that a module of `cls` shall have. Torch itself derives classes from others, of a
+    module with parametrizations or one that `fully_shard` shards: from the new class then."""
+    if cls in _FUSED or cls.__module__.partition(".")[0] != "torch":
         return new_type(cls)
-    (base,) = cls.__bases__
-    new_base = new_type(base)
-    if new_base is base:
+    bases = tuple(_new_class(b, new_type) if issubclass(b, Module) else b for b in cls.__bases__)
+    if bases == cls.__bases__:
         return cls
     own = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
-    return types.new_class(cls.__name__, (new_base,), exec_body=lambda ns: ns.update(own))
+    return types.new_class(cls.__name__, bases, exec_body=lambda ns: ns.update(own))
 
 
 def _fused_type(cls: type) -> type:
@@ -150,11 +149,29 @@ def _fused_type(cls: type) -> type:
 _derived: dict[type, type] = {}
 
 
+class _Unnoticed:
+    """A first base, so that no `__init_subclass__` of a client's hears of our class, which is not
+    one that the client wrote."""
+
+    def __init_subclass__(cls) -> None:
+        if issubclass(cls, LSTM):
+            cls._inherits_checks = inherits_checks(cls)
+
+
 def _derive(cls: type, fused: type) -> type:
     """A client's class with ours below it, known to pickle by the name of the client's."""
     own: dict[str, Any] = {name: getattr(cls, name) for name in ("__module__", "__qualname__")}
     own |= {"__doc__": cls.__doc__, "__reduce_ex__": _reduce_ex, "_written_as": cls}
-    return types.new_class(cls.__name__, (cls, fused), exec_body=lambda ns: ns.update(own))
+
+    def derived(*bases: type) -> type:
+        return types.new_class(cls.__name__, bases, exec_body=lambda ns: ns.update(own))
+
+    if any("__init_subclass__" in vars(base) for base in cls.__mro__[:-1]):
+        unnoticed = derived(_Unnoticed, cls, fused)
+        with contextlib.suppress(TypeError):  # of classes whose objects are laid out otherwise
+            object.__setattr__(object.__new__(cls), "__class__", unnoticed)
+            return unnoticed
+    return derived(cls, fused)
 
 
 def _reduce_ex(self: Any, protocol: Any) -> Any:

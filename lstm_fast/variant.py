@@ -120,6 +120,8 @@ class _Variant(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all([grad is None for grad in grads]):
+            return (None,) * len(ctx.needs_input_grad)
         batch_sizes, *rest = ctx.saved_tensors
         masks, (cells, saved), tensors = tuple(rest[:4]), rest[4:6], rest[6:]
         needs = ctx.needs_input_grad[5:]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import lstm_fast
 from lstm_fast import LSTM, LSTMCell, Stream
 from tests.sample_inputs import CONFIGS, Config, assert_all_close
 
@@ -181,6 +182,54 @@ def test_a_changed_input_is_noticed_in_backward():
         x.zero_()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             output.sum().backward()
+
+
+def test_what_is_strided_may_change_before_backward():
+    for module in twins():
+        given = torch.randn(T, B, 2 * I), torch.randn(2, B, 2 * H), torch.randn(2, B, 2 * H)
+        gradients = []
+        for changes in (False, True):
+            x, h0, c0 = (t[..., ::2] for t in given)
+            output, _ = module(x, (h0, c0))
+            if changes:
+                for t in given:
+                    t.zero_()
+            gradients.append(torch.autograd.grad(output.sum(), list(module.parameters())))
+        torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+def test_a_strided_inference_tensor_is_trained_on():
+    with torch.inference_mode():
+        x = torch.randn(T, B, 2 * I)[..., ::2]
+    ours, theirs = (module(x)[0] for module in twins())
+    for output in (ours, theirs):
+        output.sum().backward()
+    torch.testing.assert_close(ours, theirs)
+
+
+class Blocked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        return t.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("layer", ["LSTM", "LSTMCell", "options"])
+def test_no_gradient_comes_of_none(layer: str):
+    """A gradient of zero would have an optimizer move the weights by their momentum."""
+    x = torch.randn(T, B, I)
+    for package in (torch.nn, lstm_fast) if layer != "options" else (lstm_fast,):
+        if layer == "LSTMCell":
+            module: Any = package.LSTMCell(I, H)
+            result = module(x[0])[0]
+        else:
+            module = package.LSTM(I, H, **({"layer_norm": True} if layer == "options" else {}))
+            result = module(x)[0]
+        Blocked.apply(result).sum().backward()
+        assert all(p.grad is None for p in module.parameters())
 
 
 def test_backward_twice_needs_retain_graph():

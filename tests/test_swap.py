@@ -8,11 +8,14 @@ import logging
 import pickle
 import threading
 from abc import ABC
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -207,6 +210,39 @@ def test_restore_refuses_a_class_that_needs_us():
     assert type(model[0]) is LSTM
 
 
+REGISTRY: dict[str, type] = {}
+
+
+class Registered(nn.LSTM):
+    """A client's class that keeps a list of those derived from it, with an argument for each."""
+
+    def __init_subclass__(cls, *, tag: str) -> None:
+        super().__init_subclass__()
+        assert tag not in REGISTRY
+        REGISTRY[tag] = cls
+
+
+class Tagged(Registered, tag="tagged"):
+    pass
+
+
+@pytest.mark.parametrize("by", ["accelerate", "patch"])
+def test_the_clients_registries_do_not_hear_of_our_classes(by: str, fused: list[None]):
+    if by == "patch":
+        with patch():
+            module: Any = Tagged(4, 5)
+    else:
+        module = accelerate(Tagged(4, 5))
+    assert type(module) is not Tagged
+    assert isinstance(module, LSTM)
+    module(X)
+    assert len(fused) == 1
+    assert list(REGISTRY.values()) == [Tagged]
+    assert type(pickle.loads(pickle.dumps(module))) is type(module)
+    restored: Any = restore(module)
+    assert type(restored) is Tagged
+
+
 def test_hooks_stay():
     lstm = nn.LSTM(4, 5)
     seen: list[str] = []
@@ -239,6 +275,27 @@ def test_parametrizations_stay(kind: type[nn.LSTM], parametrized_first: bool, fu
     parametrize.remove_parametrizations(lstm, "weight_hh_l0")
     assert isinstance(lstm, LSTM)
     assert type(restore(lstm)) is kind
+
+
+@pytest.mark.parametrize("sharded_first", [False, True])
+def test_sharded_modules_are_swapped(sharded_first: bool, tmp_path: Path, fused: list[None]):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        module: Any = nn.LSTM(4, 5)
+        expected = module(X)[0].detach()
+        steps = [accelerate, lambda m: fully_shard(m, mesh=mesh)]
+        for step in reversed(steps) if sharded_first else steps:
+            step(module)
+        torch.testing.assert_close(module(X)[0], expected)
+        assert len(fused) == 1
+        assert not isinstance(restore(module), LSTM)
+        torch.testing.assert_close(module(X)[0], expected)
+        assert len(fused) == 1
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_what_was_done_is_logged(caplog: pytest.LogCaptureFixture):
