@@ -128,6 +128,18 @@ def test_rounded_products(dtype: str, problem: Problem, device: str, programs: P
     assert_near_reference(results, problem, 2 * eps)
 
 
+@pytest.mark.parametrize(("dtype", "is_rounded"), [("float32", False), ("bfloat16", True)])
+def test_gradients_of_many_rows(dtype: str, is_rounded: bool, programs: Programs):
+    """More than `kRowsOfSum` of weight_grad.cuh, in one part."""
+    problem = Problem(T=45, B=100, I=3, H=20)
+    bits, eps = ROUNDED[dtype]
+    bound = 2 * eps if is_rounded else tolerance(problem, dtype)
+    if is_rounded:
+        problem = of_bits(problem, bits)
+    results = emulation.run(programs("none"), problem, dtype, is_rounded, DEVICES["small Hopper"])
+    assert_near_reference(results, problem, bound)
+
+
 def test_tf32_only_where_allowed_and_there(programs: Programs):
     problem = replace(PROBLEMS[4], bits=11)
     exact = emulation.run(programs("none"), problem, "float32")
