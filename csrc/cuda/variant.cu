@@ -268,8 +268,8 @@ class Layer {
     if (!s_.normalised) return;
     const auto sums = [&](const T* a, const T* b, int64_t C, T* out, T* also = nullptr) {
       if (!out) return;
-      launch(column_sums_kernel<T>, blocks(ceil_div(C, kRowThreads)), kRowThreads, 0, stream_,
-             ColumnSums<T>{a, b, N_, C, out, also});
+      launch(column_sums_kernel<T>, blocks(ceil_div(C, kSumColumns)), kSumThreads,
+             kSumThreads * sizeof(T), stream_, ColumnSums<T>{a, b, N_, C, out, also});
     };
     sums(plan.grad_gates, nullptr, G_, of_layer.bias_ih, of_layer.bias_hh);
     sums(plan.grad_gates, saved.ih, G_, grads.norm_ih);

@@ -334,14 +334,24 @@ struct ColumnSums {
   T *sums, *also;
 };
 
+// Of a block, which adds up every kSumThreads / kSumColumns-th row in each of as many groups.
+constexpr int kSumThreads = 512, kSumColumns = 32;
+
+// Grid: columns; shared memory for a number of each thread.
 template <typename T>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kSumThreads)
     column_sums_kernel(const __grid_constant__ ColumnSums<T> p) {
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
-  if (c >= p.C) return;
+  constexpr int kGroups = kSumThreads / kSumColumns;
+  const int column = threadIdx.x % kSumColumns, group = threadIdx.x / kSumColumns;
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kSumColumns + column;
   T sum = 0;
-  for (int64_t n = 0; n < p.N; ++n)
+  for (int64_t n = group; c < p.C && n < p.N; n += kGroups)
     sum += p.b ? p.a[n * p.C + c] * p.b[n * p.C + c] : p.a[n * p.C + c];
+  T* sums = reinterpret_cast<T*>(shared_memory());
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (group > 0 || c >= p.C) return;
+  for (int of = 1; of < kGroups; ++of) sum += sums[of * kSumColumns + column];
   p.sums[c] = sum;
   if (p.also) p.also[c] = sum;
 }
