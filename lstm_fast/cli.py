@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import json
 import os
 import platform
@@ -86,7 +87,9 @@ _Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers. (de
 _Threads = Annotated[
     int,
     typer.Option(
-        min=1, help="Threads of torch. On an idle machine 2 are faster, on a busy one far slower."
+        min=1,
+        max=1024,
+        help="Threads of torch. On an idle machine 2 are faster, on a busy one far slower.",
     ),
 ]
 _Out = Annotated[Path | None, typer.Option(help="CSV file for the forecasts.")]
@@ -94,8 +97,19 @@ _Plot = Annotated[Path | None, typer.Option(help="Picture, .png, .svg or .pdf.")
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
 
+def _print_version(is_asked_for: bool) -> None:
+    if is_asked_for:
+        print(f"lstm-fast {importlib.metadata.version('lstm-fast')}")
+        raise typer.Exit
+
+
+_Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+]
+
+
 @app.callback()
-def commands() -> None:
+def commands(version: _Version = False) -> None:
     """Forecasting with fused LSTM layers."""
 
 
@@ -233,7 +247,7 @@ def forecast(
     if model is not None:
         ignored = {
             "season": season, "freq": freq, "loss": loss, "steps": steps,
-            "models": models, "options": options_file, "checkpoints": checkpoints,
+            "models": models, "seed": seed, "options": options_file, "checkpoints": checkpoints,
             "plot-training": plot_training, "val-size": val_size or None,
         }  # fmt: skip
         for name, value in ignored.items():
@@ -249,11 +263,11 @@ def forecast(
         reading = _read(file, id_col, time_col, target_col, saved)
         known = reading.frame.sort_values(["unique_id", "ds"])
     else:
-        reading = _read(file, id_col, time_col, target_col, covariates)
         options = _options(
             options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
             levels=levels, max_steps=steps, n_models=models, seed=seed,
         )  # fmt: skip
+        reading = _read(file, id_col, time_col, target_col, options.get("futr_exog_list"))
         settings = _guess(reading, horizon, season, options)
         known = settings.frame
         forecaster = Forecaster(**settings.options, checkpoint_dir=checkpoints)
@@ -332,11 +346,11 @@ def backtest(
     from lstm_fast.forecast.backtest import cross_validate_naive, cross_validate_statistical
 
     torch.set_num_threads(threads)
-    reading = _read(file, id_col, time_col, target_col, covariates)
     options = _options(
         options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
         levels=levels, max_steps=steps, n_models=models, seed=seed,
     )  # fmt: skip
+    reading = _read(file, id_col, time_col, target_col, options.get("futr_exog_list"))
     settings = _guess(reading, horizon, season, options, test_size=windows * (step or horizon))
     df, season_length = settings.frame, settings.options["season_length"]
     # Fills gaps itself, as it has to know what a cutoff hides.
@@ -456,8 +470,9 @@ def tune(
     search(searched, df, searched_options, n_trials=trials, n_windows=windows,
            timeout=timeout, on_trial=tell)  # fmt: skip
     best = best_options(searched, settings.options["season_length"])
-    if season is not None:
-        best["season_length"] = season
+    # What the search was made with, and a forecast should be.
+    given = {"season_length": season, "loss": loss, "futr_exog_list": covariates}
+    best |= {name: value for name, value in given.items() if value is not None}
     text = json.dumps(best, indent=2)
     if out is None:
         print(text)
@@ -522,11 +537,13 @@ def _short_time(seconds: float) -> str:
 @app.command()
 @_explained
 def info(
-    batch: Annotated[int, typer.Option(min=1, help="Rows of a call: windows of a batch.")] = 32,
-    steps: Annotated[int, typer.Option(min=1, help="Its time steps.")] = 36,
-    inputs: Annotated[int, typer.Option(min=1, help="Its numbers a step.")] = 3,
-    hidden: Annotated[int, typer.Option(min=1, help="Units of the layer.")] = 64,
-    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 1,
+    batch: Annotated[
+        int, typer.Option(min=1, max=10**15, help="Rows of a call: windows of a batch.")
+    ] = 32,
+    steps: Annotated[int, typer.Option(min=1, max=10**7, help="Its time steps.")] = 36,
+    inputs: Annotated[int, typer.Option(min=1, max=10**15, help="Its numbers a step.")] = 3,
+    hidden: Annotated[int, typer.Option(min=1, max=10**15, help="Units of the layer.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, max=1000, help="Layers.")] = 1,
     bidirectional: Annotated[bool, typer.Option("--bidirectional", help="Both ways.")] = False,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(_DTYPES)}.")] = "float32",
 ) -> None:
@@ -611,11 +628,13 @@ def _read(
     id_col: str | None,
     time_col: str | None,
     target_col: str | None,
-    covariates: list[str] | None,
+    covariates: Iterable[str] | None,
 ) -> Reading:
+    from lstm_fast.forecast.frame import check_covariates
     from lstm_fast.forecast.reading import Columns, read_series
 
-    reading = read_series(file, Columns(id_col, time_col, target_col, tuple(covariates or ())))
+    names = check_covariates(() if covariates is None else covariates)
+    reading = read_series(file, Columns(id_col, time_col, target_col, names))
     _tell(reading.guesses)
     rows, series = len(reading.frame), reading.frame["unique_id"].nunique()
     _console.print(f"{file}: {rows:,} rows, {series:,} series")

@@ -6,7 +6,9 @@ the formulas.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 _Pair = tuple[Tensor, Tensor]
 _Direction = tuple[Tensor, Tensor, Tensor, Tensor]  # output, h_n, c_n and cells of one direction
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +57,11 @@ class Options:
         }
         for name, values in rates.items():
             for value in values:
-                if isinstance(value, bool) or not 0 <= value <= 1:
+                if not _is_number(value) or not 0 <= value <= 1:
                     raise ValueError(f"{name} must be a probability, from 0 to 1, got {value!r}")
+        for name in ("layer_norm", "learned_state", "return_cells"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name, known in (
             ("gate_activation", reference.GATE_ACTIVATIONS),
             ("cell_activation", reference.CELL_ACTIVATIONS),
@@ -106,8 +115,12 @@ def pair(name: str, value: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def check_forget_bias(forget_bias: float | None, bias: bool) -> None:
-    """Raises ValueError where there is no bias to set."""
-    if forget_bias is not None and not bias:
+    """Raises ValueError for what is no number, or where there is no bias to set."""
+    if forget_bias is None:
+        return
+    if not _is_number(forget_bias) or not math.isfinite(forget_bias):
+        raise ValueError(f"forget_bias must be None or a finite number, got {forget_bias!r}")
+    if not bias:
         raise ValueError("forget_bias needs bias=True")
 
 
@@ -537,6 +550,8 @@ def forward_cell(module: LSTMCell, input: Tensor, hx: _Pair | None, reset: Tenso
         )
     if reset is not None and (not isinstance(reset, Tensor) or reset.dtype is not torch.bool):
         raise ValueError("reset must be a tensor of dtype bool")
+    if reset is not None and reset.shape != (B,):
+        raise ValueError(f"Expected reset size {(B,)}, got {tuple(reset.shape)}")
     first = None
     if module._lstm_options is not None and module._lstm_options.learned_state:
         first = module.initial_h, module.initial_c

@@ -40,7 +40,8 @@ class Stream:
     Raises:
         TypeError: `module` is not an LSTM.
         ValueError: it has two directions, which need the end of a sequence to begin, or another
-            device or dtype, or options that `torch.nn.LSTM` lacks.
+            device or dtype, or options that `torch.nn.LSTM` lacks; `batch_size` is no positive
+            whole number.
     """
 
     def __init__(self, module: torch.nn.LSTM, batch_size: int = 1) -> None:
@@ -55,8 +56,8 @@ class Stream:
         dtypes = {torch.float32: "StreamFloat32", torch.float64: "StreamFloat64"}
         if not params[0].is_cpu or params[0].dtype not in dtypes:
             raise ValueError("module must be on the CPU, in float32 or float64")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}")
         self._stream = getattr(load_kernels(), dtypes[params[0].dtype])(
             [p.contiguous().numpy() for p in params],
             module.bias,

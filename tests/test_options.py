@@ -746,6 +746,12 @@ def test_repr():
         ({"gate_activation": "tanh"}, "gate_activation must be one of sigmoid, hard_sigmoid"),
         ({"cell_activation": "gelu"}, "cell_activation must be one of"),
         ({"forget_bias": 1.0, "bias": False}, "forget_bias needs bias=True"),
+        ({"forget_bias": "1"}, "forget_bias must be None or a finite number, got '1'"),
+        ({"forget_bias": float("nan")}, "forget_bias must be None or a finite number, got nan"),
+        ({"weight_dropout": "x"}, "weight_dropout must be a probability, from 0 to 1, got 'x'"),
+        ({"zoneout": None}, "zoneout must be a probability, from 0 to 1, got None"),
+        ({"zoneout": (0.1, "x")}, "zoneout must be a probability, from 0 to 1, got 'x'"),
+        ({"layer_norm": "False"}, "layer_norm must be True or False, got 'False'"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str):
@@ -837,7 +843,7 @@ def test_wrong_arguments_of_a_cell():
         cell(torch.randn(B, I), (torch.randn(B, H - 1), torch.randn(B, H)))
     with pytest.raises(ValueError, match="reset must be a tensor of dtype bool"):
         cell(torch.randn(B, I), reset=torch.zeros(B))
-    with pytest.raises(RuntimeError, match="reset"):
+    with pytest.raises(ValueError, match=r"Expected reset size \(3,\), got \(4,\)"):
         cell(torch.randn(B, I), reset=torch.zeros(B + 1, dtype=torch.bool))
     with pytest.raises(ValueError, match="Expected input to be 1D or 2D"):
         cell(torch.randn(1, B, I))

@@ -123,7 +123,7 @@ def test_what_cannot_be_streamed(module: Any, error: type[Exception], message: s
 
 def test_wrong_arguments():
     module = torch.nn.LSTM(2, 3)
-    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a positive whole number, got 0"):
         lstm_fast.Stream(module, 0)
     stream = lstm_fast.Stream(module, 4)
     with pytest.raises(ValueError, match=r"input must be of shape \[4, 2\]"):

@@ -23,6 +23,7 @@ from lstm_fast.forecast.frame import (
     check_covariates,
     check_fill,
     check_frame,
+    check_positive,
     each_series,
     grid,
     in_zone_of,
@@ -170,6 +171,10 @@ class Forecaster:
             raise ValueError(f"seed must fit in 64 bits. Got {self.seed}")
         if not isinstance(self.trainer_options, Mapping):
             raise ValueError(f"trainer_options must be a mapping. Got {self.trainer_options!r}")
+        if "max_steps" in self.trainer_options:
+            raise ValueError("trainer_options must not have max_steps, an argument of its own")
+        if not isinstance(self.lstm_class, type) or not issubclass(self.lstm_class, nn.LSTM):
+            raise ValueError(f"lstm_class must derive from torch.nn.LSTM. Got {self.lstm_class!r}")
         check_fill(self.fill)
         self.futr_exog_list = check_covariates(self.futr_exog_list)
         self.levels = _checked_levels(self.levels)
@@ -187,7 +192,7 @@ class Forecaster:
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
             is_number = isinstance(value, Real) and math.isfinite(value)
-            if option.type == "int":
+            if option.type == "int" or (option.type == "int | None" and value is not None):
                 if not is_number or value != int(value):
                     raise ValueError(f"{option.name} must be a whole number. Got {value!r}")
                 setattr(self, option.name, int(value))
@@ -462,8 +467,9 @@ def seasonal_naive(
     """The last season again: a frame ``unique_id``, ``ds``, ``y_hat`` of `h` rows a series.
 
     Raises:
-        ValueError: as `Forecaster.fit`.
+        ValueError: as `Forecaster.fit`; if `h` or `season_length` counts nothing.
     """
+    check_positive(h=h, season_length=season_length)
     frame, freq = check_frame(df, freq)
     forecasts = []
     for unique_id, series in each_series(frame):
@@ -487,5 +493,5 @@ def _checked_levels(levels: Sequence[float]) -> Sequence[float]:
     found = tuple(plain(level) for level in levels)
     for level in found:
         if not isinstance(level, (int, float)) or not 0 < level < 100:
-            raise ValueError(f"levels must lie between 0 and 100. Got {level}")
+            raise ValueError(f"levels must be numbers between 0 and 100. Got {level!r}")
     return found

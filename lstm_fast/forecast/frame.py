@@ -123,15 +123,24 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral)
 
 
+def check_positive(**numbers: Any) -> None:
+    """Refuse numbers that count nothing, by their names.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    for name, value in numbers.items():
+        if not is_whole(value) or value <= 0:
+            raise ValueError(f"{name} must be a whole number greater than 0. Got {value!r}")
+
+
 def check_windows(frame: pd.DataFrame, h: int, n_windows: int, step_size: int) -> None:
     """Refuse a backtest that leaves a series of a checked frame no row before its first origin.
 
     Raises:
         ValueError: naming the argument that is not above 0, or the series.
     """
-    for name, value in (("n_windows", n_windows), ("step_size", step_size)):
-        if not is_whole(value) or value <= 0:
-            raise ValueError(f"{name} must be a whole number greater than 0. Got {value!r}")
+    check_positive(n_windows=n_windows, step_size=step_size)
     rows = frame["unique_id"].value_counts()
     held_out = h + (n_windows - 1) * step_size
     if rows.min() <= held_out:
@@ -295,6 +304,8 @@ def plain(value: Any) -> Any:
 
 
 def _check_columns(df: pd.DataFrame, columns: Sequence[str], name: str = "df") -> None:
+    if not isinstance(df, pd.DataFrame):
+        raise TypeError(f"{name} must be a pandas.DataFrame, got {type(df).__name__}")
     found = Counter(df.columns)
     missing = [column for column in columns if not found[column]]
     if missing:
@@ -341,10 +352,13 @@ def _reject_missing(df: pd.DataFrame, frame: pd.DataFrame, column: str, fillable
         bad |= np.isinf(frame[column])
     if bad.any():
         row = frame[bad].iloc[0]
+        # What is missing can be filled, where that was not asked for yet.
+        can_be_filled = column not in ("unique_id", "ds") and pd.isna(df[column][bad].iloc[0])
+        hint = ", or give fill" if can_be_filled else ""
         raise ValueError(
             f"{_series(row)} must have a finite {column} in every row. "
             f"Got {plain(df[column][bad].iloc[0])!r} at ds {row['ds']} ({_place(df, row.name)}); "
-            "fill or drop it first, or give fill"
+            f"fill or drop it first{hint}"
         )
 
 

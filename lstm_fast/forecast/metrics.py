@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from lstm_fast.forecast.frame import without_index_names
+from lstm_fast.forecast.frame import check_positive, without_index_names
 
 # Of the columns of `evaluate`.
 POINT_METRICS = ("MAE", "RMSE", "sMAPE", "MASE")
@@ -51,7 +51,8 @@ def mase(y: ArrayLike, y_hat: ArrayLike, y_train: ArrayLike, season_length: int 
     """Mean absolute error over that of the seasonal-naive forecast inside the training part.
 
     Raises:
-        ValueError: if `y_train` is no longer than a season, or repeats itself exactly.
+        ValueError: if `y_train` is no longer than a season, or repeats itself exactly; if
+            `season_length` counts nothing.
     """
     scale = _naive_error(np.asarray(y_train, dtype=np.float64), season_length)
     if scale == 0:
@@ -60,6 +61,7 @@ def mase(y: ArrayLike, y_hat: ArrayLike, y_train: ArrayLike, season_length: int 
 
 
 def _naive_error(train: NDArray[np.float64], season_length: int) -> float:
+    check_positive(season_length=season_length)
     if train.size <= season_length:
         raise ValueError(f"y_train must be longer than {season_length}. Got {train.size} values")
     return float(np.abs(train[season_length:] - train[:-season_length]).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -146,8 +147,23 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     if with_decimal_commas:
         guesses.append("decimals follow a comma")
     if any(warning.category is pd.errors.ParserWarning for warning in warned):
-        guesses.append("what lines have beyond the columns of the header is not used")
+        _reject_surplus(path, separator)
     return table, guesses
+
+
+def _reject_surplus(path: Path, separator: str) -> None:
+    """Lines with more cells than the header, as numbers with a comma of their own make them.
+    Nothing that follows a separator is none."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, delimiter=separator)
+        names = next(lines)
+        for cells in lines:
+            if any(cell.strip() for cell in cells[len(names) :]):
+                raise ValueError(
+                    f"line {lines.line_num} has {len(cells)} cells, and the header names "
+                    f"{len(names)} columns. Got {cells}. A number that holds a {separator!r} must "
+                    "stand in quotes, or columns be separated by another sign"
+                )
 
 
 def _lines(table: pd.DataFrame) -> pd.Index:
@@ -211,7 +227,8 @@ def _check_names(table: pd.DataFrame, names: Iterable[str]) -> None:
 
 
 def _guess_columns(table: pd.DataFrame, given: Columns, guesses: list[str]) -> Columns:
-    stated = [name for name in (given.unique_id, given.ds, given.y, *given.covariates) if name]
+    columns = (given.unique_id, given.ds, given.y, *given.covariates)
+    stated = [name for name in columns if name is not None]
     _check_names(table, stated)
     check_covariates(given.covariates, "the columns of covariates")
     if twice := [name for name in stated if stated.count(name) > 1]:
@@ -324,6 +341,8 @@ def _parsed_dates(text: pd.Series, day_first: bool | None, guesses: list[str]) -
     if text.str.fullmatch(r"\d{4}[ -]?Q[1-4]", case=False).all():
         quarters = pd.PeriodIndex(text.str.replace(r"[ -]", "", regex=True).str.upper(), freq="Q")
         return pd.Series(quarters.to_timestamp(), index=text.index)
+    if text.str.fullmatch(r"\d{4}[ -]?M\d{1,2}", case=False).all():
+        return _parsed(text.str.replace(r"[ -]?M", "-", case=False, regex=True), "%Y-%m")
     parts = text.str.extract(_DAY_AND_MONTH)
     if parts.notna().all(axis=None):
         return _day_month_year(text, parts.astype(int), bool(day_first))
@@ -343,6 +362,7 @@ def _is_day_first(column: pd.Series) -> bool | None:
     parts = text.str.extract(_DAY_AND_MONTH)
     if parts.isna().any(axis=None):
         return None
+    _reject_years_first(text)
     parts = parts.astype(int)
     if (parts[0] > 12).any() or (parts[1] > 12).any():
         return bool((parts[0] > 12).any())
@@ -356,6 +376,28 @@ def _is_day_first(column: pd.Series) -> bool | None:
     return missing[True] < missing[False] or (
         missing[True] == missing[False] and "." in text.iloc[0]
     )
+
+
+def _reject_years_first(text: pd.Series) -> None:
+    """Dates such as 24-01-31, whose first number is a year of two digits."""
+    if not text.str.fullmatch(r"\s*\d{2}([/.-])\d{2}\1\d{2}(\s.*)?").all():
+        return
+    plain = text.str.strip().str.replace(r"[/.]", "-", regex=True).str[:8]
+
+    def missing(form: str) -> float:
+        dates = pd.to_datetime(plain, format=form, errors="coerce")
+        if dates.isna().any():
+            return math.inf
+        stamps = pd.DatetimeIndex(dates.unique()).sort_values()
+        return _missing_rows(stamps) or (0.0 if infer_freq(stamps) else 0.5)
+
+    years_first = missing("%y-%m-%d")
+    others = min(missing("%d-%m-%y"), missing("%m-%d-%y"))
+    if years_first < others or (years_first == others < math.inf and "-" in text.iloc[0]):
+        raise ValueError(
+            f"line {text.index[0]}: {text.name} must have years of four digits, or the year last. "
+            f"Got {text.iloc[0]!r}"
+        )
 
 
 def _day_month_year(text: pd.Series, parts: pd.DataFrame, day_first: bool) -> pd.Series:

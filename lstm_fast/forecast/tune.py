@@ -68,9 +68,16 @@ def open_study(storage: Path, df: pd.DataFrame, setup: dict[str, Any], seed: int
     if not study.get_trials(deepcopy=False):
         for name, value in claim.items():
             study.set_user_attr(name, value)
-    for name, value in claim.items():
-        if study.user_attrs.get(name) != value:
-            raise ValueError(f"{storage} holds a study of another {name}: choose another file")
+    found = study.user_attrs
+    if found.get("data") != claim["data"]:
+        raise ValueError(f"{storage} holds a study of another data: choose another file")
+    if found.get("setup") != claim["setup"]:
+        before, now = json.loads(found.get("setup", "{}")), json.loads(claim["setup"])
+        other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        raise ValueError(
+            f"{storage} holds a study of another setup, with other {', '.join(other)}: choose "
+            "another file"
+        )
     # The same random numbers again would only repeat the first trials.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     return study
@@ -94,13 +101,23 @@ def search(
     Args:
         options: arguments of `Forecaster` that are not searched; `h` and `season_length` are among
             them.
+        n_windows: origins of the backtest.
         timeout: seconds after which no further trial begins.
+
+    Raises:
+        ValueError: as `check_frame`, or if a series is too short.
     """
     fill = options.get("fill")
     frame, freq = check_frame(df, options.get("freq"), fill, options.get("futr_exog_list", ()))
     h, season = int(options["h"]), int(options["season_length"])
     origins = list(rolling_origins(frame, df, fill, h, n_windows, h))
     shortest = int(frame["unique_id"].value_counts().min()) - h * n_windows
+    needed = season + h if season > 1 else 2 * h + 1
+    if shortest < needed:
+        raise ValueError(
+            f"a search of n_windows={n_windows}, h={h} and season_length={season} needs {needed} "
+            f"rows before the first window. The shortest series has {shortest}"
+        )
     scale = _seasonal_difference(origins[0][0], season)
     fixed = {**options, "freq": freq, "fill": None, "levels": (), "n_models": 1}
 

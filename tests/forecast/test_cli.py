@@ -280,9 +280,11 @@ def test_a_saved_forecaster_knows_its_covariates(csv, tmp_path, monkeypatch):
         (("{csv}", *SHORT, "--out", "/nowhere/f.csv"), "there is no folder /nowhere"),
         (("{csv}", *SHORT, "--loss", "rmse"), "loss must be one of mse"),
         (("{csv}", *SHORT, "--id-col", "shop"), "no column 'shop'"),
+        (("{csv}", *SHORT, "--covariate", ""), "no column ''"),
         (("{csv}", *SHORT, "--options", "{csv}"), "must be JSON"),
         (("{csv}", *SHORT[:2], "--model", "{csv}"), "is no file of a forecaster"),
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--season", 4), "--season is for training"),
+        (("{csv}", *SHORT[:2], "--model", "m.pt", "--seed", 3), "--seed is for training"),
         (("{csv}", *SHORT, "--out", "new", "--save", "new"), "new is given for two outputs"),
         (("{csv}", *SHORT, "--out", "{csv}", "--overwrite"), "is read: choose another name"),
         (("{csv}", *SHORT, "--freq", "D"), "frequency D"),
@@ -397,6 +399,36 @@ def test_trainer_options_of_a_file_reach_the_trainer(csv, tmp_path):
     assert half.stdout != invoke("forecast", csv, *SHORT).stdout
 
 
+def test_a_search_hands_on_what_it_was_made_with(csv, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    from lstm_fast.forecast import tune
+
+    suggest = tune.suggest
+    monkeypatch.setattr(tune, "suggest", lambda *a: {**suggest(*a), "max_steps": 2})
+    search = ("--study", tmp_path / "s.db", "--trials", 1, "--windows", 1)
+    made_with = ("--loss", "huber", "--covariate", "price")
+    best = tmp_path / "best.json"
+    result = invoke("tune", csv, "--horizon", 6, *search, *made_with, "--out", best)
+    assert result.exit_code == 0, result.output
+    settings = json.loads(best.read_text())
+    assert (settings["loss"], settings["futr_exog_list"]) == ("huber", ["price"])
+    result = invoke("backtest", csv, *SHORT, "--windows", 1, "--options", best)
+    assert result.exit_code == 0, result.output
+    result = invoke("forecast", csv, *SHORT, "--options", best)
+    assert result.exit_code == 1
+    assert "--future must give the future of ['price']" in result.stderr
+    other = ("--study", tmp_path / "t.db", "--trials", 1, "--windows", 1, "--holdout", 60)
+    short = invoke("tune", csv, "--horizon", 6, *other)
+    assert short.exit_code == 1
+    assert "rows before the first window. The shortest series has" in short.stderr
+
+
+def test_version():
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"lstm-fast {lstm_fast.__version__}\n"
+
+
 def test_tune_then_forecast(csv, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     from lstm_fast.forecast import tune
@@ -419,6 +451,9 @@ def test_tune_then_forecast(csv, tmp_path, monkeypatch):
     result = invoke(*arguments, "--out", study, "--overwrite")
     assert result.exit_code == 1
     assert "s.db is given for two outputs" in result.stderr
+    result = invoke(*arguments, "--holdout", 6, "--seed", 3)
+    assert result.exit_code == 1
+    assert "holds a study of another setup, with other seed: choose" in result.stderr
     result = invoke(*arguments, "--season", 4, "--holdout", 84)
     assert result.exit_code == 1
     assert "series 'bb' has no row before the last 84" in result.stderr

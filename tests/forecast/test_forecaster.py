@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 import lstm_fast
 from lstm_fast.forecast import (
@@ -250,11 +251,11 @@ def test_predict_before_fit(small):
         ({"tilt": "x"}, "tilt must be a number. Got 'x'"),
         ({"log": "yes"}, "log must be True or False. Got 'yes'"),
         ({"levels": 80}, "levels must be a sequence of numbers. Got 80"),
-        ({"levels": ("80",)}, "levels must lie between 0 and 100. Got 80"),
+        ({"levels": ("80",)}, "levels must be numbers between 0 and 100. Got '80'"),
         ({"input_size": 11}, "input_size must be at least season_length, 12. Got 11"),
         ({"activation": "sine"}, "activation must be one of relu, .* Got 'sine'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\). Got 1.0"),
-        ({"levels": (80, 100)}, "levels must lie between 0 and 100. Got 100"),
+        ({"levels": (80, 100)}, "levels must be numbers between 0 and 100. Got 100"),
         ({"calibration_size": 5}, "calibration_size must be at least h, or 0 with .* Got 5"),
         ({"calibration_size": 0}, "calibration_size must be at least h"),
         ({"loss": "rmse"}, "loss must be one of mse, .* Got 'rmse'"),
@@ -269,6 +270,11 @@ def test_predict_before_fit(small):
         ({"loss": ["mae"]}, r"loss must be one of mse, .* Got \['mae'\]"),
         ({"id_size": -1}, "id_size must be at least 0. Got -1"),
         ({"tilt": -0.5}, "tilt must be at least 0. Got -0.5"),
+        ({"calibration_size": "x"}, "calibration_size must be a whole number. Got 'x'"),
+        ({"calibration_size": 6.5}, "calibration_size must be a whole number. Got 6.5"),
+        ({"lstm_class": nn.GRU}, "lstm_class must derive from torch.nn.LSTM. Got <class"),
+        ({"lstm_class": "LSTM"}, "lstm_class must derive from torch.nn.LSTM. Got 'LSTM'"),
+        ({"trainer_options": {"max_steps": 5}}, "trainer_options must not have max_steps"),
         ({"seed": 2**64}, "seed must fit in 64 bits. Got 18446744073709551616"),
         ({"val_check_steps": 0}, "val_check_steps must be a number greater than 0"),
     ],

@@ -44,6 +44,18 @@ def test_mase_names_a_training_part_that_gives_no_scale(y_train, message):
         mase(Y, Y_HAT, y_train, season_length=2)
 
 
+@pytest.mark.parametrize("season_length", [0, -2, 1.5, None])
+def test_a_season_counts_rows(season_length):
+    df = monthly(40)
+    message = f"season_length must be a whole number greater than 0. Got {season_length}"
+    with pytest.raises(ValueError, match=message):
+        mase(Y, Y_HAT, [1.0, 2.0, 5.0, 4.0, 8.0], season_length)
+    with pytest.raises(ValueError, match=message):
+        seasonal_naive(df, 3, season_length)
+    with pytest.raises(ValueError, match=r"h must be a whole number greater than 0\. Got 0"):
+        seasonal_naive(df, 0, 12)
+
+
 @pytest.mark.parametrize("metric", [mae, rmse, smape])
 @pytest.mark.parametrize(("y", "y_hat"), [([1.0, 2.0], [1.0]), ([], [])])
 def test_shapes_must_agree(metric, y, y_hat):

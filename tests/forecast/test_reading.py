@@ -127,6 +127,10 @@ def test_byte_order_mark_and_blank_lines(write):
         ('date,y,t\n2020-01-01,1,"a\nb\n"\n2020-01-02,x,b\n', "line 5: y must be a number"),
         ('date,y,"t\nu"\n2020-01-01,1,a\n2020-01-02,x,b\n', "line 4: y must be a number"),
         ("id,date,y\na,2020-01-01,1\n,2020-01-02,1\n", "line 3 has no id"),
+        ("date,y\n2020-01-01,10,013\n2020-01-02,10,587\n", "line 2 has 3 cells, .* names 2"),
+        ("date,y\n2020-01-01,5,\n2020-01-02,6,7\n", "line 3 has 3 cells, .* names 2"),
+        ("date,y\n10-01-01,5\n11-01-01,6\n12-01-01,7\n", "line 2: .* years of four digits"),
+        ("date,y\n24/01/30,5\n24/01/31,6\n24/02/01,7\n", "line 2: .* years of four digits"),
         ("date,y\n2020-01-01,1\n2020-01-02,2,3\n", "line 3"),
         ("a,b\nx,1\ny,2\n", "no column holds dates"),
         ("date,b,c\n2020-01-01,x,y\n", "no column holds numbers to forecast"),
@@ -282,12 +286,22 @@ def test_times_across_a_change_of_the_clock(write):
     assert "times are of 2 offsets and are taken in UTC" in reading.guesses
 
 
-@pytest.mark.parametrize("more", ["", "9"])
-def test_lines_that_go_on_beyond_the_header(write, more):
-    reading = read_series(write(f"ds,y\n2020-01-01,5,{more}\n2020-01-02,6,{more}\n"))
-    assert reading.frame["y"].tolist() == [5, 6]
-    told = "what lines have beyond the columns of the header is not used" in reading.guesses
-    assert told == bool(more)
+def test_years_of_two_digits_come_last(write):
+    rows = "".join(f"{day:02}/03/24,{day}\n" for day in range(1, 29))
+    dates = read_series(write("ds,y\n" + rows)).frame["ds"]
+    assert dates.tolist() == [*pd.date_range("2024-03-01", periods=28)]
+
+
+@pytest.mark.parametrize("month", ["2023-M{:02}", "2023M{}", "2023 m{}"])
+def test_months_of_statistical_offices(write, month):
+    rows = "".join(f"{month.format(k)},{k}\n" for k in range(1, 13))
+    dates = read_series(write("ds,y\n" + rows)).frame["ds"]
+    assert dates.tolist() == [*pd.date_range("2023-01-01", periods=12, freq="MS")]
+
+
+def test_separators_at_the_end_of_lines(write):
+    frame = read_series(write("ds,y\n2020-01-01,5,\n2020-01-02,6,\n")).frame
+    assert frame["y"].tolist() == [5, 6]
 
 
 def test_ids_are_as_they_are_written(write):

@@ -58,7 +58,7 @@ def test_a_study_of_something_else_is_refused(tmp_path):
     run(path, monthly(120), 1)
     with pytest.raises(ValueError, match=r"study.db holds a study of another data"):
         tune.open_study(path, monthly(119), SETUP, seed=0)
-    with pytest.raises(ValueError, match="a study of another setup"):
+    with pytest.raises(ValueError, match="a study of another setup, with other h: choose"):
         tune.open_study(path, monthly(120), {**SETUP, "h": 7}, seed=0)
 
 
