@@ -75,6 +75,14 @@ STEPS = [
     Case(64, 1, 16, 64, 1),
 ]
 
+# Of an LSTMCell that is trained step by step, as decoders and policies are.
+LOOPS = [
+    Case(1, 24, 8, 32, 1),
+    Case(16, 24, 8, 32, 1),
+    Case(32, 48, 8, 64, 1),
+    Case(64, 24, 64, 128, 1),
+]
+
 # Hardly any arithmetic: what is left is the way to it.
 OVERHEAD = Case(1, 1, 1, 1, 1)
 

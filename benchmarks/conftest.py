@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lstm_fast
-from benchmarks.cases import GRID, PACKED, QUICK, STEPS
+from benchmarks.cases import GRID, LOOPS, PACKED, QUICK, STEPS
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -37,6 +37,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = metafunc.fixturenames
     if "step_case" in names:
         metafunc.parametrize("step_case", STEPS[1:2] if quick else STEPS, ids=str)
+    if "loop_case" in names:
+        metafunc.parametrize("loop_case", LOOPS[1:2] if quick else LOOPS, ids=str)
     if "case" in names:
         metafunc.parametrize("case", QUICK if quick else GRID, ids=str)
     if "packed_case" in names:

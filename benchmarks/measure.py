@@ -157,6 +157,22 @@ def step(module: nn.Module, x: Tensor) -> Run:
     return run
 
 
+def loop(cell: nn.Module, x: Tensor) -> Run:
+    """Forward and backward through an LSTMCell, step by step, with a loss on all outputs."""
+    parameters = list(cell.parameters())
+
+    def run() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        state, outputs = None, []
+        for row in x:
+            state = cell(row, state)
+            outputs.append(state[0])
+        torch.stack(outputs).square().mean().backward()
+
+    return run
+
+
 WORKS: dict[str, Callable[[nn.Module, Input], Run]] = {
     "inference": inference,
     "training": training,

@@ -65,7 +65,9 @@ def case_table(infos: Sequence[Info]) -> str:
 
 
 def step_table(infos: Sequence[Info]) -> str:
-    header = ["one step, B T I H L D", "module", "us", "x torch.nn"]
+    """Single steps, or loops over steps in training."""
+    what = {"step": "one step", "loop": "training of a loop over the steps"}[infos[0]["work"]]
+    header = [f"{what}, B T I H L D", "module", "us", "x torch.nn"]
     rows = [[shape(i), i["module"], microseconds(i), ratio(i["ratio"])] for i in infos]
     return markdown(header, rows)
 
@@ -106,15 +108,15 @@ def report(results: Info) -> str:
         f"{results['datetime'][:10]}; lowest decile of an interleaved run: "
         f"`{results['command']}`"
     ]
+    by_steps = ("step", "loop")
     for threads in sorted({info["threads"] for info in infos}):
-        rows = [i for i in infos if i["threads"] == threads and i["work"] != "step"]
+        rows = [i for i in infos if i["threads"] == threads and i["work"] not in by_steps]
         if rows:
             rate = statistics.median(info["gemm_gflops"] for info in rows)
             parts.append(f"{threads} thread{'s' * (threads > 1)}, GEMM {rate:.0f} GFLOP/s:")
             parts.append(case_table(rows))
-    steps = [info for info in infos if info["work"] == "step"]
-    if steps:
-        parts.append(step_table(steps))
+    steps = ([info for info in infos if info["work"] == work] for work in by_steps)
+    parts += [step_table(rows) for rows in steps if rows]
     if overheads:
         parts.append(overhead_table(overheads))
     if packed:

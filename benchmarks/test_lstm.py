@@ -62,11 +62,11 @@ def compare(
 ) -> Comparison:
     torch.set_num_threads(threads)
     gemm_rate = measure.gemm_rate(dtype, 0.1 * seconds)
-    x = measure.inputs(case, dtype, cell=issubclass(modules[1], nn.LSTMCell))
-    prepare = measure.step if work == "step" else measure.WORKS[work]
+    x = measure.inputs(case, dtype, cell=work == "step" and issubclass(modules[1], nn.LSTMCell))
+    prepare = {"step": measure.step, "loop": measure.loop, **measure.WORKS}[work]
     ours, theirs = (prepare(measure.build(m, case, dtype), x) for m in modules)
     timings = measure.interleave([ours, theirs], seconds)
-    flops = case.flops(training=work.startswith("training"))
+    flops = case.flops(training=work.startswith("training") or work == "loop")
     return Comparison((ours, theirs), (timings[0], timings[1]), flops, gemm_rate)
 
 
@@ -117,6 +117,21 @@ def test_step(
     modules = (getattr(lstm_fast, module), getattr(nn, module))
     comparison = compare("step", modules, step_case, 1, dtype, seconds)
     report(benchmark, implementation, step_case, comparison)
+
+
+@pytest.mark.parametrize("implementation", [0, 1], ids=IMPLEMENTATIONS)
+def test_loop(
+    benchmark: BenchmarkFixture,
+    implementation: int,
+    loop_case: Case,
+    dtype: torch.dtype,
+    seconds: float,
+) -> None:
+    benchmark.group = f"{loop_case} training of a loop over LSTMCell, threads: 1"
+    benchmark.extra_info.update(work="loop", module="LSTMCell", threads=1)
+    modules = (lstm_fast.LSTMCell, nn.LSTMCell)
+    comparison = compare("loop", modules, loop_case, 1, dtype, seconds)
+    report(benchmark, implementation, loop_case, comparison)
 
 
 @pytest.mark.parametrize("implementation", [0, 1], ids=IMPLEMENTATIONS)

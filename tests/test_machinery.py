@@ -209,6 +209,19 @@ def export_non_strict(layer: Layer) -> None:
     check_export(layer, strict=False)
 
 
+@tool("training of an exported program")
+def export_then_train(layer: Layer) -> None:
+    torch._dynamo.reset()
+    module = layer(**SIZES)
+    for strict in (False, True):
+        program = torch.export.export(module, (X,), strict=strict).module()
+        params = dict(program.named_parameters())
+        got = torch.autograd.grad(program(X)[0].square().sum(), list(params.values()))
+        expected = torch.autograd.grad(module(X)[0].square().sum(), list(module.parameters()))
+        assert list(params) == [name for name, _ in module.named_parameters()]
+        assert_all_close(got, expected, CLOSE)
+
+
 @tool("AOTInductor, dynamic time and batch", **FIXED, slow=True)
 def aot_inductor(layer: Layer) -> None:
     module, program = check_export(layer, strict=False)

@@ -201,7 +201,12 @@ def plot_training(losses: pd.DataFrame, *, title: str) -> Figure:
     """Draw what `History.frame` returns: a line for each training, thick where it is smoothed.
 
     The last training is solid, those before it (which calibrate intervals) are dashed.
+
+    Raises:
+        ValueError: if there are no losses, as after a training that was finished before.
     """
+    if losses.empty:
+        raise ValueError("losses must have rows: a training that was finished before leaves none")
     figure = Figure(figsize=(8, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     kinds = (("train_loss", _BLUE, "training"), ("val_loss", _ORANGE, "validation"))

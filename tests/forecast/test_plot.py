@@ -71,6 +71,8 @@ def test_losses_below_0_are_drawn_too(tmp_path):
     figure = plot_training(losses.assign(loss=np.linspace(2, -1, 40)), title="t")
     draw(figure, tmp_path)
     assert figure.axes[0].get_ylim()[0] < -0.9
+    with pytest.raises(ValueError, match="losses must have rows"):
+        plot_training(losses[:0], title="t")
     figure = plot_training(losses.assign(loss=np.linspace(2, 1, 40)), title="t")
     assert figure.axes[0].get_yscale() == "log"
 
