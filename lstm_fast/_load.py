@@ -22,9 +22,9 @@ class BuildInfo(TypedDict):
     """How the compiled part was built and what it uses on this machine.
 
     version: of lstm-fast. isas_built: instruction sets compiled in. isa: the one in use.
-    compiler: name and version. cuda: whether CUDA kernels are compiled in. cuda_archs: for which
-    architectures; newer devices use the PTX of the newest. torch_target: the oldest torch that the
-    build runs with.
+    compiler: its version, after its name if that is not GCC. cuda: whether CUDA kernels are
+    compiled in. cuda_archs: for which architectures; newer devices use the PTX of the newest.
+    torch_target: the oldest torch that the build runs with.
     """
 
     version: str

@@ -214,7 +214,8 @@ class Forecaster:
 
         Raises:
             ValueError: naming the series and the row, if a series is too short or irregular, or
-                has missing, repeated or (with `log`) non-positive values.
+                has missing, repeated or (with `log`) non-positive values; for `trainer_options`
+                that leave no step of training.
         """
         before = dict(vars(self))
         try:

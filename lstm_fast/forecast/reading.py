@@ -348,8 +348,15 @@ def _parsed_dates(text: pd.Series, day_first: bool | None, guesses: list[str]) -
         return _day_month_year(text, parts.astype(int), bool(day_first))
     offset = text.str.extract(r"\d{1,2}:\d{2}\S*?([+-]\d{2}:?\d{2})$")[0]
     if offset.nunique() > 1:
-        guesses.append(f"times are of {offset.nunique()} offsets and are taken in UTC")
-        return pd.to_datetime(text, format="ISO8601", utc=True)
+        in_utc = pd.to_datetime(text, format="ISO8601", utc=True)
+        local = pd.to_datetime(
+            text.str.replace(r"[+-]\d{2}:?\d{2}$", "", regex=True), format="ISO8601"
+        )
+        # Days begin at midnight, whatever that is in UTC.
+        of_days = _is_regular(local) and not _is_regular(in_utc)
+        how = "as clocks showed them" if of_days else "in UTC"
+        guesses.append(f"times are of {offset.nunique()} offsets and are taken {how}")
+        return local if of_days else in_utc
     try:
         return pd.to_datetime(text, format="ISO8601")
     except (ValueError, TypeError):
@@ -424,6 +431,10 @@ def _are_of_months(dates: pd.Series) -> bool:
 
 def _first_of_month(dates: pd.Series) -> pd.Series:
     return dates - pd.to_timedelta(dates.dt.day - 1, unit="D")
+
+
+def _is_regular(dates: pd.Series) -> bool:
+    return infer_freq(pd.DatetimeIndex(dates.unique()).sort_values()) is not None
 
 
 def _missing_rows(ds: pd.DatetimeIndex) -> float:

@@ -60,7 +60,7 @@ def train(
     weights, bit for bit, as if they had never stopped.
 
     Raises:
-        ValueError: naming a checkpoint that cannot be read.
+        ValueError: naming a checkpoint that cannot be read, or if nothing was trained.
     """
     with torch.random.fork_rng(devices=[]), _quiet_lightning():
         torch.manual_seed(options.seed)
@@ -88,6 +88,8 @@ def train(
                 if trainer.interrupted:  # by Ctrl-C
                     raise KeyboardInterrupt from stop
                 raise
+            if trainer.global_step == 0:
+                raise ValueError("trainer_options must leave a step of training. There was none")
             if done is not None and part is not None and trainer.is_global_zero:
                 with replacing(done) as new:
                     torch.save(networks.state_dict(), new)

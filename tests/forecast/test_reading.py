@@ -292,6 +292,16 @@ def test_years_of_two_digits_come_last(write):
     assert dates.tolist() == [*pd.date_range("2024-03-01", periods=28)]
 
 
+def test_midnights_across_a_change_of_the_clock(write):
+    days = pd.date_range("2024-03-25", periods=12, tz="Europe/Berlin")
+    reading = read_series(write("ds,y\n" + "".join(f"{day},1\n" for day in days)))
+    assert reading.frame["ds"].tolist() == [*days.tz_localize(None)]
+    assert "times are of 2 offsets and are taken as clocks showed them" in reading.guesses
+    hours = pd.date_range("2024-10-26 12:00", periods=30, freq="h", tz="Europe/Berlin")
+    reading = read_series(write("ds,y\n" + "".join(f"{hour},1\n" for hour in hours)))
+    assert reading.frame["ds"].tolist() == [*hours.tz_convert("UTC")]
+
+
 @pytest.mark.parametrize("month", ["2023-M{:02}", "2023M{}", "2023 m{}"])
 def test_months_of_statistical_offices(write, month):
     rows = "".join(f"{month.format(k)},{k}\n" for k in range(1, 13))

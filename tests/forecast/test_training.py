@@ -224,6 +224,13 @@ def test_tilts_are_decided_by_the_step_and_differ_by_window(small, series):
     assert all(map(torch.equal, batches(2.0, 3), batches(2.0, 0)[3:]))
 
 
+@pytest.mark.parametrize("options", [{"max_epochs": 0}, {"limit_train_batches": 0}])
+def test_a_training_without_a_step_is_refused(small, series, options):
+    model = small(trainer_options=options)
+    with pytest.raises(ValueError, match="trainer_options must leave a step of training"):
+        model.fit(series)
+
+
 @pytest.mark.parametrize("val_size", [5, -6, 12.0, None])
 def test_val_size_must_hold_a_horizon(small, series, val_size):
     message = f"val_size must be 0 or a whole number, at least h, 6. Got {val_size}"
