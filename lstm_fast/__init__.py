@@ -4,6 +4,7 @@ from lstm_fast._load import BuildInfo, build_info, empty_cache, load_ops
 
 load_ops()
 
+from lstm_fast import _flops  # noqa: E402, F401
 from lstm_fast.explain import explain  # noqa: E402
 from lstm_fast.lstm import LSTM  # noqa: E402
 from lstm_fast.lstm_cell import LSTMCell  # noqa: E402

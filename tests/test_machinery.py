@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from lstm_fast import LSTM, build_info, ops, restore
 from tests.sample_inputs import CONFIGS, assert_all_close
@@ -313,6 +314,22 @@ def checkpointing(layer: Layer) -> None:
 
 def weights_of(module: nn.Module) -> list[str]:
     return [name for name, p in module.named_parameters() if p.dim() == 2]
+
+
+@tool("products counted by `FlopCounterMode`", nn_lstm="in float64", error="counted 0 of")
+def flop_counter(layer: Layer) -> None:
+    """As those of nn.LSTM in float64, which is made of ordinary products."""
+
+    def count(module: nn.Module) -> int:
+        dtype = next(module.parameters()).dtype
+        x, h, c = (data(*s).to(dtype).requires_grad_() for s in ((6, 3, 4), (4, 3, 5), (4, 3, 5)))
+        with FlopCounterMode(display=False) as counter:
+            module(x, (h, c))[0].sum().backward()
+        return counter.get_total_flops()
+
+    sizes: dict[str, Any] = {**SIZES, "num_layers": 2, "bidirectional": True}
+    counted, expected = count(layer(**sizes)), count(nn.LSTM(**sizes, dtype=torch.float64))
+    assert counted == expected, f"counted {counted} of {expected}"
 
 
 @tool("pruning, of any weight")
