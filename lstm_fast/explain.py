@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,12 +94,15 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int
 
 def _of_shape(shape: Any, like: Tensor) -> Tensor:
     """A tensor of this shape that takes the memory of one number."""
-    if not isinstance(shape, (tuple, list)) or any(type(size) is not int for size in shape):
-        kind = type(shape).__name__
-        raise TypeError(f"input must be a Tensor, a PackedSequence or a shape, got {kind}")
-    if min(shape, default=0) < 0:
-        raise ValueError(f"input must be a shape without negative sizes, got {tuple(shape)}")
-    return like.detach().new_empty(()).expand(shape)
+    try:
+        sizes = [operator.index(size) for size in shape]
+    except TypeError as error:
+        raise TypeError(
+            f"input must be a Tensor, a PackedSequence or a shape, got {shape!r}"
+        ) from error
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"input must be a shape without negative sizes, got {shape!r}")
+    return like.detach().new_empty(()).expand(sizes)
 
 
 def describe_cuda(plan: dict[str, Any]) -> str:

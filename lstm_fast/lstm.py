@@ -269,8 +269,10 @@ class LSTM(torch.nn.LSTM):
         if torch.is_grad_enabled() and input.layout is torch.strided:
             # Backward reads copies of what is strided: it may change until then, as with torch's.
             input = ops.contiguous(input)
-            if isinstance(h0, Tensor) and isinstance(c0, Tensor):
-                h0, c0 = ops.contiguous(h0), ops.contiguous(c0)
+            if isinstance(h0, Tensor) and h0.layout is torch.strided:
+                h0 = ops.contiguous(h0)
+            if isinstance(c0, Tensor) and c0.layout is torch.strided:
+                c0 = ops.contiguous(c0)
         if torch._C._is_any_autocast_enabled():
             input, h0, c0, *weights = ops.autocast(input, h0, c0, *weights)
         num_layers, bidirectional = state["num_layers"], state["bidirectional"]

@@ -36,6 +36,10 @@ def contiguous(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype)
+
+
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 """The dtypes that the kernels compute; halves in float32 inside."""
 
@@ -105,8 +109,9 @@ def on_one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
 def _after_fork() -> None:
     """Torch's threads do not survive a fork, and a child that calls on them waits forever. The
     kernels know that; the copies that torch makes around them do not."""
-    global autocast, contiguous, _lstm, _lstm_backward, _direct
+    global autocast, cast, contiguous, _lstm, _lstm_backward, _direct
     autocast, contiguous = on_one_thread(autocast), on_one_thread(contiguous)
+    cast = on_one_thread(cast)
     _lstm, _lstm_backward = on_one_thread(_lstm), on_one_thread(_lstm_backward)
     _direct = SimpleNamespace(
         direct_forward=on_one_thread(_direct.direct_forward),
@@ -420,14 +425,16 @@ class _Cell(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.how = has_biases, parts
         _, h, c, saved = results
-        ctx.save_for_backward(input, h0, c0, h, saved, *params)
+        ctx.save_for_backward(input, h0, c0, saved, *params)
         return h, c
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None) -> tuple[Any, ...]:
         if grad_h is None and grad_c is None:
             return (None,) * len(ctx.needs_input_grad)
-        input, h0, c0, h, saved, *params = ctx.saved_tensors
+        input, h0, c0, saved, *params = ctx.saved_tensors
+        # Of the output nothing but its form is read, where no step follows. A user may change it.
+        like_h = grad_c if grad_h is None else grad_h
         _, needs_input, needs_h0, needs_c0, _, _, *needs_params = ctx.needs_input_grad
         has_biases, parts = ctx.how
         options = has_biases, 1, False
@@ -437,12 +444,12 @@ class _Cell(torch.autograd.Function):
         if not (is_differentiated or torch.compiler.is_compiling()):
             results = _direct.direct_backward(
                 *(None, grad_h, grad_c, input, None, h0, c0, params),
-                *(*options, h, saved, *needs, parts, False, True),
+                *(*options, like_h, saved, *needs, parts, False, True),
             )
         if results is not None:
             grad_input, grad_h0, grad_c0, *grad_params = results
         else:
-            steps = [t if t is None else t[None] for t in (grad_h, grad_c, input, h0, c0, h)]
+            steps = [t if t is None else t[None] for t in (grad_h, grad_c, input, h0, c0, like_h)]
             args: Any = (None, *steps[:3], None, *steps[3:5], params, *options)
             if is_differentiated:
                 *grads, grad_params = reference.lstm_backward(*args, *needs)
@@ -484,11 +491,14 @@ def _differentiable_lstm(
     """The op for autograd, which meets it by itself in compiled and exported graphs. Whoever has it
     save something differentiates it."""
     args = input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
-    if save or not wants_grad([input, h0, c0, *params]):
+    if save or not (_beyond_kernels() or wants_grad([input, h0, c0, *params])):
         with below_autograd():
             return _lstm(*args, save, parts, recompute_gates)
-    options = has_biases, num_layers, bidirectional, parts, recompute_gates
-    results = _LSTM.apply(None, input, batch_sizes, h0, c0, *options, *params)
+    if _beyond_kernels():
+        results = reference.lstm(*args)
+    else:
+        options = has_biases, num_layers, bidirectional, parts, recompute_gates
+        results = _LSTM.apply(None, input, batch_sizes, h0, c0, *options, *params)
     return *results, results[0].new_empty(0)
 
 

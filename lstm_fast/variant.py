@@ -151,11 +151,14 @@ def _differentiable_variant(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor,
         args[16:],
     )
     tensors = [input, h0, c0, reset_h, reset_c, *params, *norms]
-    if save or not ops.wants_grad(tensors):
+    if save or not (ops._beyond_kernels() or ops.wants_grad(tensors)):
         with ops.below_autograd():
             return _variant(*args)
-    call = (reset, *of_states), options, batch_sizes, len(params)
-    results = _Variant.apply(parts[0] if parts else 0, *call, *tensors)
+    if ops._beyond_kernels():
+        results = reference.variant(*args[:16])
+    else:
+        call = (reset, *of_states), options, batch_sizes, len(params)
+        results = _Variant.apply(parts[0] if parts else 0, *call, *tensors)
     return *results, input.new_empty(0)
 
 

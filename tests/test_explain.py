@@ -102,7 +102,7 @@ def test_explain(monkeypatch):
         ((5, 2, 4), RuntimeError, "must be equal to input_size"),
         ((5, 2, 3, 1), ValueError, "2D or 3D, got 4D"),
         ((-5, 2, 3), ValueError, "without negative sizes"),
-        (None, TypeError, "input must be a Tensor, a PackedSequence or a shape, got NoneType"),
+        (None, TypeError, "input must be a Tensor, a PackedSequence or a shape, got None"),
         (("5", 2, 3), TypeError, "input must be"),
     ],
 )

@@ -613,6 +613,18 @@ def test_what_is_exported_trains(cls: Any, options: dict[str, Any], grad: bool, 
         torch.testing.assert_close(weights[1][name].grad, p.grad)
 
 
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}])
+def test_what_is_exported_is_transformed(options: dict[str, Any]):
+    module = LSTM(4, 5, **options)
+    x = torch.randn(6, 2, 4)
+    exported = torch.export.export(module, (x,)).module()
+    for transform in (torch.func.grad, torch.func.hessian):
+        got, expected = (
+            transform(lambda x, run=run: run(x)[0].square().sum())(x) for run in (exported, module)
+        )
+        torch.testing.assert_close(got, expected)
+
+
 def test_frozen_weights():
     ours, theirs = twins()
     for module in (ours, theirs):

@@ -126,6 +126,24 @@ def test_backward_of_what_is_wanted(dtype: torch.dtype, trained: tuple[str, ...]
         assert_all_close(direct, again, replace(CELL, dtype=dtype))
 
 
+@pytest.mark.parametrize("cls", [LSTMCell, torch.nn.LSTMCell])
+def test_results_may_change_before_backward(cls: type[torch.nn.LSTMCell]):
+    cell = cls(4, 5)
+    gradients = []
+    for in_place in (False, True):
+        h, c = cell(X)
+        h, c = (h.mul_(3), c.mul_(2)) if in_place else (h * 3, c * 2)
+        gradients.append(torch.autograd.grad((h + c).sum(), list(cell.parameters())))
+    torch.testing.assert_close(*gradients)
+
+
+def test_large_weights_under_autocast_are_left_to_torch(fused: list[None]):
+    ours, theirs = twins(input_size=4, hidden_size=512)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(ours(X), theirs(X), rtol=0, atol=0)
+    assert not fused
+
+
 def test_a_step_is_one_function_of_autograd():
     cell = LSTMCell(4, 5)
     h, c = cell(X)

@@ -70,7 +70,8 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
     torch::stable::copy_(y, torch::stable::view(kept, y.sizes()));
   }
   if (type == a.dtype) return {std::move(y), std::move(h_n), std::move(c_n), std::move(saved)};
-  return {cast(y, a.dtype), cast(h_n, a.dtype), cast(c_n, a.dtype), saved};
+  h_n = cast(h_n, a.dtype);
+  return {a.cell ? h_n : cast(y, a.dtype), h_n, cast(c_n, a.dtype), saved};
 }
 
 ForwardResult compute_forward(const Arguments& a, bool save, int64_t parts) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 import re
 import warnings
@@ -353,7 +354,7 @@ def _parsed_dates(text: pd.Series, day_first: bool | None, guesses: list[str]) -
             text.str.replace(r"[+-]\d{2}:?\d{2}$", "", regex=True), format="ISO8601"
         )
         # Days begin at midnight, whatever that is in UTC.
-        of_days = _is_regular(local) and not _is_regular(in_utc)
+        of_days = local.dt.time.nunique() == 1 and in_utc.dt.time.nunique() > 1
         how = "as clocks showed them" if of_days else "in UTC"
         guesses.append(f"times are of {offset.nunique()} offsets and are taken {how}")
         return local if of_days else in_utc
@@ -390,21 +391,25 @@ def _reject_years_first(text: pd.Series) -> None:
     if not text.str.fullmatch(r"\s*\d{2}([/.-])\d{2}\1\d{2}(\s.*)?").all():
         return
     plain = text.str.strip().str.replace(r"[/.]", "-", regex=True).str[:8]
-
-    def missing(form: str) -> float:
-        dates = pd.to_datetime(plain, format=form, errors="coerce")
-        if dates.isna().any():
-            return math.inf
-        stamps = pd.DatetimeIndex(dates.unique()).sort_values()
-        return _missing_rows(stamps) or (0.0 if infer_freq(stamps) else 0.5)
-
-    years_first = missing("%y-%m-%d")
-    others = min(missing("%d-%m-%y"), missing("%m-%d-%y"))
-    if years_first < others or (years_first == others < math.inf and "-" in text.iloc[0]):
+    years_first, *others = map(
+        functools.partial(_irregular, plain), ("%y-%m-%d", "%d-%m-%y", "%m-%d-%y")
+    )
+    if years_first < min(others):
         raise ValueError(
             f"line {text.index[0]}: {text.name} must have years of four digits, or the year last. "
             f"Got {text.iloc[0]!r}"
         )
+
+
+def _irregular(text: pd.Series, form: str) -> float:
+    """The share of steps that are no other step's neighbours in length; infinite where dates are
+    of another form."""
+    dates = pd.to_datetime(text, format=form, errors="coerce")
+    if dates.isna().any():
+        return math.inf
+    steps = dates.drop_duplicates().sort_values().diff().dropna().dt.days
+    # Months and years vary by no more.
+    return float((abs(steps / steps.median() - 1) > 0.12).mean()) if len(steps) else 0.0
 
 
 def _day_month_year(text: pd.Series, parts: pd.DataFrame, day_first: bool) -> pd.Series:
@@ -431,10 +436,6 @@ def _are_of_months(dates: pd.Series) -> bool:
 
 def _first_of_month(dates: pd.Series) -> pd.Series:
     return dates - pd.to_timedelta(dates.dt.day - 1, unit="D")
-
-
-def _is_regular(dates: pd.Series) -> bool:
-    return infer_freq(pd.DatetimeIndex(dates.unique()).sort_values()) is not None
 
 
 def _missing_rows(ds: pd.DatetimeIndex) -> float:

@@ -70,10 +70,10 @@ def open_study(storage: Path, df: pd.DataFrame, setup: dict[str, Any], seed: int
             study.set_user_attr(name, value)
     found = study.user_attrs
     if found.get("data") != claim["data"]:
-        raise ValueError(f"{storage} holds a study of another data: choose another file")
+        raise ValueError(f"{storage} holds a study of other data: choose another file")
     if found.get("setup") != claim["setup"]:
         before, now = json.loads(found.get("setup", "{}")), json.loads(claim["setup"])
-        other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        other = [name for name in {**before, **now} if before.get(name, "") != now.get(name, "")]
         raise ValueError(
             f"{storage} holds a study of another setup, with other {', '.join(other)}: choose "
             "another file"

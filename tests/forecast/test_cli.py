@@ -447,7 +447,7 @@ def test_tune_then_forecast(csv, tmp_path, monkeypatch):
     assert "hidden_size" in json.loads(result.stdout)
     result = invoke(*arguments)
     assert result.exit_code == 1
-    assert "holds a study of another data" in result.stderr
+    assert "holds a study of other data" in result.stderr
     result = invoke(*arguments, "--out", study, "--overwrite")
     assert result.exit_code == 1
     assert "s.db is given for two outputs" in result.stderr

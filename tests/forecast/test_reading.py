@@ -108,6 +108,11 @@ def test_byte_order_mark_and_blank_lines(write):
     assert read_series(path).frame.index.tolist() == [2, 4]
 
 
+YEARS_FIRST = "date,y\n" + "".join(
+    f"{date:%y-%m-%d},1\n" for date in pd.date_range("2024-01-01", periods=40)
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -129,8 +134,7 @@ def test_byte_order_mark_and_blank_lines(write):
         ("id,date,y\na,2020-01-01,1\n,2020-01-02,1\n", "line 3 has no id"),
         ("date,y\n2020-01-01,10,013\n2020-01-02,10,587\n", "line 2 has 3 cells, .* names 2"),
         ("date,y\n2020-01-01,5,\n2020-01-02,6,7\n", "line 3 has 3 cells, .* names 2"),
-        ("date,y\n10-01-01,5\n11-01-01,6\n12-01-01,7\n", "line 2: .* years of four digits"),
-        ("date,y\n24/01/30,5\n24/01/31,6\n24/02/01,7\n", "line 2: .* years of four digits"),
+        (YEARS_FIRST, "line 2: .* years of four digits"),
         ("date,y\n2020-01-01,1\n2020-01-02,2,3\n", "line 3"),
         ("a,b\nx,1\ny,2\n", "no column holds dates"),
         ("date,b,c\n2020-01-01,x,y\n", "no column holds numbers to forecast"),
@@ -286,10 +290,23 @@ def test_times_across_a_change_of_the_clock(write):
     assert "times are of 2 offsets and are taken in UTC" in reading.guesses
 
 
-def test_years_of_two_digits_come_last(write):
-    rows = "".join(f"{day:02}/03/24,{day}\n" for day in range(1, 29))
-    dates = read_series(write("ds,y\n" + rows)).frame["ds"]
-    assert dates.tolist() == [*pd.date_range("2024-03-01", periods=28)]
+@pytest.mark.parametrize("form", ["%d-%m-%y", "%d/%m/%y", "%d.%m.%y"])
+@pytest.mark.parametrize(
+    "dates",
+    [
+        pd.date_range("2024-03-01", periods=28),
+        pd.date_range("2020-01-01", periods=40),
+        pd.date_range("2001-12-01", periods=31),
+        pd.bdate_range("2020-01-01", periods=60),
+        pd.date_range("2020-01-01", periods=90)[[k for k in range(90) if k % 7]],
+        pd.date_range("2020-01-01", periods=14, freq="MS"),
+        pd.date_range("2010-12-31", periods=14, freq="YE"),
+    ],
+    ids=["month", "40 days", "December 2001", "business", "gaps", "months", "years"],
+)
+def test_years_of_two_digits_come_last(write, dates, form):
+    rows = "".join(f"{date.strftime(form)},1\n" for date in dates)
+    assert read_series(write("ds,y\n" + rows)).frame["ds"].tolist() == [*dates]
 
 
 def test_midnights_across_a_change_of_the_clock(write):
@@ -297,6 +314,9 @@ def test_midnights_across_a_change_of_the_clock(write):
     reading = read_series(write("ds,y\n" + "".join(f"{day},1\n" for day in days)))
     assert reading.frame["ds"].tolist() == [*days.tz_localize(None)]
     assert "times are of 2 offsets and are taken as clocks showed them" in reading.guesses
+    months = pd.date_range("2024-01-01", periods=30, freq="MS", tz="Europe/Berlin")
+    reading = read_series(write("ds,y\n" + "".join(f"{month},1\n" for month in months)))
+    assert reading.frame["ds"].tolist() == [*months.tz_localize(None)]
     hours = pd.date_range("2024-10-26 12:00", periods=30, freq="h", tz="Europe/Berlin")
     reading = read_series(write("ds,y\n" + "".join(f"{hour},1\n" for hour in hours)))
     assert reading.frame["ds"].tolist() == [*hours.tz_convert("UTC")]

@@ -56,7 +56,7 @@ def test_a_search_goes_on_in_another_process(tmp_path):
 def test_a_study_of_something_else_is_refused(tmp_path):
     path = tmp_path / "study.db"
     run(path, monthly(120), 1)
-    with pytest.raises(ValueError, match=r"study.db holds a study of another data"):
+    with pytest.raises(ValueError, match=r"study.db holds a study of other data"):
         tune.open_study(path, monthly(119), SETUP, seed=0)
     with pytest.raises(ValueError, match="a study of another setup, with other h: choose"):
         tune.open_study(path, monthly(120), {**SETUP, "h": 7}, seed=0)
