@@ -309,6 +309,8 @@ class LSTM(torch.nn.LSTM):
             if (
                 h0.dtype is not dtype
                 or c0.dtype is not dtype
+                or h0.layout is not torch.strided
+                or c0.layout is not torch.strided
                 or not ops.run_together(input, h0)
                 or not ops.run_together(input, c0)
                 or h0.shape != (runs, B, state["proj_size"] or hidden_size)

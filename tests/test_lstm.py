@@ -181,6 +181,7 @@ BAD_CALLS: dict[str, tuple[Any, ...]] = {
     "hx of another dtype": (X, (H.double(), H)),
     "cx of another dtype": (X, (H, H.double())),
     "hx on another device": (X, (H.to("meta"), H)),
+    "sparse states": (X, (H.to_sparse(), H.to_sparse())),
     "three states": (X, (H, H, H)),
     "one state": (X, (H,)),
     "one tensor as state": (X, H),
