@@ -153,8 +153,8 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _reject_surplus(path: Path, separator: str) -> None:
-    """Lines with more cells than the header, as numbers with a comma of their own make them.
-    Nothing that follows a separator is none."""
+    """Lines with more cells than the header, as numbers with a comma of their own make them; not
+    those that end in a separator, after which nothing stands."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter=separator)
         names = next(lines)
@@ -402,8 +402,8 @@ def _reject_years_first(text: pd.Series) -> None:
 
 
 def _irregular(text: pd.Series, form: str) -> float:
-    """The share of steps that are no other step's neighbours in length; infinite where dates are
-    of another form."""
+    """The share of steps between dates that are unlike the median step; infinite for dates of
+    another form."""
     dates = pd.to_datetime(text, format=form, errors="coerce")
     if dates.isna().any():
         return math.inf
