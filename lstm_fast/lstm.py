@@ -266,13 +266,9 @@ class LSTM(torch.nn.LSTM):
             h0, c0 = hx
             if h0 is None or c0 is None:
                 return None
-        if torch.is_grad_enabled() and input.layout is torch.strided:
-            # Backward reads copies of what is strided: it may change until then, as with torch's.
-            input = ops.contiguous(input)
-            if isinstance(h0, Tensor) and h0.layout is torch.strided:
-                h0 = ops.contiguous(h0)
-            if isinstance(c0, Tensor) and c0.layout is torch.strided:
-                c0 = ops.contiguous(c0)
+        if torch.is_grad_enabled():
+            # Backward reads copies of what has gaps: it may change until then, as with torch's.
+            input, h0, c0 = ops.contiguous(input), ops.contiguous(h0), ops.contiguous(c0)
         if torch._C._is_any_autocast_enabled():
             input, h0, c0, *weights = ops.autocast(input, h0, c0, *weights)
         num_layers, bidirectional = state["num_layers"], state["bidirectional"]

@@ -133,9 +133,10 @@ class LSTMCell(torch.nn.LSTMCell):
     ) -> _Pair | None:
         """Run the op; None where `nn.LSTMCell` is to speak: it raises, or computes what is not
         fused."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return None
         if (
-            not torch.jit.is_tracing()  # type: ignore[attr-defined]
-            and isinstance(input, Tensor)
+            isinstance(input, Tensor)
             and input.dim() == 2
             and input.size(1) == self.__dict__["input_size"]
             and _is_state(hx, dim=2)
@@ -180,9 +181,7 @@ class LSTMCell(torch.nn.LSTMCell):
         if not isinstance(input, Tensor):  # of torch.fx, whose hx cannot be unpacked either
             return False
         tensors = [input, *params] if hx is None else [input, *hx, *params]
-        if (
-            not _are_plain(tensors) or not _fits(input, params[0]) or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        ):
+        if not _are_plain(tensors) or not _fits(input, params[0]):
             return False
         shape, state = input.shape, self.__dict__
         if len(shape) != 2 or shape[1] == 0 or shape[1] != state["input_size"]:

@@ -29,11 +29,11 @@ _cuda = _load.build_info()["cuda"]
 
 _direct: Any = _load.load_direct()
 
-below_autograd: Any = torch._C._AutoDispatchBelowAutograd
 
-
-def contiguous(tensor: Tensor) -> Tensor:
-    return tensor.contiguous()
+def contiguous(tensor: Any) -> Any:
+    """A tensor without gaps; whatever has no strides as it is."""
+    is_strided = isinstance(tensor, Tensor) and tensor.layout is torch.strided
+    return tensor.contiguous() if is_strided else tensor
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -290,12 +290,17 @@ def _backward(*args: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, 
 
 
 def dispatched(op: Any, *args: Any, **kwargs: Any) -> Any:
-    """`op(*args)`. The stable ABI makes a RuntimeError of every error; that of torch's allocator
-    has its own type again here."""
+    """`op(*args)` where autograd has nothing to do."""
     if torch.compiler.is_compiling():
         return op(*args, **kwargs)
+    return below_autograd(op, *args, **kwargs)
+
+
+def below_autograd(op: Any, *args: Any, **kwargs: Any) -> Any:
+    """`op(*args)` past its kernel for autograd. The stable ABI makes a RuntimeError of every error;
+    that of torch's allocator has its own type again here."""
     try:
-        with below_autograd():
+        with torch._C._AutoDispatchBelowAutograd():
             return op(*args, **kwargs)
     except RuntimeError as error:
         if str(error).startswith("CUDA out of memory"):
@@ -490,16 +495,15 @@ def _differentiable_lstm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op for autograd, which meets it by itself in compiled and exported graphs. Whoever has it
     save something differentiates it."""
-    args = input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
-    if save or not (_beyond_kernels() or wants_grad([input, h0, c0, *params])):
-        with below_autograd():
-            return _lstm(*args, save, parts, recompute_gates)
-    if _beyond_kernels():
-        results = reference.lstm(*args)
+    tensors = input, batch_sizes, h0, c0
+    options, how = (has_biases, num_layers, bidirectional), (parts, recompute_gates)
+    if not save and _beyond_kernels():
+        results = reference.lstm(*tensors, params, *options)
+    elif not save and wants_grad([input, h0, c0, *params]):
+        results = _LSTM.apply(None, *tensors, *options, *how, *params)
     else:
-        options = has_biases, num_layers, bidirectional, parts, recompute_gates
-        results = _LSTM.apply(None, input, batch_sizes, h0, c0, *options, *params)
-    return *results, results[0].new_empty(0)
+        return below_autograd(_lstm, *tensors, params, *options, save, *how)
+    return *results, input.new_empty(0)
 
 
 library.impl("lstm", _differentiable_lstm, "Autograd")

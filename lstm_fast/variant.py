@@ -145,20 +145,16 @@ class _Variant(torch.autograd.Function):
 def _differentiable_variant(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `ops._differentiable_lstm`."""
     input, batch_sizes, h0, c0, params, norms = args[:6]
-    options, (reset, reset_h, reset_c, *of_states), (save, *parts) = (
-        args[6:10],
-        args[10:16],
-        args[16:],
-    )
+    options, (reset, reset_h, reset_c, *of_states) = args[6:10], args[10:16]
+    save, *parts = args[16:]
     tensors = [input, h0, c0, reset_h, reset_c, *params, *norms]
-    if save or not (ops._beyond_kernels() or ops.wants_grad(tensors)):
-        with ops.below_autograd():
-            return _variant(*args)
-    if ops._beyond_kernels():
+    if not save and ops._beyond_kernels():
         results = reference.variant(*args[:16])
-    else:
+    elif not save and ops.wants_grad(tensors):
         call = (reset, *of_states), options, batch_sizes, len(params)
         results = _Variant.apply(parts[0] if parts else 0, *call, *tensors)
+    else:
+        return ops.below_autograd(_variant, *args)
     return *results, input.new_empty(0)
 
 
