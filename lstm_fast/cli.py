@@ -628,12 +628,11 @@ def _read(
     id_col: str | None,
     time_col: str | None,
     target_col: str | None,
-    covariates: Iterable[str] | None,
+    covariates: Sequence[str] | None,
 ) -> Reading:
-    from lstm_fast.forecast.frame import check_covariates
     from lstm_fast.forecast.reading import Columns, read_series
 
-    names = check_covariates(() if covariates is None else covariates)
+    names = () if covariates is None else covariates
     reading = read_series(file, Columns(id_col, time_col, target_col, names))
     _tell(reading.guesses)
     rows, series = len(reading.frame), reading.frame["unique_id"].nunique()
@@ -648,6 +647,7 @@ def _options(path: Path | None, **given: Any) -> dict[str, Any]:
         from dataclasses import fields
 
         from lstm_fast.forecast import Forecaster
+        from lstm_fast.forecast.frame import check_covariates
 
         try:
             options = json.loads(path.read_text(encoding="utf-8"))
@@ -659,6 +659,7 @@ def _options(path: Path | None, **given: Any) -> dict[str, Any]:
         unknown = set(options) - known
         if unknown:
             raise ValueError(f"{path} has settings that a forecaster has not: {sorted(unknown)}")
+        check_covariates(options.get("futr_exog_list", ()))
     return {**options, **{name: value for name, value in given.items() if value is not None}}
 
 

@@ -56,7 +56,7 @@ def check_frame(
         ids = ids.astype(object)  # categories without a row are no series
     frame = without_index_names(df[columns]).assign(unique_id=ids, ds=_timestamps(df))
     for name in numbers:
-        frame[name] = _numbers(df[name])
+        frame[name] = as_numbers(df[name])
     for column in columns:
         _reject_missing(df, frame, column, fillable=fill is not None and column in numbers)
     if positive:
@@ -88,7 +88,7 @@ def without_index_names(df: pd.DataFrame) -> pd.DataFrame:
     return df.rename_axis(index=lambda _: None)
 
 
-def _numbers(values: pd.Series) -> pd.Series:
+def as_numbers(values: pd.Series) -> pd.Series:
     """`values` as float64; not-a-number for what is none, as times are, though pandas would take
     them for nanoseconds."""
     if values.dtype.kind in "mMc":
@@ -189,7 +189,7 @@ def _without_later_values(known: pd.DataFrame, df: pd.DataFrame, fill: str | Non
     """
     if fill != "linear":
         return known
-    given = without_index_names(df[["unique_id", "ds"]])[_numbers(df["y"]).notna()]
+    given = without_index_names(df[["unique_id", "ds"]])[as_numbers(df["y"]).notna()]
     given = given.assign(ds=_timestamps(given)).astype(known[["unique_id", "ds"]].dtypes.to_dict())
     found = known[["unique_id", "ds"]].merge(given, how="left", indicator=True)["_merge"] == "both"
     place = pd.Series(np.arange(len(known)), index=known.index)
@@ -227,7 +227,7 @@ def check_future(
             f"Got {plain(given['unique_id'].iloc[0])!r}"
         ) from error
     for name in covariates:
-        found[name] = _numbers(found[name])
+        found[name] = as_numbers(found[name])
         bad = ~np.isfinite(found[name])
         if bad.any():
             row = found[bad].iloc[0]

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
-from lstm_fast.forecast.frame import check_covariates, check_frame
+from lstm_fast.forecast.frame import as_numbers, check_covariates, check_frame
 
 _SEASONS = {"M": 12, "Q": 4, "W": 52, "B": 5, "D": 7}
 
@@ -52,7 +52,7 @@ def guess_settings(
         guesses.append(f"timestamps have the frequency {freq}")
     if len(frame) > len(df):
         guesses.append(f"{len(frame) - len(df)} missing rows are filled ({options['fill']})")
-    missing = int(pd.to_numeric(df["y"], errors="coerce").isna().sum())
+    missing = int(as_numbers(df["y"]).isna().sum())
     if missing:
         guesses.append(f"{missing} missing values are filled ({options['fill']})")
     if season_length is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import math
 import re
 import warnings
@@ -228,10 +227,10 @@ def _check_names(table: pd.DataFrame, names: Iterable[str]) -> None:
 
 
 def _guess_columns(table: pd.DataFrame, given: Columns, guesses: list[str]) -> Columns:
-    columns = (given.unique_id, given.ds, given.y, *given.covariates)
+    covariates = check_covariates(given.covariates, "the columns of covariates")
+    columns = (given.unique_id, given.ds, given.y, *covariates)
     stated = [name for name in columns if name is not None]
     _check_names(table, stated)
-    check_covariates(given.covariates, "the columns of covariates")
     if twice := [name for name in stated if stated.count(name) > 1]:
         raise ValueError(f"column {twice[0]!r} is given for two things")
     free = [name for name in table.columns if name not in stated]
@@ -391,9 +390,8 @@ def _reject_years_first(text: pd.Series) -> None:
     if not text.str.fullmatch(r"\s*\d{2}([/.-])\d{2}\1\d{2}(\s.*)?").all():
         return
     plain = text.str.strip().str.replace(r"[/.]", "-", regex=True).str[:8]
-    years_first, *others = map(
-        functools.partial(_irregular, plain), ("%y-%m-%d", "%d-%m-%y", "%m-%d-%y")
-    )
+    forms = ("%y-%m-%d", "%d-%m-%y", "%m-%d-%y")
+    years_first, *others = [_irregular(plain, form) for form in forms]
     if years_first < min(others):
         raise ValueError(
             f"line {text.index[0]}: {text.name} must have years of four digits, or the year last. "
