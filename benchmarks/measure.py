@@ -157,20 +157,24 @@ def step(module: nn.Module, x: Tensor) -> Run:
     return run
 
 
-def loop(cell: nn.Module, x: Tensor) -> Run:
-    """Forward and backward through an LSTMCell, step by step, with a loss on all outputs."""
-    parameters = list(cell.parameters())
+class _Loop(nn.Module):
+    """An LSTMCell over all steps, as an LSTM is called."""
 
-    def run() -> None:
-        for parameter in parameters:
-            parameter.grad = None
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Any:
         state, outputs = None, []
         for row in x:
-            state = cell(row, state)
+            state = self.cell(row, state)
             outputs.append(state[0])
-        torch.stack(outputs).square().mean().backward()
+        return torch.stack(outputs), state
 
-    return run
+
+def loop(cell: nn.Module, x: Tensor) -> Run:
+    """`training` of an LSTMCell, step by step."""
+    return training(_Loop(cell), x)
 
 
 WORKS: dict[str, Callable[[nn.Module, Input], Run]] = {
