@@ -113,15 +113,19 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
           w.bias_ih ? load(w.bias_ih + row, units) + load(w.bias_hh + row, units) : Vec<T>{};
       store(group + gate * lanes, bias, lanes);
     }
-    // Gates in turn for some terms: a prefetcher follows the rows of one gate, and what is written
-    // stays in the first cache (16 KiB) until it has its four gates.
+    // Gates in turn for some terms: what is written stays in the first cache (16 KiB) until it has
+    // its four gates. Meanwhile the rows of the next group are on their way.
     constexpr int64_t terms_at_once = (1 << 14) / (4 * kLanes<T> * sizeof(T));
     const auto pack_tail = [&](const T* m, int64_t K, int64_t terms, T* rows) {
+      Ahead<T> ahead[4] = {};
+      for (int gate = 0; i + 1 < groups.count && gate < 4; ++gate) {
+        ahead[gate].next = m + (gate * s.H + u + lanes) * K;
+      }
       for (int64_t k = 0; k < terms; k += terms_at_once) {
         for (int gate = 0; gate < 4; ++gate) {
           transpose_columns(m + (gate * s.H + u + 1) * K - terms + k, K, units,
                             min(terms_at_once, terms - k), rows + k * width + gate * lanes, width,
-                            lanes);
+                            lanes, ahead[gate]);
         }
       }
     };

@@ -57,19 +57,38 @@ INLINE void pack_panel(const T* m, int64_t stride, int64_t row0, int64_t row1, i
   }
 }
 
-// Packs m [K, C].
+// Packs m [K, C]. Row by row, as memory has them: where no cache holds them, a core's prefetchers
+// bring them in time.
 template <typename T>
 void pack_columns(const T* m, int64_t K, int64_t C, T* out) {
-  for (int64_t column = 0; column < C; column += kPanel<T>) {
-    pack_panel(m, C, 0, K, C, column, out + K * column);
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t column = 0; column < C; column += kPanel<T>) {
+      const int64_t width = panel_vectors<T>(C, column) * kLanes<T>;
+      pack_panel(m, C, k, k + 1, C, column, out + K * column + k * width);
+    }
   }
 }
+
+// Asks for memory ahead of its use, in the order of addresses, which a core's own prefetchers
+// follow and go on with: so much at a time as a square of kLanes x kLanes elements takes.
+template <typename T>
+struct Ahead {
+  const T* next;  // null: for nothing
+
+  INLINE void advance() {
+    constexpr int line = 64 / sizeof(T), elements = kLanes<T> * kLanes<T>;
+    if (!next) return;
+    // Into the second cache: much of it is used too late for the first.
+    for (int i = 0; i < elements; i += line) __builtin_prefetch(next + i, 0, 2);
+    next += elements;
+  }
+};
 
 // Up to kLanes columns of the transpose of m [rows, K] (row stride `stride`): out[k * step + lane]
 // = m[lane][k] for k < K and lane < lanes_out. Lanes past `rows` are zero.
 template <typename T>
 INLINE void transpose_columns(const T* m, int64_t stride, int64_t rows, int64_t K, T* out,
-                              int64_t step, int64_t lanes_out) {
+                              int64_t step, int64_t lanes_out, Ahead<T>& ahead) {
   constexpr int lanes = kLanes<T>;
   if (K == 1 && stride == 1) return store(out, load(m, rows), lanes_out);  // the usual input
   int64_t k = 0;
@@ -78,6 +97,7 @@ INLINE void transpose_columns(const T* m, int64_t stride, int64_t rows, int64_t 
     for (; k + lanes <= K; k += lanes) {
       Vec<T> square[lanes];
       for (int i = 0; i < lanes; ++i) square[i] = load(m + i * stride + k);
+      ahead.advance();
       transpose<T>(square);
       for (int i = 0; i < lanes; ++i) store(out + (k + i) * step, square[i]);
     }
@@ -90,6 +110,13 @@ INLINE void transpose_columns(const T* m, int64_t stride, int64_t rows, int64_t 
     transpose<T>(square);
     for (int i = 0; i < lanes && k + i < K; ++i) store(out + (k + i) * step, square[i], lanes_out);
   }
+}
+
+template <typename T>
+INLINE void transpose_columns(const T* m, int64_t stride, int64_t rows, int64_t K, T* out,
+                              int64_t step, int64_t lanes_out) {
+  Ahead<T> nothing = {};
+  transpose_columns(m, stride, rows, K, out, step, lanes_out, nothing);
 }
 
 // out[C, R] = m[R, C]^T, with rows of m `stride` apart.
