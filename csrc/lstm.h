@@ -49,6 +49,11 @@ struct Steps {
   }
 };
 
+// A bfloat16 number: the upper half of a float32 one.
+struct BFloat16 {
+  uint16_t bits;
+};
+
 // What multiplies bfloat16 numbers and adds in float32 on a CPU.
 enum class Bf16Unit { None, DotProducts, Matrix };
 

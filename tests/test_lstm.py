@@ -452,6 +452,31 @@ def test_bfloat16_is_rounded_as_by_torch(numel: int):
     assert torch.equal(got[is_number].view(torch.int16), expected[is_number].view(torch.int16))
 
 
+@pytest.mark.parametrize("B", [1, 3, 16, 17, 40])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}, {"proj_size": 9}])
+@pytest.mark.usefixtures("deterministic")  # of float32: a step by itself in batches of any size
+def test_a_step_of_bfloat16_has_the_bits_of_float32_rounded(B: int, options: dict[str, Any]):
+    torch.manual_seed(0)
+    module = LSTM(37, 70, 2, **options).bfloat16()
+    twin = copy.deepcopy(module).float()
+    L_D = 4 if module.bidirectional else 2
+    sizes = [(1, B, 37), (L_D, B, module.proj_size or 70), (L_D, B, 70)]
+    inputs = [torch.randn(size).bfloat16() for size in sizes]
+    results = []
+    for step in (module, twin):
+        x, h0, c0 = (t.detach().to(step.weight_ih_l0.dtype).requires_grad_() for t in inputs)
+        output, (h_n, c_n) = step(x, (h0, c0))
+        with torch.no_grad():
+            torch.testing.assert_close(step(x, (h0, c0)), (output, (h_n, c_n)), rtol=0, atol=0)
+        torch.manual_seed(1)
+        outputs = (output, h_n, c_n)
+        grads = [torch.randn(t.shape).bfloat16().to(t.dtype) for t in outputs]
+        wanted = (x, h0, c0, *step.parameters())
+        results.append([*outputs, *torch.autograd.grad(outputs, wanted, grads)])
+    for got, expected in zip(*results, strict=True):
+        assert torch.equal(got, expected.bfloat16())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["deep", "deep_projected", "packed"])
 def test_autocast(name: str, dtype: torch.dtype, fused: list[None]):

@@ -152,7 +152,8 @@ INLINE void prefetch_tile_row(const LayerBackward<T>& p, const BackwardRun<T>& r
   if (run.dy) prefetch_row(run.dy + b * p.grad_y_stride + column, width);
 }
 
-// `finish_tile` of all tiles of the product of `a` with panels of m; of zeros if `a` is null.
+// `finish_tile` of all tiles of the product of `a` with panels of m; of zeros if `a` is null, and m
+// may have no data then.
 template <typename T>
 void finish_product(const LayerBackward<T>& p, const BackwardRun<T>& run, Rows<T> a,
                     const Matrix<T>& m, const Sweep& panels) {
@@ -258,6 +259,15 @@ template <typename T>
 void pack_input_grad(const LayerShape& s, const T* weight_ih, T* out) {
   if (s.parts) return pack_split(weight_ih, split_matrix<T>(s, nullptr, s.I), out);
   pack_columns(weight_ih, 4 * s.H, s.I, out);
+}
+
+INLINE int64_t step_grad_panels(int64_t C) { return ceil_div(C, kPanel<float>); }
+
+template <typename T, typename E>
+void step_grad(const StepGrad<T, E>& p, int64_t panel0, int64_t panel1) {
+  const FlushDenormals scope;
+  const Matrix<E> w = {p.w, p.G, p.C, false};
+  multiply_rows<E>(0, p.B, {p.grad_gates, p.G}, w, p.y, p.C, p.add, {panel0, panel1});
 }
 
 template <typename T>

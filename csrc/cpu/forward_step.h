@@ -1,6 +1,6 @@
 // Forward of one layer for a batch of a single step, as streaming models call it. The weights are
-// used once, so that packing them would cost more than the arithmetic: each gate is a dot product
-// of a row of torch's weights, a vector of terms at a time.
+// used once, so that packing them, or widening those of a bfloat16 module, would cost more than the
+// arithmetic: each gate is a dot product of a row of torch's weights, a vector of terms at a time.
 #pragma once
 
 #include "flush_denormals.h"
@@ -11,8 +11,10 @@ namespace lstm_fast {
 namespace {
 
 // acc[r][j] += a[row r][0:K] * w[row j][0:K], lane by lane. Rows of w are w_row apart.
-template <int R, int J, typename T>
-INLINE void accumulate_lanes(Vec<T> (&acc)[R][J], Rows<T> a, const T* w, int64_t w_row, int64_t K) {
+template <int R, int J, typename E>
+INLINE void accumulate_lanes(Vec<Computed<E>> (&acc)[R][J], Rows<Computed<E>> a, const E* w,
+                             int64_t w_row, int64_t K) {
+  using T = Computed<E>;
   for (int64_t k = 0; k < K; k += kLanes<T>) {
     Vec<T> weights[J];
     for (int j = 0; j < J; ++j) weights[j] = load(w + j * w_row + k, K - k);
@@ -24,8 +26,8 @@ INLINE void accumulate_lanes(Vec<T> (&acc)[R][J], Rows<T> a, const T* w, int64_t
 }
 
 // The units [u, u + count) for R rows from b.
-template <int R, typename T>
-INLINE void step_tile(const LayerForward<T>& p, const LayerWeights<T>& w, const ForwardRun<T>& run,
+template <int R, typename T, typename E>
+INLINE void step_tile(const LayerForward<T>& p, const LayerWeights<E>& w, const ForwardRun<T>& run,
                       int64_t b, int64_t u, int64_t count) {
   constexpr int lanes = kLanes<T>;
   const LayerShape& s = p.shape;
@@ -35,8 +37,8 @@ INLINE void step_tile(const LayerForward<T>& p, const LayerWeights<T>& w, const 
   for (int64_t j = 0; j < count; ++j) {
     Vec<T> acc[R][4];
     clear_tile<R, 4, T>(acc);
-    accumulate_lanes<R, 4, T>(acc, h, w.weight_hh + (u + j) * s.P, s.H * s.P, s.P);
-    accumulate_lanes<R, 4, T>(acc, x, w.weight_ih + (u + j) * s.I, s.H * s.I, s.I);
+    accumulate_lanes<R, 4>(acc, h, w.weight_hh + (u + j) * s.P, s.H * s.P, s.P);
+    accumulate_lanes<R, 4>(acc, x, w.weight_ih + (u + j) * s.I, s.H * s.I, s.I);
     for (int r = 0; r < R; ++r) {
       T sums[4];
       sum_lanes<T>(acc[r][0], acc[r][1], acc[r][2], acc[r][3], sums);
@@ -60,13 +62,13 @@ INLINE void step_tile(const LayerForward<T>& p, const LayerWeights<T>& w, const 
 }
 
 // y[b, p] = hidden[b] . weight_hr[p]
-template <typename T>
-INLINE void project(const LayerForward<T>& p, const T* weight_hr, const ForwardRun<T>& run) {
+template <typename T, typename E>
+INLINE void project(const LayerForward<T>& p, const E* weight_hr, const ForwardRun<T>& run) {
   const LayerShape& s = p.shape;
   for (int64_t b = run.begin; b < run.end; ++b) {
     for (int64_t j = 0; j < s.P; ++j) {
       Vec<T> acc[1][1] = {};
-      accumulate_lanes<1, 1, T>(acc, {run.hidden + b * s.H, s.H}, weight_hr + j * s.H, s.H, s.H);
+      accumulate_lanes<1, 1>(acc, {run.hidden + b * s.H, s.H}, weight_hr + j * s.H, s.H, s.H);
       T sums[4];
       sum_lanes<T>(acc[0][0], acc[0][0], acc[0][0], acc[0][0], sums);
       p.y[b * p.y_stride + j] = sums[0];
@@ -74,8 +76,8 @@ INLINE void project(const LayerForward<T>& p, const T* weight_hr, const ForwardR
   }
 }
 
-template <typename T>
-void forward_step(const LayerForward<T>& p, const LayerWeights<T>& w, int64_t b0, int64_t b1,
+template <typename T, typename E>
+void forward_step(const LayerForward<T>& p, const LayerWeights<E>& w, int64_t b0, int64_t b1,
                   int64_t u0, int64_t u1) {
   const FlushDenormals scope;
   const LayerShape& s = p.shape;

@@ -13,6 +13,12 @@
 namespace lstm_fast {
 namespace {
 
+constexpr StepKernels<float> bfloat16_step(float) {
+  return {forward_step<float, BFloat16>, step_grad_panels, step_grad<float, BFloat16>,
+          step_weight_grad<float, BFloat16>};
+}
+constexpr StepKernels<double> bfloat16_step(double) { return {}; }
+
 template <typename T>
 constexpr LayerKernels<T> layer_kernels() {
   return {kUnit<T>,
@@ -24,7 +30,7 @@ constexpr LayerKernels<T> layer_kernels() {
           forward_input_sums<T>,
           forward_rows<T>,
           kLanes<T>,
-          forward_step<T>,
+          forward_step<T, T>,
           recompute_scratch<T>,
           recompute_rows<T>,
           backward_weights_size<T>,
@@ -38,6 +44,7 @@ constexpr LayerKernels<T> layer_kernels() {
           weight_grad_panels<T>,
           weight_grad_scratch<T>,
           weight_grad<T>,
+          bfloat16_step(T()),
           {variant_forward_weights_size<T>, variant_pack_forward<T>, variant_forward_scratch<T>,
            variant_forward_rows<T>, variant_backward_weights_size<T>, variant_pack_backward<T>,
            variant_backward_scratch<T>, variant_backward_rows<T>, column_sums<T>}};

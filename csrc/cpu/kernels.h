@@ -43,7 +43,8 @@ struct LayerForward {
 template <typename T>
 struct LayerBackward {
   LayerShape shape;
-  const T* weights;              // as written by pack_backward, if plain is null
+  const T* weights;  // as written by pack_backward, if plain is null; null for a single step that
+                     // is not projected, of which no gradient of h0 is wanted
   const LayerWeights<T>* plain;  // torch's own, or null
   const T* c0;                   // [B, H], or null for zeros
   const T* gates;                // as saved by forward; may be grad_gates
@@ -85,8 +86,19 @@ struct InputGrad {
   T* grad_x;               // [N, I]
 };
 
-// The gradients of the weights of a layer in one direction; any of the outputs may be null.
-template <typename T>
+// y[B, C] (+)= grad_gates[B, G] x w[G, C], with torch's own weights, for a single step.
+template <typename T, typename E>
+struct StepGrad {
+  int64_t B, G, C;
+  const T* grad_gates;
+  const E* w;
+  T* y;
+  bool add;
+};
+
+// The gradients of the weights of a layer in one direction, as elements of E; any of the outputs
+// may be null.
+template <typename T, typename E = T>
 struct WeightGrad {
   LayerShape shape;
   const T* grad_gates;   // [N, G]
@@ -96,11 +108,21 @@ struct WeightGrad {
   const T* h0;           // [B, P], or null for zeros
   const T* y;            // [N, P], rows y_stride apart
   int64_t y_stride;
-  T* weight_ih;  // [G, I]
-  T* weight_hh;  // [G, P]
-  T* bias_ih;    // [G]
-  T* bias_hh;    // [G]
-  T* weight_hr;  // [P, H]
+  LayerWeightGrads<E> grads;
+};
+
+// Of a single step, with weights that are bfloat16 numbers in memory: the same bits as with these
+// widened. Null but for float32.
+template <typename T>
+struct StepKernels {
+  // As LayerKernels::forward_step.
+  void (*forward)(const LayerForward<T>&, const LayerWeights<BFloat16>&, int64_t b0, int64_t b1,
+                  int64_t u0, int64_t u1);
+  // For panels of columns of w.
+  int64_t (*grad_panels)(int64_t C);
+  void (*grad)(const StepGrad<T, BFloat16>&, int64_t panel0, int64_t panel1);
+  // Up to kPlainRows rows of a layer without a projection; for panels as of weight_grad.
+  void (*weight_grad)(const WeightGrad<T, BFloat16>&, int64_t panel0, int64_t panel1);
 };
 
 template <typename T>
@@ -152,6 +174,7 @@ struct LayerKernels {
   int64_t (*weight_grad_scratch)(const LayerShape&);
   void (*weight_grad)(const WeightGrad<T>&, int64_t panel0, int64_t panel1, T* scratch);
 
+  StepKernels<T> bfloat16_step;
   VariantKernels<T> variant;
 };
 
@@ -159,8 +182,8 @@ struct Kernels {
   const char* isa;
   LayerKernels<float> f32;
   LayerKernels<double> f64;
-  void (*widen_bfloat16)(const uint16_t*, int64_t n, float*);
-  void (*narrow_to_bfloat16)(const float*, int64_t n, uint16_t*);
+  void (*widen_bfloat16)(const BFloat16*, int64_t n, float*);
+  void (*narrow_to_bfloat16)(const float*, int64_t n, BFloat16*);
 
   const LayerKernels<float>& of(float) const { return f32; }
   const LayerKernels<double>& of(double) const { return f64; }

@@ -1,6 +1,7 @@
 #include "stack.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "plan.h"
@@ -104,16 +105,12 @@ struct BackwardPlan {
   int64_t workspace_size;
 };
 
-// Whether backward reads torch's own weights, as it uses them too seldom to win back packing.
-bool uses_plain_weights(const StackShape& s) { return s.steps.total() <= kPlainRows && !s.parts; }
-
 template <typename T>
 BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
                               const Threads& threads) {
   const StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
   const int64_t N = s.steps.total(), B = s.steps.B;
-  const bool plain = uses_plain_weights(s);
   Arena<T> arena(p.workspace);
   BackwardPlan<T> plan{};
   for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i)
@@ -125,7 +122,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
     plan.grad_gates[d] = arena.take(N * 4 * s.H);
     if (s.projected) plan.grad_hidden[d] = arena.take(N * s.P);
     if (!p.grad_c0) plan.grad_c0[d] = arena.take(B * s.H);
-    int64_t weights = plain ? 0 : k.backward_weights_size(widest);
+    int64_t weights = p.plain ? 0 : k.backward_weights_size(widest);
     if (p.recompute_gates) {
       if (s.projected) plan.hidden[d] = arena.take(N * s.H);
       if (p.forward_plain) {
@@ -135,7 +132,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
       }
     }
     plan.recurrent_weights[d] = plan.forward_weights[d] = arena.take(weights);
-    if (!plain && (s.L > 1 || p.grad_x))
+    if (!p.plain && (s.L > 1 || p.grad_x))
       plan.input_weights[d] = arena.take(k.input_grad_weights_size(widest));
   }
   plan.threads = threads_of(s, Pass::Backward, threads);
@@ -168,10 +165,17 @@ TeamMember member_of(std::vector<Team>& teams, const Division& division, int64_t
 }
 
 // The directions of one layer, with rows or units, whichever are more, spread over the threads.
-template <typename T>
+template <typename T, typename E>
 void forward_single_step(const LayerKernels<T>& k, const StackShape& s,
-                         const LayerForward<T>* layers, const LayerWeights<T>* weights,
+                         const LayerForward<T>* layers, const LayerWeights<E>* weights,
                          const Threads& team) {
+  const auto step = [&](int64_t d, int64_t b0, int64_t b1, int64_t u0, int64_t u1) {
+    if constexpr (std::is_same_v<E, BFloat16>) {
+      k.bfloat16_step.forward(layers[d], weights[d], b0, b1, u0, u1);
+    } else {
+      k.forward_step(layers[d], weights[d], b0, b1, u0, u1);
+    }
+  };
   const int64_t groups = s.projected ? 1 : (s.H + k.unit_group - 1) / k.unit_group;
   const bool by_rows = s.steps.B > groups;
   const int64_t slices = std::max<int64_t>(1, std::min(team.count, by_rows ? s.steps.B : groups));
@@ -179,11 +183,11 @@ void forward_single_step(const LayerKernels<T>& k, const StackShape& s,
     const int64_t d = task / slices, slice = task % slices;
     if (by_rows) {
       const int64_t b0 = part(s.steps.B, slices, slice), b1 = part(s.steps.B, slices, slice + 1);
-      k.forward_step(layers[d], weights[d], b0, b1, 0, s.H);
+      step(d, b0, b1, 0, s.H);
     } else {
       const int64_t u0 = part(groups, slices, slice) * k.unit_group;
       const int64_t u1 = std::min(s.H, part(groups, slices, slice + 1) * k.unit_group);
-      k.forward_step(layers[d], weights[d], 0, s.steps.B, u0, s.projected ? s.H : u1);
+      step(d, 0, s.steps.B, u0, s.projected ? s.H : u1);
     }
   });
 }
@@ -242,18 +246,71 @@ void recompute_gates(const LayerKernels<T>& k, const StackBackward<T>& p,
   });
 }
 
+// The gradients of a layer but for those of its gates, which there are: of its inputs, to grad_x,
+// of its initial states and of its weights. Panels of columns are spread over the threads.
+template <typename T>
+void bfloat16_step_grads(const LayerKernels<T>& k, const StackBackward<T>& p,
+                         const BackwardPlan<T>& plan, int64_t l, T* grad_x, const Threads& team) {
+  const StackShape& s = p.shape;
+  const StepKernels<T>& step = k.bfloat16_step;
+  const SavedLayout saved{s, p.keep_output, p.recompute_gates};
+  const int64_t B = s.steps.B, I = s.input_size(l);
+  const int64_t panels_x = grad_x ? step.grad_panels(I) : 0;
+  const int64_t panels_h = p.grad_h0 ? s.D * step.grad_panels(s.P) : 0;
+  const int64_t of_weights = k.weight_grad_panels(s.layer(l, 0));
+  const int64_t panels_w = p.bfloat16_grad_weights ? s.D * of_weights : 0;
+  const auto grad = [&](int64_t d, int64_t C, const BFloat16* w, T* y, bool add, int64_t panel) {
+    step.grad({B, 4 * s.H, C, plan.grad_gates[d], w, y, add}, panel, panel + 1);
+  };
+  const auto compute = [&](int64_t panel) {
+    if (panel < panels_x) {
+      for (int64_t d = 0; d < s.D; ++d) {
+        grad(d, I, p.bfloat16_weights[l * s.D + d].weight_ih, grad_x, d > 0, panel);
+      }
+      return;
+    }
+    panel -= panels_x;
+    if (panel < panels_h) {
+      const int64_t of_direction = panels_h / s.D, d = panel / of_direction, i = l * s.D + d;
+      return grad(d, s.P, p.bfloat16_weights[i].weight_hh, p.grad_h0 + i * B * s.P, false,
+                  panel % of_direction);
+    }
+    panel -= panels_h;
+    const int64_t d = panel / of_weights, i = l * s.D + d;
+    WeightGrad<T, BFloat16> weight{};
+    weight.shape = s.layer(l, d);
+    weight.grad_gates = plan.grad_gates[d];
+    weight.x = l ? p.saved + saved.output(l - 1) : p.x;
+    weight.h0 = offset(p.h0, i * B * s.P);
+    weight.grads = p.bfloat16_grad_weights[i];
+    step.weight_grad(weight, panel % of_weights, panel % of_weights + 1);
+  };
+  const int64_t panels = panels_x + panels_h + panels_w;
+  run(team, team.count, [&](int64_t task) {
+    for (int64_t panel = part(panels, team.count, task); panel < part(panels, team.count, task + 1);
+         ++panel) {
+      compute(panel);
+    }
+  });
+}
+
 }  // namespace
+
+template <typename T>
+bool takes_plain_step(const StackForward<T>& p, const Threads& threads) {
+  const StackShape& s = p.shape;
+  if (s.steps.T != 1) return false;
+  // By parts of 0, a row is summed as in any batch, and in a packed one others may be longer.
+  if (!s.parts) return !s.steps.batch_sizes;
+  return s.steps.B <= plain_step_rows(s, p.keeps_packed, p.bfloat16_weights, threads, sizeof(T));
+}
 
 template <typename T>
 void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
   s.unit = k.unit;
-  // By parts of 0, a row is summed as in any batch, and in a packed one others may be longer.
-  const bool may_be_plain =
-      s.parts ? s.steps.B <= plain_step_rows(s, p.keeps_packed, threads, sizeof(T))
-              : !s.steps.batch_sizes;
-  p.plain = s.steps.T == 1 && may_be_plain;
+  p.plain = takes_plain_step(p, threads);
   const Threads team = threads_of(s, Pass::Forward, threads);
   const Division division = divide(s, Pass::Forward, team, sizeof(T));
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
@@ -284,6 +341,7 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
     StackForward<T> forward{};
     forward.shape = s;
     forward.weights = p.weights;
+    forward.bfloat16_weights = p.bfloat16_weights;
     forward.x = p.x;
     forward.h0 = p.h0;
     plan(kernels, forward, threads);
@@ -294,6 +352,10 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
   const Division division =
       divide(s, Pass::Backward, threads_of(s, Pass::Backward, threads), sizeof(T));
   if (!unit_pays(s, Pass::Backward, division)) s.parts = 0;
+  // Used too seldom to win back packing.
+  p.plain = s.steps.total() <= kPlainRows && !s.parts;
+  p.bfloat16_step =
+      p.plain && p.bfloat16_weights && s.steps.T == 1 && !s.projected && !p.recompute_gates;
 }
 
 template <typename T>
@@ -312,7 +374,12 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
 
   if (p.plain) {
     for (int64_t l = 0; l < s.L; ++l) {
-      forward_single_step(k, s, &plan.layers[l * s.D], p.weights + l * s.D, team);
+      const LayerForward<T>* layers = &plan.layers[l * s.D];
+      if (p.bfloat16_weights) {
+        forward_single_step(k, s, layers, p.bfloat16_weights + l * s.D, team);
+      } else {
+        forward_single_step(k, s, layers, p.weights + l * s.D, team);
+      }
     }
     return;
   }
@@ -354,13 +421,12 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
 
   const Threads& team = plan.threads;
-  const bool plain = uses_plain_weights(s);
   for (int64_t l = s.L - 1; l >= 0; --l) {
     const T* grad_y = l == s.L - 1 ? p.grad_y : plan.grad_between[l % 2];
     T* grad_x = l ? plan.grad_between[(l - 1) % 2] : p.grad_x;
 
     if (p.recompute_gates) recompute_gates(k, p, plan, l, team);
-    if (!plain) {
+    if (!p.plain) {
       run(team, s.D, [&](int64_t d) {
         const LayerWeights<T>& weights = p.weights[l * s.D + d];
         k.pack_backward(s.layer(l, d), weights, plan.recurrent_weights[d]);
@@ -376,7 +442,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       LayerBackward<T> layer{};
       layer.shape = s.layer(l, d);
       layer.weights = plan.recurrent_weights[d];
-      layer.plain = plain ? &p.weights[i] : nullptr;
+      layer.plain = p.plain && !p.bfloat16_step ? &p.weights[i] : nullptr;
       layer.c0 = offset(p.c0, i * B * s.H);
       layer.gates = p.recompute_gates ? plan.grad_gates[d] : p.saved + saved.gates(l, d);
       layer.cells = p.saved + saved.cells(l, d);
@@ -386,7 +452,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       layer.grad_c_n = offset(p.grad_c_n, i * B * s.H);
       layer.grad_gates = plan.grad_gates[d];
       layer.grad_hidden = plan.grad_hidden[d];
-      layer.grad_h0 = offset(p.grad_h0, i * B * s.P);
+      layer.grad_h0 = p.bfloat16_step ? nullptr : offset(p.grad_h0, i * B * s.P);
       layer.grad_c0 = p.grad_c0 ? p.grad_c0 + i * B * s.H : plan.grad_c0[d];
       TeamMember member = member_of(teams, division, task);
       division.for_each_slice(team_of % division.teams, [&](int64_t b0, int64_t b1) {
@@ -394,13 +460,18 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       });
     });
 
+    if (p.bfloat16_step) {
+      bfloat16_step_grads(k, p, plan, l, grad_x, team);
+      continue;
+    }
+
     if (grad_x) {
       InputGrad<T> input{};
       input.shape = s.layer(l, 0);
       input.directions = static_cast<int>(s.D);
-      input.packed = !plain;
+      input.packed = !p.plain;
       for (int64_t d = 0; d < s.D; ++d) {
-        input.weights[d] = plain ? p.weights[l * s.D + d].weight_ih : plan.input_weights[d];
+        input.weights[d] = p.plain ? p.weights[l * s.D + d].weight_ih : plan.input_weights[d];
         input.grad_gates[d] = plan.grad_gates[d];
       }
       input.grad_x = grad_x;
@@ -417,7 +488,6 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
         const int64_t end = part(s.D * panels, team.count, task + 1);
         while (begin < end) {
           const int64_t d = begin / panels, i = l * s.D + d, stop = std::min(end, (d + 1) * panels);
-          const LayerWeightGrads<T>& grads = p.grad_weights[i];
           WeightGrad<T> weight{};
           weight.shape = s.layer(l, d);
           weight.grad_gates = plan.grad_gates[d];
@@ -429,11 +499,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
           weight.h0 = offset(p.h0, i * B * s.P);
           weight.y = (l == s.L - 1 ? p.y : p.saved + saved.output(l)) + d * s.P;
           weight.y_stride = width;
-          weight.weight_ih = grads.weight_ih;
-          weight.weight_hh = grads.weight_hh;
-          weight.bias_ih = grads.bias_ih;
-          weight.bias_hh = grads.bias_hh;
-          weight.weight_hr = grads.weight_hr;
+          weight.grads = p.grad_weights[i];
           k.weight_grad(weight, begin - d * panels, stop - d * panels,
                         plan.scratch + task * plan.scratch_size);
           begin = stop;
@@ -443,6 +509,8 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   }
 }
 
+template bool takes_plain_step(const StackForward<float>&, const Threads&);
+template bool takes_plain_step(const StackForward<double>&, const Threads&);
 template void plan(const Kernels&, StackForward<float>&, const Threads&);
 template void plan(const Kernels&, StackForward<double>&, const Threads&);
 template void plan(const Kernels&, StackBackward<float>&, const Threads&);

@@ -10,17 +10,18 @@ namespace lstm_fast {
 template <typename T>
 struct StackForward {
   StackShape shape;
-  const LayerWeights<T>* weights;  // [L][D]
-  const T* x;                      // [N, I]
-  const T* h0;                     // [L * D, B, P], or null for zeros
-  const T* c0;                     // [L * D, B, H], or null for zeros
-  T* y;                            // [N, D * P]
-  T* h_n;                          // [L * D, B, P]
-  T* c_n;                          // [L * D, B, H]
-  T* saved;                        // SavedLayout, or null; y may point into it
-  bool recompute_gates;            // how `saved` is laid out
-  T* workspace;                    // forward_workspace_size() elements, aligned to 64 bytes
-  bool plain;  // decided by `plan`: a single step, straight from torch's weights; y may be h_n
+  const LayerWeights<T>* weights;  // [L][D]; not used for a plain step of bfloat16 ones
+  const LayerWeights<BFloat16>* bfloat16_weights;  // the same, if they are widened ones; or null
+  const T* x;                                      // [N, I]
+  const T* h0;                                     // [L * D, B, P], or null for zeros
+  const T* c0;                                     // [L * D, B, H], or null for zeros
+  T* y;                                            // [N, D * P]
+  T* h_n;                                          // [L * D, B, P]
+  T* c_n;                                          // [L * D, B, H]
+  T* saved;                                        // SavedLayout, or null; y may point into it
+  bool recompute_gates;                            // how `saved` is laid out
+  T* workspace;  // forward_workspace_size() elements, aligned to 64 bytes
+  bool plain;    // decided by `plan`: a single step, straight from torch's weights; y may be h_n
   bool sums_inputs;  // decided by `plan`: what x adds to the gates is summed for several steps at
                      // once
   // Whether the workspace outlives the call, so that packed weights serve further steps; whether it
@@ -32,7 +33,7 @@ struct StackForward {
 template <typename T>
 struct StackBackward {
   StackShape shape;
-  const LayerWeights<T>* weights;  // [L][D]
+  const LayerWeights<T>* weights;  // [L][D]; not used if bfloat16_step
   const T* x;                      // as in StackForward
   const T* h0;
   const T* c0;
@@ -46,18 +47,27 @@ struct StackBackward {
   T* grad_h0;                               // [L * D, B, P], or null when not wanted
   T* grad_c0;                               // [L * D, B, H], or null when not wanted
   const LayerWeightGrads<T>* grad_weights;  // [L][D], or null when none is wanted
+  // Instead of weights and grad_weights if bfloat16_step; null if these are not widened ones.
+  const LayerWeights<BFloat16>* bfloat16_weights;
+  const LayerWeightGrads<BFloat16>* bfloat16_grad_weights;
   T* workspace;        // backward_workspace_size() elements, aligned to 64 bytes
+  bool plain;          // decided by `plan`: weights are used as torch has them,
+  bool bfloat16_step;  // and this in bfloat16, for a single step
   int forward_parts;   // decided by `plan`, if gates are recomputed: how forward made its products,
   bool forward_plain;  // and whether it took a single step
 };
 
 // Decides how p is computed, before the other functions are called: shape.parts, given what it may
 // be, becomes 0 where float32 arithmetic is faster or needed; `plain`. Given 0, results depend
-// neither on the batch nor on the threads.
+// neither on the batch nor on the threads. Reads weights only where they are used.
 template <typename T>
 void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads);
 template <typename T>
 void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads);
+
+// Whether `plan` will take a single step from torch's own weights.
+template <typename T>
+bool takes_plain_step(const StackForward<T>& p, const Threads& threads);
 
 template <typename T>
 int64_t forward_workspace_size(const Kernels& kernels, const StackForward<T>& p,

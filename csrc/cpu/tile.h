@@ -9,7 +9,7 @@
 
 #include <type_traits>
 
-#include "simd.h"
+#include "bfloat16.h"
 
 namespace lstm_fast {
 namespace {
@@ -50,11 +50,11 @@ INLINE void prefetch_row(const T* row, int64_t C) {
   __builtin_prefetch(row + C - 1);  // in a line of its own if the row begins within one
 }
 
-// W vectors of columns of a matrix: row k begins at data + k * step, and has `last` columns, if
-// below W * kLanes. Reading on is harmless, up to the end of the last row.
-template <typename T>
+// W vectors of columns of a matrix of elements E: row k begins at data + k * step, and has `last`
+// columns, if below W * kLanes. Reading on is harmless, up to the end of the last row.
+template <typename E>
 struct Columns {
-  const T* data;
+  const E* data;
   int64_t step;
   int64_t last;
 };
@@ -77,26 +77,29 @@ INLINE void clear_tile(Vec<T> (&acc)[R][W]) {
   unrolled<R * W>([&](auto i) { acc[i / W][i % W] = Vec<T>{}; });
 }
 
-template <int R, int W, typename T>
-INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K,
-                       int64_t step = W * kLanes<T>);
+template <int R, int W, typename E>
+INLINE void accumulate(Vec<Computed<E>> (&acc)[R][W], Rows<Computed<E>> a, const E* b, int64_t K,
+                       int64_t step = W * kLanes<Computed<E>>);
 
 // The columns of the vectors from `Begin` on.
-template <int Begin, int Vectors, int R, int W, typename T>
-INLINE void accumulate_columns(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K,
-                               int64_t step) {
+template <int Begin, int Vectors, int R, int W, typename E>
+INLINE void accumulate_columns(Vec<Computed<E>> (&acc)[R][W], Rows<Computed<E>> a, const E* b,
+                               int64_t K, int64_t step) {
+  using T = Computed<E>;
   Vec<T> part[R][Vectors];
   for (int r = 0; r < R; ++r) {
     for (int w = 0; w < Vectors; ++w) part[r][w] = acc[r][Begin + w];
   }
-  accumulate<R, Vectors, T>(part, a, b + Begin * kLanes<T>, K, step);
+  accumulate<R, Vectors>(part, a, b + Begin * kLanes<T>, K, step);
   for (int r = 0; r < R; ++r) {
     for (int w = 0; w < Vectors; ++w) acc[r][Begin + w] = part[r][w];
   }
 }
 
-template <int R, int W, typename T>
-INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K, int64_t step) {
+template <int R, int W, typename E>
+INLINE void accumulate(Vec<Computed<E>> (&acc)[R][W], Rows<Computed<E>> a, const E* b, int64_t K,
+                       int64_t step) {
+  using T = Computed<E>;
   if constexpr (R * W > kTileSums) {
     accumulate_columns<0, W / 2>(acc, a, b, K, step);
     accumulate_columns<W / 2, W - W / 2>(acc, a, b, K, step);
@@ -127,13 +130,15 @@ INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, const T* b, int64_t K, in
   }
 }
 
-template <int R, int W, typename T>
-INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, Columns<T> b, int64_t K) {
+template <int R, int W, typename E>
+INLINE void accumulate(Vec<Computed<E>> (&acc)[R][W], Rows<Computed<E>> a, Columns<E> b,
+                       int64_t K) {
+  using T = Computed<E>;
   constexpr int lanes = kLanes<T>;
   // Rows near the end, from which a whole read would go on beyond the matrix.
   const int64_t beyond = W * lanes - b.last;
   const int64_t masked = beyond > 0 ? min(K, ceil_div(beyond, b.step)) : 0;
-  accumulate<R, W, T>(acc, a, b.data, K - masked, b.step);
+  accumulate<R, W>(acc, a, b.data, K - masked, b.step);
   for (int64_t k = K - masked; k < K; ++k) {
     for (int w = 0; w < W; ++w) {
       const Vec<T> y = load(b.data + k * b.step + w * lanes, b.last - w * lanes);
@@ -145,11 +150,12 @@ INLINE void accumulate(Vec<T> (&acc)[R][W], Rows<T> a, Columns<T> b, int64_t K) 
 }
 
 // Rows of a tile of up to W vectors, from columns [column, C) of a matrix with rows `stride` apart.
-template <int R, int W, typename T>
-INLINE void load_tile(Vec<T> (&acc)[R][W], const T* m, int64_t stride, int64_t column, int64_t C) {
+template <int R, int W, typename E>
+INLINE void load_tile(Vec<Computed<E>> (&acc)[R][W], const E* m, int64_t stride, int64_t column,
+                      int64_t C) {
   for (int r = 0; r < R; ++r) {
     for (int w = 0; w < W; ++w) {
-      const int64_t c = column + w * kLanes<T>;
+      const int64_t c = column + w * kLanes<Computed<E>>;
       acc[r][w] = load(m + r * stride + c, C - c);
     }
   }
@@ -164,11 +170,12 @@ INLINE void add_tile(Vec<T> (&acc)[R][W], const T* m, int64_t stride, int64_t co
   }
 }
 
-template <int R, int W, typename T>
-INLINE void store_tile(const Vec<T> (&acc)[R][W], T* m, int64_t stride, int64_t column, int64_t C) {
+template <int R, int W, typename E>
+INLINE void store_tile(const Vec<Computed<E>> (&acc)[R][W], E* m, int64_t stride, int64_t column,
+                       int64_t C) {
   for (int r = 0; r < R; ++r) {
     for (int w = 0; w < W; ++w) {
-      const int64_t c = column + w * kLanes<T>;
+      const int64_t c = column + w * kLanes<Computed<E>>;
       store(m + r * stride + c, acc[r][w], C - c);
     }
   }

@@ -239,23 +239,16 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
   of_h.hidden = p.rows.saved.hidden;
   of_h.x = p.x;
   of_h.h0 = p.rows.saved.h_in;
-  of_h.weight_ih = p.grads.plain.weight_ih;
-  of_h.weight_hh = p.grads.plain.weight_hh;
-  of_h.weight_hr = p.grads.plain.weight_hr;
-  if (!s.normalised) {
-    of_h.bias_ih = p.grads.plain.bias_ih;
-    of_h.bias_hh = p.grads.plain.bias_hh;
-    weight_grads(k, of_h, plan, team);
-    return;
-  }
+  of_h.grads = p.grads.plain;
+  if (!s.normalised) return weight_grads(k, of_h, plan, team);
   // Each product has gradients of its own.
   WeightGrad<T> of_x{};
   of_x.shape = weight_grad_shape(k, s, s.I, 0, false);
   of_x.grad_gates = plan.grad_ih;
   of_x.x = p.x;
-  of_x.weight_ih = p.grads.plain.weight_ih;
+  of_x.grads.weight_ih = p.grads.plain.weight_ih;
   weight_grads(k, of_x, plan, team);
-  of_h.weight_ih = nullptr;
+  of_h.grads.weight_ih = of_h.grads.bias_ih = of_h.grads.bias_hh = nullptr;
   weight_grads(k, of_h, plan, team);
   norm_grads(k.variant, p, plan, team);
 }

@@ -8,6 +8,8 @@
 // can go to different threads.
 #pragma once
 
+#include <cstring>
+
 #include "flush_denormals.h"
 #include "kernels.h"
 #include "matmul.h"
@@ -154,12 +156,13 @@ INLINE void write_gate_weight_grad(const WeightGrad<T>& p, int64_t column, const
   const LayerShape& s = p.shape;
   const int64_t columns = min(width, 4 * s.H - column);
   const T* bias = sums + (s.I + s.P) * width;
-  if (p.weight_ih) transpose_matrix(sums, width, s.I, columns, p.weight_ih + column * s.I);
-  if (p.weight_hh) {
-    transpose_matrix(sums + s.I * width, width, s.P, columns, p.weight_hh + column * s.P);
+  const LayerWeightGrads<T>& grads = p.grads;
+  if (grads.weight_ih) transpose_matrix(sums, width, s.I, columns, grads.weight_ih + column * s.I);
+  if (grads.weight_hh) {
+    transpose_matrix(sums + s.I * width, width, s.P, columns, grads.weight_hh + column * s.P);
   }
-  if (p.bias_ih) copy_row(bias, p.bias_ih + column, columns);
-  if (p.bias_hh) copy_row(bias, p.bias_hh + column, columns);
+  if (grads.bias_ih) copy_row(bias, grads.bias_ih + column, columns);
+  if (grads.bias_hh) copy_row(bias, grads.bias_hh + column, columns);
 }
 
 // The panels [begin, end) with a unit for bfloat16: a block of the left factor serves all of them.
@@ -235,30 +238,37 @@ INLINE void gate_weight_grad(const WeightGrad<T>& p, int64_t begin, int64_t end,
 // short that gathering and transposing would cost more than they.
 constexpr int64_t kFewRows = 16;
 
-template <typename T>
-INLINE void few_rows_weight_grad(const WeightGrad<T>& p, int64_t column) {
+template <typename T, typename E>
+INLINE void few_rows_weight_grad(const WeightGrad<T, E>& p, int64_t column) {
   const LayerShape& s = p.shape;
+  const LayerWeightGrads<E>& grads = p.grads;
   const int64_t G = 4 * s.H, B = s.steps.B, end = min(G, column + kPanel<T>);
   const Rows<T> dz = {p.grad_gates, 1, G};
   // A tile of rows at a time through all columns: what is written then lies in long runs.
   for (int64_t row = column; row < end; row += kTileRows) {
     const int64_t stop = min(end, row + kTileRows);
-    if (p.weight_ih) {
-      multiply_rows<T>(row, stop, dz, {p.x, B, s.I, false}, p.weight_ih, s.I, false);
+    if (grads.weight_ih) {
+      multiply_rows<T>(row, stop, dz, {p.x, B, s.I, false}, grads.weight_ih, s.I, false);
     }
-    if (p.weight_hh && p.h0) {
-      multiply_rows<T>(row, stop, dz, {p.h0, B, s.P, false}, p.weight_hh, s.P, false);
+    if (grads.weight_hh && p.h0) {
+      multiply_rows<T>(row, stop, dz, {p.h0, B, s.P, false}, grads.weight_hh, s.P, false);
     }
   }
-  if (p.weight_hh && !p.h0) {
-    copy_row<T>(nullptr, p.weight_hh + column * s.P, (end - column) * s.P);
+  if (grads.weight_hh && !p.h0) {
+    std::memset(grads.weight_hh + column * s.P, 0, (end - column) * s.P * sizeof(E));
   }
   for (int64_t c = column; c < end; c += kLanes<T>) {
     Vec<T> sum = {};
     for (int64_t b = 0; b < B; ++b) sum += load(p.grad_gates + b * G + c, end - c);
-    if (p.bias_ih) store(p.bias_ih + c, sum, end - c);
-    if (p.bias_hh) store(p.bias_hh + c, sum, end - c);
+    if (grads.bias_ih) store(grads.bias_ih + c, sum, end - c);
+    if (grads.bias_hh) store(grads.bias_hh + c, sum, end - c);
   }
+}
+
+template <typename T, typename E>
+void step_weight_grad(const WeightGrad<T, E>& p, int64_t panel0, int64_t panel1) {
+  const FlushDenormals scope;
+  for (int64_t panel = panel0; panel < panel1; ++panel) few_rows_weight_grad(p, panel * kPanel<T>);
 }
 
 template <typename T>
@@ -270,7 +280,7 @@ INLINE void projection_weight_grad(const WeightGrad<T>& p, int64_t begin, int64_
   sum_of_products<T>(s.steps.total(), s.P, p.hidden, s.H, begin, end, scratch, gather,
                      [&](int64_t column, int64_t width, const T* sums) {
                        for (int64_t m = 0; m < s.P; ++m) {
-                         copy_row(sums + m * width, p.weight_hr + m * s.H + column,
+                         copy_row(sums + m * width, p.grads.weight_hr + m * s.H + column,
                                   min(width, s.H - column));
                        }
                      });
@@ -288,15 +298,13 @@ void weight_grad(const WeightGrad<T>& p, int64_t panel0, int64_t panel1, T* scra
       const UnitScope unit(true);
       gate_weight_grad_split(p, panel0, gates_end, scratch);
     } else if (steps.T == 1 && steps.B > 0 && steps.B <= kFewRows) {
-      for (int64_t panel = panel0; panel < gates_end; ++panel) {
-        few_rows_weight_grad(p, panel * kPanel<T>);
-      }
+      step_weight_grad(p, panel0, gates_end);
     } else {
       gate_weight_grad(p, panel0, gates_end, scratch);
     }
   }
   const int64_t begin = max(panel0, gate_panels);
-  if (begin < panel1 && p.weight_hr) {
+  if (begin < panel1 && p.grads.weight_hr) {
     projection_weight_grad(p, begin - gate_panels, panel1 - gate_panels, scratch);
   }
 }

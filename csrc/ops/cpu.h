@@ -91,11 +91,11 @@ inline void convert(const Tensor& t, Tensor& result) {
   run(threads, parts, [&](int64_t i) {
     const int64_t begin = part(n, parts, i), size = part(n, parts, i + 1) - begin;
     if (widens) {
-      kernels.widen_bfloat16(const_data<uint16_t>(t) + begin, size,
+      kernels.widen_bfloat16(const_data<BFloat16>(t) + begin, size,
                              mutable_data<float>(result) + begin);
     } else {
       kernels.narrow_to_bfloat16(const_data<float>(t) + begin, size,
-                                 mutable_data<uint16_t>(result) + begin);
+                                 mutable_data<BFloat16>(result) + begin);
     }
   });
 }

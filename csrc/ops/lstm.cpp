@@ -26,6 +26,38 @@ Empty results_as(ScalarType type, ScalarType dtype) {
   return type == dtype ? Empty(empty) : empty_for_call;
 }
 
+// The weights of a call as both passes take them.
+template <typename T>
+class Weights {
+ public:
+  explicit Weights(const Arguments& a) : arguments_(a) {
+    if (a.dtype == ScalarType::BFloat16) bfloat16_ = grouped<BFloat16>(a.params);
+  }
+
+  // Null unless they are bfloat16.
+  const LayerWeights<BFloat16>* bfloat16() const {
+    return bfloat16_.empty() ? nullptr : bfloat16_.data();
+  }
+  // In the compute type.
+  const LayerWeights<T>* prepared() {
+    for (const Tensor& t : arguments_.params) params_.push_back(prepare(t));
+    prepared_ = grouped<T>(params_);
+    return prepared_.data();
+  }
+
+ private:
+  template <typename E>
+  std::vector<LayerWeights<E>> grouped(const std::vector<Tensor>& params) const {
+    return group_params<LayerWeights<E>>(arguments_.shape, arguments_.has_biases,
+                                         const_data<E>(params));
+  }
+
+  const Arguments& arguments_;
+  std::vector<LayerWeights<BFloat16>> bfloat16_;
+  std::vector<Tensor> params_;
+  std::vector<LayerWeights<T>> prepared_;
+};
+
 // The last result is only there to be saved.
 template <typename T>
 ForwardResult run_forward(const Arguments& a, bool save, int parts) {
@@ -42,11 +74,14 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
                         : results_as(type, a.dtype)(a.output_dims(s.D * s.P), type, a.input);
   Tensor saved = save && !y_in_saved ? empty_saved() : y;
 
-  const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, const_data<T>(a.params));
+  const Kernels& kernels = active_kernels();
+  const Threads threads = torch_threads();
+  Weights<T> weights(a);
   StackForward<T> p{};
   p.shape = s;
   p.shape.parts = parts;
-  p.weights = weights.data();
+  p.bfloat16_weights = weights.bfloat16();
+  if (!p.bfloat16_weights || !takes_plain_step(p, threads)) p.weights = weights.prepared();
   p.x = const_data<T>(a.input);
   p.h0 = const_data<T>(a.h0);
   p.c0 = const_data<T>(a.c0);
@@ -55,8 +90,6 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   p.y = y_in_saved ? p.saved + layout.output(s.L - 1) : mutable_data<T>(y);
   p.h_n = mutable_data<T>(h_n);
   p.c_n = mutable_data<T>(c_n);
-  const Kernels& kernels = active_kernels();
-  const Threads threads = torch_threads();
   plan(kernels, p, threads);
   const auto workspace = allocate<T>(forward_workspace_size(kernels, p, threads));
   p.workspace = workspace.get();
@@ -86,24 +119,37 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   const StackShape& s = a.shape;
   const SavedLayout layout = saved_layout(a);
   const ScalarType type = compute_type(a.dtype);
-  ArgumentGrads results(a, needs, type, results_as(type, a.dtype));
-
-  const auto weights = group_params<LayerWeights<T>>(s, a.has_biases, const_data<T>(a.params));
-  std::vector<LayerWeightGrads<T>> grad_weights;
-  if (needs.params) {
-    grad_weights = group_params<LayerWeightGrads<T>>(s, a.has_biases, results.param_pointers<T>());
-  }
+  const Kernels& kernels = active_kernels();
+  const Threads threads = torch_threads();
+  Weights<T> weights(a);
   const OptionalTensor y = layout.keep_output ? std::nullopt : OptionalTensor(prepare(output));
   StackBackward<T> p{};
   p.shape = s;
   p.shape.parts = parts;
-  p.weights = weights.data();
+  p.bfloat16_weights = weights.bfloat16();
   p.x = const_data<T>(a.input);
   p.h0 = const_data<T>(a.h0);
   p.c0 = const_data<T>(a.c0);
   p.saved = const_data<T>(saved);
   p.keep_output = layout.keep_output;
   p.recompute_gates = a.recompute_gates;
+  if (p.recompute_gates || !p.bfloat16_weights) p.weights = weights.prepared();
+  plan(kernels, p, threads);
+  if (!p.weights && !p.bfloat16_step) p.weights = weights.prepared();
+
+  const ScalarType params_type = p.bfloat16_step ? a.dtype : type;
+  ArgumentGrads results(a, needs, type, results_as(type, a.dtype), params_type,
+                        results_as(params_type, a.dtype));
+  std::vector<LayerWeightGrads<T>> grad_weights;
+  std::vector<LayerWeightGrads<BFloat16>> bfloat16_grad_weights;
+  if (needs.params && p.bfloat16_step) {
+    bfloat16_grad_weights = group_params<LayerWeightGrads<BFloat16>>(
+        s, a.has_biases, results.param_pointers<BFloat16>());
+    p.bfloat16_grad_weights = bfloat16_grad_weights.data();
+  } else if (needs.params) {
+    grad_weights = group_params<LayerWeightGrads<T>>(s, a.has_biases, results.param_pointers<T>());
+    p.grad_weights = grad_weights.data();
+  }
   p.y = layout.keep_output ? p.saved + layout.output(s.L - 1) : const_data<T>(y);
   p.grad_y = const_data<T>(grads.output);
   p.grad_h_n = const_data<T>(grads.h_n);
@@ -111,10 +157,6 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   p.grad_x = needs.input ? mutable_data<T>(results.input) : nullptr;
   p.grad_h0 = wanted_data<T>(results.h0);
   p.grad_c0 = wanted_data<T>(results.c0);
-  p.grad_weights = needs.params ? grad_weights.data() : nullptr;
-  const Kernels& kernels = active_kernels();
-  const Threads threads = torch_threads();
-  plan(kernels, p, threads);
   const auto workspace = allocate<T>(backward_workspace_size(kernels, p, threads));
   p.workspace = workspace.get();
   backward(kernels, p, threads);
@@ -144,16 +186,12 @@ struct LstmOnCpu {
 
 using OpsOnCpu = LstmOps<LstmOnCpu>;
 
-// The tensors of a direct call, released whatever happens; none that has elements and no memory,
-// which only the dispatcher can give it. That the others are on the device of the input is checked
-// with their shapes.
+// The tensors of a direct call, released whatever happens. That they are on the device of the input
+// and have memory, which only the dispatcher can give to some, is checked with their shapes.
 std::vector<OptionalTensor> own(const DirectCall& call) {
   std::vector<OptionalTensor> tensors(call.count);
   for (int64_t i = 0; i < call.count; ++i) {
     if (call.tensors[i]) tensors[i] = Tensor(static_cast<AtenTensorHandle>(call.tensors[i]));
-  }
-  for (const OptionalTensor& t : tensors) {
-    if (t && t->numel() && !t->const_data_ptr()) throw std::runtime_error("tensor without memory");
   }
   return tensors;
 }

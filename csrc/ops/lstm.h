@@ -29,7 +29,8 @@ constexpr char kBackwardSchema[] =
     "bool need_hx, bool need_params, int parts=0, bool recompute_gates=False) "
     "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_params)";
 
-// `prepare` makes of a checked tensor what the kernels of its device read: contiguous at least.
+// `prepare` makes of a checked input or state what the kernels of its device read: contiguous at
+// least.
 using Prepare = Tensor (*)(const Tensor&);
 
 // An uninitialised tensor of some dimensions and dtype, on the device of another.
@@ -39,7 +40,10 @@ inline OptionalTensor prepare_optional(Prepare prepare, const OptionalTensor& t)
   return t ? OptionalTensor(prepare(*t)) : std::nullopt;
 }
 
+// That there is memory, too: the storage of a tensor may have been freed.
 inline void check_device(const char* name, const Tensor& t, const Tensor& input) {
+  if (t.numel() && !t.const_data_ptr())
+    throw std::runtime_error(std::string(name) + " must have memory, its storage was freed");
   if (device_type(t) != device_type(input) || t.get_device_index() != input.get_device_index())
     throw std::runtime_error(std::string(name) + " must be on the device of input");
 }
@@ -60,7 +64,7 @@ struct Arguments {
   bool cell;  // a single step, of which the tensors lack the dimension of T, and of L * D
   OptionalTensor batch_sizes, h0, c0;
   Tensor input;
-  std::vector<Tensor> params;
+  std::vector<Tensor> params;  // contiguous, in their own dtype
 
   Arguments(Prepare prepare, const Tensor& input_, const OptionalTensor& batch_sizes_,
             const OptionalTensor& h0_, const OptionalTensor& c0_,
@@ -73,6 +77,7 @@ struct Arguments {
     if (dtype != ScalarType::Float && dtype != ScalarType::Double && !is_half(dtype)) {
       throw std::runtime_error("input must be of a floating dtype of 16, 32 or 64 bits");
     }
+    check_device("input", input_, input_);
     if (h0_) check_tensor("h0", *h0_, input_);
     if (c0_) check_tensor("c0", *c0_, input_);
     const auto full_dims = [&](const Tensor& t) {
@@ -107,7 +112,7 @@ struct Arguments {
     h0 = prepare_optional(prepare, h0_);
     c0 = prepare_optional(prepare, c0_);
     params.reserve(params_.size());
-    for (const Tensor& t : params_) params.push_back(prepare(t));
+    for (const Tensor& t : params_) params.push_back(as_contiguous(t));
   }
 
   // [T, B, columns]; [N, columns] of packed input, [B, columns] of a cell.
@@ -142,7 +147,9 @@ struct ArgumentGrads {
   Tensor input, h0, c0;
   std::vector<Tensor> params;
 
-  ArgumentGrads(const Arguments& a, const Needs& needs, ScalarType type, Empty empty_result)
+  // Those of params have a type and a function of their own.
+  ArgumentGrads(const Arguments& a, const Needs& needs, ScalarType type, Empty empty_result,
+                ScalarType params_type, Empty empty_param)
       : input(needs.input ? empty_result(a.output_dims(a.shape.I), type, a.input)
                           : empty({0}, type, a.input)),
         h0(needs.hx ? a.empty_state(a.shape.P, type) : empty({0}, type, a.input)),
@@ -150,7 +157,7 @@ struct ArgumentGrads {
     if (!needs.params) return;
     params.reserve(a.params.size());
     for (const Tensor& param : a.params) {
-      params.push_back(empty_result(dims(param), type, a.input));
+      params.push_back(empty_param(dims(param), params_type, a.input));
     }
   }
 

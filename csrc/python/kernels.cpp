@@ -192,11 +192,13 @@ py::dict build_info() {
 }
 
 template <typename T>
-py::dict cpu_plan_of(const StackShape& shape, const Threads& threads) {
+py::dict cpu_plan_of(const StackShape& shape, const Threads& threads, bool is_bfloat16 = false) {
   const std::vector<LayerWeights<T>> weights(shape.L * shape.D);
+  const LayerWeights<BFloat16> before_widening{};
   StackForward<T> p{};
   p.shape = shape;
   p.weights = weights.data();
+  if (is_bfloat16) p.bfloat16_weights = &before_widening;
   plan(active_kernels(), p, threads);
   py::dict result;
   result["path"] = p.plain                            ? "single step"
@@ -234,7 +236,8 @@ py::dict cpu_plan(const std::string& dtype, const std::vector<int64_t>& batch_si
   s.parts = parts;
   Threads available = serial(threads);
   if (second_cache) available.second_cache = *second_cache;
-  return dtype == "float64" ? cpu_plan_of<double>(s, available) : cpu_plan_of<float>(s, available);
+  if (dtype == "float64") return cpu_plan_of<double>(s, available);
+  return cpu_plan_of<float>(s, available, dtype == "bfloat16");
 }
 
 // What the CUDA planner decides for a device that need not be there.

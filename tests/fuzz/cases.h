@@ -73,7 +73,8 @@ class Buffer {
       data_[i] = bits % 97 < 5 ? kSpecial[bits % 97] : static_cast<float>(bits) * 4.7e-10f - 1;
     }
   }
-  T* get() { return size_ ? data_.get() : nullptr; }
+  T* get() const { return size_ ? data_.get() : nullptr; }
+  int64_t size() const { return size_; }
   // The same bits, but for those of NaN, which carry no promise.
   bool equals(const Buffer& other) const {
     for (int64_t i = 0; i < size_; ++i) {
@@ -119,16 +120,22 @@ const Kernels& kernels_of(int64_t isa) {
   return *list[isa % count];
 }
 
+template <typename T>
+void check_equal(const std::vector<Buffer<T>>& a, const std::vector<Buffer<T>>& b,
+                 const char* failure) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (!a[i].equals(b[i])) fail(failure);
+  }
+}
+
 // Runs a problem on one thread and on several. Memory is filled with one byte or another before, so
 // that what is read or left unwritten shows when the results of both are compared. Where results
 // may depend on the number of threads, one does the work of all.
 template <typename Problem>
-void run_twice(Problem problem, int64_t threads, bool may_depend = false) {
+void run_twice(Problem&& problem, int64_t threads, bool may_depend = false) {
   const auto alone = problem.run({may_depend ? threads : 1, on_this_thread}, 0xff);
   const auto together = problem.run({threads, on_threads}, 0x40);
-  for (size_t i = 0; i < alone.size(); ++i) {
-    if (!alone[i].equals(together[i])) fail("the result depends on the number of threads");
-  }
+  check_equal(alone, together, "the result depends on the number of threads");
 }
 
 }  // namespace

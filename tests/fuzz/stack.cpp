@@ -1,10 +1,11 @@
 // Any arguments at all at the door of the stack (arguments.h), and, where it lets them in, the
 // kernels behind it on buffers of exactly the promised sizes: with the sanitizers, a search for
 // what reads or writes beyond, divides by zero, overflows or races. Checked as well: the bits of
-// the results do not depend on the number of threads.
+// the results do not depend on the number of threads, nor on whether bfloat16 weights are widened.
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "arguments.h"
 #include "cases.h"
@@ -24,7 +25,7 @@ struct Case {
   StackArguments arguments;
   std::vector<int64_t> batch_sizes;
   Dims h0, c0;
-  bool save, keep_output, recompute_gates, is_double;
+  bool save, keep_output, recompute_gates, is_double, is_bfloat16;
   int64_t isa, threads, parts;
 
   explicit Case(Bytes& bytes) {
@@ -63,6 +64,7 @@ struct Case {
     for (int64_t left = bytes.below(4); left > 0; --left) spoil(bytes);
     recompute_gates = bytes.flag();
     parts = bytes.below(4);
+    is_bfloat16 = !is_double && bytes.flag();
     if (!batch_sizes.empty()) {
       a.batch_sizes = batch_sizes.data();
       a.batch_sizes_length = static_cast<int64_t>(batch_sizes.size());
@@ -99,6 +101,13 @@ struct Case {
   }
 };
 
+void narrow(const Buffer<float>& from, Buffer<BFloat16>& to) {
+  kernels_of(0).narrow_to_bfloat16(from.get(), from.size(), to.get());
+}
+void widen(const Buffer<BFloat16>& from, Buffer<float>& to) {
+  kernels_of(0).widen_bfloat16(from.get(), from.size(), to.get());
+}
+
 template <typename T>
 struct Problem {
   const Case& c;
@@ -107,6 +116,9 @@ struct Problem {
   Buffer<T> x, h0, c0, grad_y, grad_h_n, grad_c_n;
   std::vector<Buffer<T>> params;
   std::vector<LayerWeights<T>> weights;
+  // Those that the weights are widened from, if there are such.
+  std::vector<Buffer<BFloat16>> bfloat16_params;
+  std::vector<LayerWeights<BFloat16>> bfloat16_weights;
 
   Problem(const Case& c_, const StackShape& s_)
       : c(c_),
@@ -118,11 +130,23 @@ struct Problem {
         grad_h_n(s.L * s.D * s.steps.B * s.P, random),
         grad_c_n(s.L * s.D * s.steps.B * s.H, random) {
     std::vector<const T*> pointers;
+    std::vector<const BFloat16*> bfloat16_pointers;
     for (const Dims& dims : c.arguments.params) {
       params.emplace_back(elements(dims), random);
       pointers.push_back(params.back().get());
+      if constexpr (std::is_same_v<T, float>) {
+        if (!c.is_bfloat16) continue;
+        bfloat16_params.emplace_back(elements(dims));
+        bfloat16_pointers.push_back(bfloat16_params.back().get());
+        narrow(params.back(), bfloat16_params.back());
+        widen(bfloat16_params.back(), params.back());
+      }
     }
     weights = group_params<LayerWeights<T>>(s, c.arguments.has_biases, pointers);
+    if (c.is_bfloat16) {
+      bfloat16_weights =
+          group_params<LayerWeights<BFloat16>>(s, c.arguments.has_biases, bfloat16_pointers);
+    }
   }
 
   const T* given(const Dims* dims, Buffer<T>& buffer) { return dims ? buffer.get() : nullptr; }
@@ -142,7 +166,8 @@ struct Problem {
     StackForward<T> f{};
     f.shape = s;
     f.shape.parts = static_cast<int>(c.parts);
-    f.weights = weights.data();
+    if (!bfloat16_weights.empty()) f.bfloat16_weights = bfloat16_weights.data();
+    if (!f.bfloat16_weights || !takes_plain_step(f, threads)) f.weights = weights.data();
     f.x = x.get();
     f.h0 = given(c.arguments.h0, h0);
     f.c0 = given(c.arguments.c0, c0);
@@ -160,7 +185,8 @@ struct Problem {
     StackBackward<T> b{};
     b.shape = s;
     b.shape.parts = static_cast<int>(c.parts);
-    b.weights = f.weights;
+    b.weights = weights.data();
+    b.bfloat16_weights = f.bfloat16_weights;
     b.x = f.x;
     b.h0 = f.h0;
     b.c0 = f.c0;
@@ -176,14 +202,31 @@ struct Problem {
       b.grad_h0 = add(rows * s.P);
       b.grad_c0 = add(rows * s.H);
     }
-    std::vector<T*> pointers;
-    for (const Dims& dims : c.arguments.params) pointers.push_back(add(elements(dims)));
-    const auto grads = group_params<LayerWeightGrads<T>>(s, c.arguments.has_biases, pointers);
-    b.grad_weights = grads.data();
     plan(kernels, b, threads);
+    if (b.bfloat16_step) b.weights = nullptr;
+    const size_t first_grad = out.size();
+    std::vector<T*> pointers;
+    std::vector<BFloat16*> bfloat16_pointers;
+    std::vector<Buffer<BFloat16>> bfloat16_grads;
+    for (const Dims& dims : c.arguments.params) {
+      pointers.push_back(add(elements(dims)));
+      bfloat16_grads.emplace_back(elements(dims), fill);
+      bfloat16_pointers.push_back(bfloat16_grads.back().get());
+    }
+    const auto grads = group_params<LayerWeightGrads<T>>(s, c.arguments.has_biases, pointers);
+    const auto grads_of_step =
+        group_params<LayerWeightGrads<BFloat16>>(s, c.arguments.has_biases, bfloat16_pointers);
+    b.grad_weights = b.bfloat16_step ? nullptr : grads.data();
+    b.bfloat16_grad_weights = b.bfloat16_step ? grads_of_step.data() : nullptr;
     Buffer<T> backward_workspace(backward_workspace_size(kernels, b, threads), fill, true);
     b.workspace = backward_workspace.get();
     backward(kernels, b, threads);
+    if constexpr (std::is_same_v<T, float>) {
+      for (size_t i = 0; c.is_bfloat16 && i < bfloat16_grads.size(); ++i) {
+        if (!b.bfloat16_step) narrow(out[first_grad + i], bfloat16_grads[i]);
+        widen(bfloat16_grads[i], out[first_grad + i]);
+      }
+    }
     return out;
   }
 };
@@ -207,7 +250,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   // Sizes that are no tensor's, as nothing shows them to be wrong, or too large to be run here.
   constexpr int64_t kLimit = 1 << 10;
   if (shape.steps.T > kLimit || shape.steps.B > kLimit || shape.I > kLimit) return 0;
-  c.is_double ? run_twice(Problem<double>(c, shape), c.threads, c.parts > 0)
-              : run_twice(Problem<float>(c, shape), c.threads, c.parts > 0);
+  if (c.is_double) {
+    run_twice(Problem<double>(c, shape), c.threads, c.parts > 0);
+    return 0;
+  }
+  Problem<float> problem(c, shape);
+  run_twice(problem, c.threads, c.parts > 0);
+  if (c.is_bfloat16) {
+    const auto as_they_are = problem.run({c.threads, on_this_thread}, 0);
+    problem.bfloat16_weights.clear();
+    check_equal(as_they_are, problem.run({c.threads, on_this_thread}, 0),
+                "the result depends on how bfloat16 weights are read");
+  }
   return 0;
 }

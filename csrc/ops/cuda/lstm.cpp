@@ -59,7 +59,7 @@ class LstmOnDevice {
   BackwardResult backward(const Arguments& a, const OutputGrads& grads, const Tensor& output,
                           const Tensor& saved, const Needs& needs, int64_t parts) const {
     const StackShape& s = a.shape;
-    ArgumentGrads results(a, needs, a.dtype, empty);
+    ArgumentGrads results(a, needs, a.dtype, empty, a.dtype, empty);
 
     const auto weights =
         group_params<LayerWeights<void>>(s, a.has_biases, const_data<void>(a.params));
