@@ -12,8 +12,8 @@ ISA = lstm_fast.build_info()["isa"]
 SECOND_CACHE = 2 << 20  # bytes that the planner is told of, whatever this machine has
 
 
-def path(*, B: int, T: int = 1, parts: int = 3, **shape: Any) -> str:
-    return _kernels.cpu_plan("float32", [B] * T, parts=parts, **shape)["path"]
+def path(*, B: int, T: int = 1, parts: int = 3, dtype: str = "float32", **shape: Any) -> str:
+    return _kernels.cpu_plan(dtype, [B] * T, parts=parts, **shape)["path"]
 
 
 def test_a_single_step():
@@ -21,6 +21,10 @@ def test_a_single_step():
     assert path(B=33, I=16, H=64) != "single step"
     assert path(B=1, T=2, I=16, H=64) == "packed weights"
     assert path(B=1000, I=16, H=64, parts=0) == "single step"  # whose bits no batch may change
+    large = {"I": 512, "H": 512, "second_cache": 1 << 20}
+    assert path(B=64, **large) != "single step"
+    assert path(B=64, dtype="bfloat16", **large) == "single step"  # packed, they are widened first
+    assert path(B=64, dtype="bfloat16", I=64, H=64) != "single step"
     assert path(B=1, I=16, H=64, parts=0, packed=True) == "packed weights"  # nor longer rows
 
 

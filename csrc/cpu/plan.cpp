@@ -138,8 +138,9 @@ int64_t min_summed_inputs(const StackShape& s) { return s.steps.B == 1 ? 32 : 64
 
 int64_t plain_step_rows(const StackShape& s, bool keeps_packed, bool bfloat16,
                         const Threads& threads, int64_t element_bytes) {
-  constexpr int64_t rows = 32, rows_if_kept = 8, rows_of_bfloat16 = 128;
-  if (bfloat16) return rows_of_bfloat16;
+  constexpr int64_t rows = 32, rows_if_kept = 8, rows_of_large_bfloat16 = 64;
+  const bool large = stack_weights(s) * element_bytes > 4 * threads.second_cache;
+  if (bfloat16 && large) return rows_of_large_bfloat16;
   // The packed weights, torch's, and the copy that tells whether torch's have changed.
   const int64_t packed_bytes = std::max(element_bytes, s.parts * kPartBytes);
   const int64_t kept_bytes = stack_weights(s) * (packed_bytes + 2 * element_bytes);

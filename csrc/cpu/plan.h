@@ -49,7 +49,7 @@ bool sums_inputs_first(const StackShape&, const Division&, const Threads&, int64
 int64_t min_summed_inputs(const StackShape&);
 
 // Up to so many rows, a single step suits dot products better than packed weights. These may be
-// kept for further steps, or, of bfloat16 ones, have to be widened first.
+// kept for further steps; of bfloat16 weights, they have to be widened first.
 int64_t plain_step_rows(const StackShape&, bool keeps_packed, bool bfloat16, const Threads&,
                         int64_t element_bytes);
 
