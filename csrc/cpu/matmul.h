@@ -1,5 +1,5 @@
 // y[begin:end, C] (+)= a[begin:end, K] x b[K, C], with b packed (pack.h) or as it is, of all
-// columns or of some panels. Both b and y may be bfloat16.
+// columns or of some panels. b may be bfloat16.
 #pragma once
 
 #include "pack.h"
@@ -34,9 +34,9 @@ INLINE void for_each_panel(const Matrix<E>& m, const Sweep& panels, const F& f) 
 // Rows of a plain matrix are far apart: so many at a time are read through all columns.
 constexpr int64_t kPlainRowsAtOnce = 32;
 
-template <typename E, typename Y>
-void multiply_some_rows(int64_t begin, int64_t end, Rows<Computed<E>> a, const Matrix<E>& b, Y* y,
-                        int64_t y_row, bool add, const Sweep& panels) {
+template <typename E>
+void multiply_some_rows(int64_t begin, int64_t end, Rows<Computed<E>> a, const Matrix<E>& b,
+                        Computed<E>* y, int64_t y_row, bool add, const Sweep& panels) {
   const int64_t step = b.packed ? b.K : kPlainRowsAtOnce;
   for (int64_t k = 0; k < b.K; k += step) {
     const int64_t K = min(step, b.K - k);
@@ -59,9 +59,9 @@ void multiply_some_rows(int64_t begin, int64_t end, Rows<Computed<E>> a, const M
 }
 
 // Rows of `a` stay in the second cache while panel after panel is multiplied with them.
-template <typename E, typename Y>
-void multiply_rows(int64_t begin, int64_t end, Rows<Computed<E>> a, const Matrix<E>& b, Y* y,
-                   int64_t y_row, bool add, const Sweep& panels) {
+template <typename E>
+void multiply_rows(int64_t begin, int64_t end, Rows<Computed<E>> a, const Matrix<E>& b,
+                   Computed<E>* y, int64_t y_row, bool add, const Sweep& panels) {
   constexpr int64_t bytes = 1 << 18, fewest = 48;
   constexpr int64_t element_bytes = sizeof(Computed<E>);
   const int64_t rows = max(fewest, bytes / (b.K * element_bytes + 1));
@@ -70,9 +70,9 @@ void multiply_rows(int64_t begin, int64_t end, Rows<Computed<E>> a, const Matrix
   }
 }
 
-template <typename E, typename Y>
-void multiply_rows(int64_t begin, int64_t end, Rows<Computed<E>> a, const Matrix<E>& b, Y* y,
-                   int64_t y_row, bool add) {
+template <typename E>
+void multiply_rows(int64_t begin, int64_t end, Rows<Computed<E>> a, const Matrix<E>& b,
+                   Computed<E>* y, int64_t y_row, bool add) {
   multiply_rows(begin, end, a, b, y, y_row, add, b.all_panels());
 }
 
