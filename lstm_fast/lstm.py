@@ -266,7 +266,7 @@ class LSTM(torch.nn.LSTM):
             h0, c0 = hx
             if h0 is None or c0 is None:
                 return None
-        if torch.is_grad_enabled():
+        if ops.records_grad():
             # Backward reads copies of what has gaps: it may change until then, as with torch's.
             input, h0, c0 = ops.contiguous(input), ops.contiguous(h0), ops.contiguous(c0)
         if torch._C._is_any_autocast_enabled():

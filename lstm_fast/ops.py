@@ -62,8 +62,14 @@ def first(state: Tensor) -> Tensor:
     return torch.ops.aten._unsafe_view.default(state, state.shape[1:])
 
 
+@torch.compiler.assume_constant_result  # dynamo knows no inference mode
+def records_grad() -> bool:
+    """Whether autograd records what is computed: never in inference mode."""
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
 def wants_grad(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])
+    return records_grad() and any([t is not None and t.requires_grad for t in tensors])
 
 
 def run_together(a: Tensor, b: Tensor) -> bool:
@@ -235,7 +241,7 @@ def attempt(
     None for others, wrong ones among them."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or not input.is_cpu:
         return None
-    save = torch.is_grad_enabled()
+    save = records_grad()
     # As in a model in training. Of others, `lstm` finds out what gradients are wanted of.
     if save and not (params and getattr(params[0], "requires_grad", False)):
         return None
@@ -262,7 +268,7 @@ def attempt_cell(
     """Likewise for one step of one layer: h and c, given input [B, I], h0 [B, H] and c0 [B, H]."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or not input.is_cpu:
         return None
-    save = torch.is_grad_enabled()
+    save = records_grad()
     if save and not getattr(params[0], "requires_grad", False):
         return None
     parts = min(_cpu_parts(), most_parts)

@@ -207,6 +207,19 @@ def test_a_strided_inference_tensor_is_trained_on():
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("cls", [LSTM, LSTMCell])
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}])
+def test_gradients_enabled_in_inference_mode(cls: Any, options: dict[str, Any]):
+    """They stay off."""
+    module, x = cls(I, H, **options), torch.randn(*(T, B, I)[cls is LSTMCell :])
+    expected = module(x)[0]
+    with torch.inference_mode(), torch.enable_grad():
+        got = module(x)[0]
+    assert got.is_inference()
+    assert not got.requires_grad
+    torch.testing.assert_close(got, expected.detach(), rtol=0, atol=0)
+
+
 class Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, t: Tensor) -> Tensor:
