@@ -147,10 +147,8 @@ class LSTMCell(torch.nn.LSTMCell):
                 return results
         if not self._is_fused(input, hx, params):
             return None
-        h0, c0 = (None, None) if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        options = has_biases, 1, False, False, most_parts
-        _, h, c = ops.lstm(input.unsqueeze(0), None, h0, c0, params, *options)
-        return ops.first(h), ops.first(c)
+        h0, c0 = (None, None) if hx is None else hx
+        return ops.cell(input, h0, c0, params, has_biases, most_parts)
 
     def _autocast_step(
         self, input: Tensor, hx: _Pair | None, params: list[Tensor], has_biases: bool

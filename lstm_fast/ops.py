@@ -280,6 +280,31 @@ def attempt_cell(
     return _apply_cell_past_transforms(results, input, h0, c0, has_biases, parts, *params)
 
 
+def cell(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    params: list[Tensor],
+    has_biases: bool,
+    most_parts: int,
+) -> tuple[Tensor, Tensor]:
+    """`lstm` for one step of one layer, with arguments and results as `attempt_cell` has them."""
+    tensors = input, h0, c0
+    is_beyond = torch.compiler.is_compiling() or _beyond_kernels() or not runs_on(input)
+    if is_beyond or not wants_grad([*tensors, *params]):
+        x, h0, c0 = _steps(*tensors)
+        options = has_biases, 1, False, False, most_parts
+        _, h, c = lstm(x, None, h0, c0, params, *options)
+        return first(h), first(c)
+    # With or without a direct call, the same is saved: a checkpoint may compare the two.
+    return _Cell.apply(None, *tensors, has_biases, min(_parts(input), most_parts), *params)
+
+
+def _steps(*tensors: Tensor | None) -> list[Any]:
+    """Each as the only step of a sequence, or the state of a stack of one layer."""
+    return [None if t is None else t.unsqueeze(0) for t in tensors]
+
+
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The op, past the dispatcher where that has nothing to do."""
     results = None if torch.compiler.is_compiling() else _direct.direct_forward(*args)
@@ -419,13 +444,13 @@ class _LSTM(torch.autograd.Function):
 
 
 class _Cell(torch.autograd.Function):
-    """One step of one layer that a direct call has run, as `_LSTM` but for the dimensions of T and
-    L, which would cost more functions of autograd than one."""
+    """One step of one layer, as `_LSTM` but for the dimensions of T and L, which would cost more
+    functions of autograd than one."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        results: tuple[None, Tensor, Tensor, Tensor],
+        results: tuple[None, Tensor, Tensor, Tensor] | None,
         input: Tensor,
         h0: Tensor | None,
         c0: Tensor | None,
@@ -435,7 +460,13 @@ class _Cell(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.how = has_biases, parts
-        _, h, c, saved = results
+        if results is None:
+            x, *state = _steps(input, h0, c0)
+            op_args = x, None, *state, list(params), has_biases, 1, False, True, parts
+            _, h_n, c_n, saved = _forward(*op_args)
+            h, c = first(h_n), first(c_n)
+        else:
+            _, h, c, saved = results
         ctx.save_for_backward(input, h0, c0, saved, *params)
         return h, c
 
@@ -460,7 +491,7 @@ class _Cell(torch.autograd.Function):
         if results is not None:
             grad_input, grad_h0, grad_c0, *grad_params = results
         else:
-            steps = [t if t is None else t[None] for t in (grad_h, grad_c, input, h0, c0, like_h)]
+            steps = _steps(grad_h, grad_c, input, h0, c0, like_h)
             args: Any = (None, *steps[:3], None, *steps[3:5], params, *options)
             if is_differentiated:
                 *grads, grad_params = reference.lstm_backward(*args, *needs)

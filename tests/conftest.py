@@ -63,13 +63,14 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
     def counting(run: Any) -> Any:
         def wrapper(*args: Any) -> Any:
+            before = len(calls)
             results = run(*args)
             if results is not None:
-                calls.append(None)
+                calls[before:] = [None]  # what it calls counts once with it
             return results
 
         return wrapper
 
-    for name in ("lstm", "attempt", "attempt_cell"):
+    for name in ("lstm", "cell", "attempt", "attempt_cell"):
         monkeypatch.setattr(ops, name, counting(getattr(ops, name)))
     return calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 from dataclasses import replace
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from lstm_fast import LSTM, LSTMCell
 from tests.sample_inputs import (
@@ -124,6 +126,21 @@ def test_backward_of_what_is_wanted(dtype: torch.dtype, trained: tuple[str, ...]
         assert all(map(torch.equal, direct, dispatched))
         again = torch.autograd.grad(loss, wanted, retain_graph=True, create_graph=True)
         assert_all_close(direct, again, replace(CELL, dtype=dtype))
+
+
+@pytest.mark.parametrize("around", [Plain, torch.profiler.profile])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_checkpoint_is_run_again_under_another_mode(around: Any, frozen: bool):
+    """Which compares what is saved in both runs."""
+    cell = LSTMCell(4, 5).requires_grad_(not frozen)
+    x = X.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(cell(x)[0].sum(), x)
+    for modes in ((contextlib.nullcontext, around), (around, contextlib.nullcontext)):
+        with modes[0]():
+            y = checkpoint(lambda: cell(x)[0], use_reentrant=False)
+        with modes[1]():
+            (got,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("cls", [LSTMCell, torch.nn.LSTMCell])
