@@ -545,6 +545,31 @@ def _differentiable_lstm(
 
 library.impl("lstm", _differentiable_lstm, "Autograd")
 
+
+def _autocast_lstm(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    params: list[Tensor],
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The op under autocast. An exported program was made without it: there an input that autocast
+    has made half meets weights that it has not. What modules pass to the op agrees, and stays."""
+    tensors = input, h0, c0, *params
+    if len({t.dtype for t in tensors if t is not None}) > 1:
+        input, h0, c0, *params = autocast(*tensors)
+    with torch._C._DisableAutocast():
+        return _lstm(input, batch_sizes, h0, c0, params, *options)
+
+
+def impl_autocast(name: str, kernel: Callable[..., Any]) -> None:
+    for key in ("AutocastCPU", "AutocastCUDA"):
+        library.impl(name, kernel, key)
+
+
+impl_autocast("lstm", _autocast_lstm)
+
 # `apply` less the preparations for transforms of `torch.func`, which take as long as the rest of
 # it: a direct call has found none active.
 _apply_past_transforms = super(torch.autograd.Function, _LSTM).apply

@@ -161,6 +161,16 @@ def _differentiable_variant(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor,
 ops.library.impl("variant", _differentiable_variant, "Autograd")
 
 
+def _autocast_variant(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `ops._autocast_lstm`, but in float32, the narrowest that the kernels have."""
+    args = torch.utils._pytree.tree_map_only(Tensor, reference._wide, args)
+    with torch._C._DisableAutocast():
+        return _variant(*args)
+
+
+ops.impl_autocast("variant", _autocast_variant)
+
+
 def _differentiable_backward(
     grads: tuple[Tensor | None, ...],
     needs: Sequence[bool],

@@ -639,6 +639,24 @@ def test_what_is_exported_trains(cls: Any, options: dict[str, Any], grad: bool, 
         torch.testing.assert_close(weights[1][name].grad, p.grad)
 
 
+@pytest.mark.parametrize("cls", [LSTM, LSTMCell])
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}])
+def test_what_is_exported_is_trained_under_autocast(cls: Any, options: dict[str, Any]):
+    """An input that autocast has made half, on weights that it has not."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), cls(4, 5, **options))
+    x = torch.randn(2, 3) if cls is LSTMCell else torch.randn(6, 2, 3)
+    exported = torch.export.export(model, (x,)).module()
+    with torch.autocast("cpu", torch.bfloat16):
+        got, expected = exported(x)[0], model(x)[0]
+    assert got.dtype == (torch.float32 if options else torch.bfloat16)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0.02, check_dtype=False)
+    for name, p in model.named_parameters():
+        (slope,) = torch.autograd.grad(expected.sum(), p, retain_graph=True)
+        p = dict(exported.named_parameters())[name]
+        (found,) = torch.autograd.grad(got.sum(), p, retain_graph=True)
+        torch.testing.assert_close(found, slope, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("options", [{}, {"layer_norm": True}])
 def test_what_is_exported_is_transformed(options: dict[str, Any]):
     module = LSTM(4, 5, **options)
