@@ -39,10 +39,15 @@ def _backward(
 @register_flop_formula(torch.ops.lstm_fast.lstm_backward)
 def _lstm_backward(*args: Any, **_: Any) -> int:
     input, params, num_layers, bidirectional = args[3], args[7], args[9], args[10]
+    need_input, need_hx, need_params = args[13:16]
     per_run = len(params) // (num_layers * (2 if bidirectional else 1))
-    return _backward(
-        input, params, params[: 1 + per_run * bidirectional : per_run], args[13], args[15]
-    )
+    of_first = params[: 1 + per_run * bidirectional : per_run]
+    count = _backward(input, params, of_first, need_input, need_params)
+    # Before the first step, a state's gradient is of use to nobody. A packed sequence has no shape
+    # that tells its rows.
+    if not need_hx and len(input) == 3:
+        count -= _products(input[1:2], params[1::per_run])
+    return count
 
 
 @register_flop_formula(torch.ops.lstm_fast.variant_backward)

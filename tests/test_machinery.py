@@ -321,16 +321,20 @@ def weights_of(module: nn.Module) -> list[str]:
 def flop_counter(layer: Layer) -> None:
     """As those of nn.LSTM in float64, which is made of ordinary products."""
 
-    def count(module: nn.Module) -> int:
+    def count(module: nn.Module, wanted: str) -> int:
         dtype = next(module.parameters()).dtype
-        x, h, c = (data(*s).to(dtype).requires_grad_() for s in ((6, 3, 4), (4, 3, 5), (4, 3, 5)))
+        x, h, c = (data(*s).to(dtype) for s in ((6, 3, 4), (4, 3, 5), (4, 3, 5)))
+        for name, t in (("x", x), ("h", h), ("c", c)):
+            t.requires_grad_(name in wanted)
         with FlopCounterMode(display=False) as counter:
             module(x, (h, c))[0].sum().backward()
         return counter.get_total_flops()
 
     sizes: dict[str, Any] = {**SIZES, "num_layers": 2, "bidirectional": True}
-    counted, expected = count(layer(**sizes)), count(nn.LSTM(**sizes, dtype=torch.float64))
-    assert counted == expected, f"counted {counted} of {expected}"
+    for wanted in ("xhc", "x", "h", ""):
+        counted = count(layer(**sizes), wanted)
+        expected = count(nn.LSTM(**sizes, dtype=torch.float64), wanted)
+        assert counted == expected, f"counted {counted} of {expected}"
 
 
 @tool("pruning, of any weight")
