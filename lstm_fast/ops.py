@@ -443,6 +443,10 @@ class _LSTM(torch.autograd.Function):
         )
 
 
+tells_saved_tensors_apart = hasattr(torch._C._autograd.SavedTensor, "unpack")
+"""Whether torch hands out one that has not changed beside others that have; 2.10 does not."""
+
+
 class _Cell(torch.autograd.Function):
     """One step of one layer, as `_LSTM` but for the dimensions of T and L, which would cost more
     functions of autograd than one."""
@@ -474,14 +478,24 @@ class _Cell(torch.autograd.Function):
     def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None) -> tuple[Any, ...]:
         if grad_h is None and grad_c is None:
             return (None,) * len(ctx.needs_input_grad)
-        input, h0, c0, saved, *params = ctx.saved_tensors
+        _, needs_input, needs_h0, needs_c0, _, _, *needs_params = ctx.needs_input_grad
+        is_differentiated = _is_differentiated((grad_h, grad_c))
+        try:
+            tensors: Any = ctx.saved_tensors
+        except RuntimeError as error:
+            is_change = "modified by an inplace operation" in str(error)
+            if is_differentiated or not is_change or not tells_saved_tensors_apart:
+                raise
+            # What the kernels read no number of may have changed: torch's cell does not keep it.
+            is_read = *needs_params[:2], True, True, needs_input, needs_h0, False, False
+            raw = zip(ctx._raw_saved_tensors, is_read, strict=False)
+            tensors = [t.unpack() if read else t.data for t, read in raw]
+        input, h0, c0, saved, *params = tensors
         # Of the output nothing but its form is read, where no step follows. A user may change it.
         like_h = grad_c if grad_h is None else grad_h
-        _, needs_input, needs_h0, needs_c0, _, _, *needs_params = ctx.needs_input_grad
         has_biases, parts = ctx.how
         options = has_biases, 1, False
         needs: Any = (needs_input, needs_h0 or needs_c0, any(needs_params))
-        is_differentiated = _is_differentiated((grad_h, grad_c))
         results: Any = None
         if not (is_differentiated or torch.compiler.is_compiling()):
             results = _direct.direct_backward(

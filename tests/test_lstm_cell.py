@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from lstm_fast import LSTM, LSTMCell
+from lstm_fast import LSTM, LSTMCell, ops
 from tests.sample_inputs import (
     DTYPES,
     ODD_SIZES,
@@ -152,6 +152,55 @@ def test_results_may_change_before_backward(cls: type[torch.nn.LSTMCell]):
         h, c = (h.mul_(3), c.mul_(2)) if in_place else (h * 3, c * 2)
         gradients.append(torch.autograd.grad((h + c).sum(), list(cell.parameters())))
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.skipif(not ops.tells_saved_tensors_apart, reason="torch refuses any change")
+@pytest.mark.parametrize("dispatched", [False, True])
+@pytest.mark.parametrize(
+    ("wanted", "may_change"),
+    [
+        (("weight_ih", "weight_hh"), ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
+        (("bias_hh",), ("input", "h", "weight_ih", "weight_hh", "bias_ih", "bias_hh")),
+        (("input",), ("input", "h", "weight_hh", "bias_ih", "bias_hh")),
+        (("h",), ("input", "h", "weight_ih", "bias_ih", "bias_hh")),
+        (("c",), ("input", "h", "weight_ih", "weight_hh", "bias_ih", "bias_hh")),
+        (("input", "h", "weight_ih"), ("h", "bias_ih", "bias_hh")),
+    ],
+)
+def test_what_may_change_before_backward(
+    wanted: tuple[str, ...], may_change: tuple[str, ...], dispatched: bool
+):
+    """A weight for which no gradient of what it multiplies is wanted, and the other way round."""
+    mode = Plain if dispatched else contextlib.nullcontext
+    for cell in twins():
+        with mode():
+            expected = gradients_after_change(cell, wanted, None)
+            for name in may_change:
+                got = gradients_after_change(cell, wanted, name)
+                torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    with mode(), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradients_after_change(twins()[0], wanted, may_change[-1], create_graph=True)
+    for name in {"input", "h", "c", "weight_ih", "weight_hh"} - set(may_change):
+        with mode(), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            gradients_after_change(twins()[0], wanted, name)
+
+
+def gradients_after_change(
+    cell: torch.nn.LSTMCell, wanted: tuple[str, ...], change: str | None, **options: Any
+) -> Any:
+    """Of the wanted tensors, one of all being changed before backward."""
+    given = {"input": X.clone(), "h": H.clone(), "c": H.clone()}
+    given |= {name: p.detach().clone() for name, p in cell.named_parameters()}
+    for name in wanted:
+        given[name].requires_grad_()
+    params = {name: given[name] for name, _ in cell.named_parameters()}
+    args = given["input"], (given["h"], given["c"])
+    h, c = torch.func.functional_call(cell, params, args)
+    loss = (h + c).sum()
+    if change is not None:
+        with torch.no_grad():
+            given[change].fill_(float("nan"))
+    return torch.autograd.grad(loss, [given[name] for name in wanted], **options)
 
 
 def test_large_weights_under_autocast_are_left_to_torch(fused: list[None]):
