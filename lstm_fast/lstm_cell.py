@@ -30,6 +30,11 @@ class LSTMCell(torch.nn.LSTMCell):
     `torch.nn.LSTMCell`; so is autocast on CUDA, and on the CPU of weights that are large or not in
     float32. A cell is an LSTM of one layer run for one step.
 
+    Where the two differ: a step is one function of autograd, so that hooks on c, c.grad and
+    torch.autograd.grad(..., c) have the gradient that reaches c itself; torch's have what reaches
+    it through the h of the same step, too. The gradients of all else are the same, unless a hook
+    changes that of c.
+
     Keyword arguments beyond torch's, as `lstm_fast.LSTM` has them: `zoneout`, `layer_norm`
     (parameters norm_ih [4H], norm_hh [4H], norm_c [H] and, with biases, norm_bias_c [H]),
     `learned_state` (initial_h [H], initial_c [H]), `forget_bias`, `gate_activation` and

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from types import SimpleNamespace
@@ -384,6 +385,28 @@ def _is_differentiated(grads: tuple[Tensor | None, ...]) -> bool:
     )
 
 
+class _Hooks(OrderedDict[int, Callable[[Tensor], Any]]):
+    """Hooks on a result of a function that has others. The engine calls them without a gradient,
+    too, when only others are used."""
+
+    def __setitem__(self, key: int, hook: Callable[[Tensor], Any]) -> None:
+        super().__setitem__(key, lambda grad: None if grad is None else hook(grad))
+
+
+def spares_hooks(function: Any) -> Any:
+    """Have hooks on results of an autograd function called with gradients alone, as torch's are,
+    whose results have functions of their own."""
+    node = function._backward_cls
+
+    def register(self: Any, result: Any) -> None:
+        result._backward_hooks = _Hooks()
+        super(node, self)._register_hook_dict(result)
+
+    node._register_hook_dict = register
+    return function
+
+
+@spares_hooks
 class _LSTM(torch.autograd.Function):
     """Kernel forward, kernel backward; the backward of the backward goes through the reference."""
 
@@ -447,6 +470,7 @@ tells_saved_tensors_apart = hasattr(torch._C._autograd.SavedTensor, "unpack")
 """Whether torch hands out one that has not changed beside others that have; 2.10 does not."""
 
 
+@spares_hooks
 class _Cell(torch.autograd.Function):
     """One step of one layer, as `_LSTM` but for the dimensions of T and L, which would cost more
     functions of autograd than one."""

@@ -97,6 +97,7 @@ def _arguments(
     )
 
 
+@ops.spares_hooks
 class _Variant(torch.autograd.Function):
     """Kernel forward, kernel backward; the backward of the backward goes through the reference."""
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 import lstm_fast
 from lstm_fast import LSTM, LSTMCell, Stream
@@ -243,6 +244,31 @@ def test_no_gradient_comes_of_none(layer: str):
             result = module(x)[0]
         Blocked.apply(result).sum().backward()
         assert all(p.grad is None for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (LSTM, {}),
+        (LSTM, {"return_cells": True}),
+        (LSTMCell, {}),
+        (LSTMCell, {"layer_norm": True}),
+    ],
+)
+def test_hooks_on_results_are_called_with_gradients(cls: Any, options: dict[str, Any]):
+    """Of one of the results, which alone is used."""
+    module, x = cls(I, H, **options), torch.randn(*(T, B, I)[cls is LSTMCell :])
+    called: list[Tensor] = []
+    for used in range(len(tree_leaves(module(x)))):
+        results = tree_leaves(module(x))
+        for result in results:
+            result.register_hook(lambda grad: grad.clamp(-0.5, 0.5))
+            result.register_hook(called.append)
+            result.register_hook(called.append).remove()
+        called.clear()
+        results[used].sum().backward()
+        assert all(isinstance(grad, Tensor) for grad in called)
+        assert any(torch.equal(grad, torch.full_like(results[used], 0.5)) for grad in called)
 
 
 def test_backward_twice_needs_retain_graph():
