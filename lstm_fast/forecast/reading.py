@@ -315,7 +315,11 @@ def _numbers(column: pd.Series) -> pd.Series:
 
 
 _TIME_OF_DAY = r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?[AaPp]\.?[Mm]\.?)?"
-_DAY_AND_MONTH = r"^\s*(\d{1,2})[/.-](\d{1,2})[/.-]\d{2,4}"
+# A day of the week or a time may stand before them.
+_DAY_AND_MONTH = (
+    r"^\s*(?:[^\W\d]+\.?,?\s+|\d{1,2}:[\d:.]+\s+)?"
+    r"(\d{1,2})\s*[/. -]\s*(\d{1,2})\s*[/. -]\s*\d{2,4}"
+)
 
 
 def _dates(column: pd.Series, day_first: bool | None, guesses: list[str]) -> pd.Series:
@@ -331,6 +335,7 @@ def _parsed_dates(text: pd.Series, day_first: bool | None, guesses: list[str]) -
     if text.str.fullmatch(r"\d{4}").all():
         return _parsed(text, "%Y")
     if text.str.fullmatch(r"\d{6}").all():
+        _reject_days_of_six_digits(text)
         return _parsed(text, "%Y%m")
     if text.str.fullmatch(r"\d{8}").all():
         return _parsed(text, "%Y%m%d")
@@ -360,7 +365,39 @@ def _parsed_dates(text: pd.Series, day_first: bool | None, guesses: list[str]) -
     try:
         return pd.to_datetime(text, format="ISO8601")
     except (ValueError, TypeError):
+        _reject_several_orders(text, parts.notna().all(axis=1))
         return _parsed(text, "mixed")
+
+
+def _reject_days_of_six_digits(text: pd.Series) -> None:
+    """Dates such as 190101, 190201, which as months would all be of January."""
+    if len(text) < 3 or not text.str.endswith("01").all():
+        return
+    if _irregular(text, "%y%m%d") <= _irregular(text, "%Y%m"):
+        raise ValueError(
+            f"line {text.index[0]}: {text.name} must have years of four digits before days. "
+            f"Got {text.iloc[0]!r}"
+        )
+
+
+def _reject_several_orders(text: pd.Series, in_order: pd.Series) -> None:
+    """Dates of which each might be read in an order of its own, as `in_order` are some alone."""
+    readings = [_parsed(text, "mixed", first) for first in (False, True)]
+    unclear = (readings[0] != readings[1]) & ~text.str.match(r"\d{4}")
+    if not unclear.any():
+        return
+    if not in_order.any():
+        line = text.index[unclear][0]
+        raise ValueError(
+            f"line {line}: {text.name} must show which number is the month, as 2020-01-31 does. "
+            f"Got {text[line]!r}"
+        )
+    odd = in_order if in_order.mean() < 0.5 else ~in_order
+    line = text.index[odd][0]
+    raise ValueError(
+        f"line {line}: {text.name} must be written in one way in all lines. "
+        f"Got {text[line]!r} beside {text[~odd].iloc[0]!r}"
+    )
 
 
 def _is_day_first(column: pd.Series) -> bool | None:
