@@ -56,7 +56,7 @@ def read_series(path: Path, columns: Columns = Columns()) -> Reading:
         FileNotFoundError: if there is no such file.
         ValueError: naming the line, if a row cannot be read.
     """
-    table, guesses = _read_table(path)
+    written, table, guesses = _read_table(path)
     columns = _guess_columns(table, columns, guesses)
     assert columns.ds is not None
     assert columns.y is not None
@@ -64,7 +64,7 @@ def read_series(path: Path, columns: Columns = Columns()) -> Reading:
         ids: Any = columns.y
         guesses.append(f"no column names a series: all rows are of one, called {columns.y!r}")
     else:
-        ids = _ids(table[columns.unique_id])
+        ids = _ids(written[columns.unique_id])
     ds = table[columns.ds]
     day_first = _is_day_first(ds)
     if day_first is not None:
@@ -77,7 +77,7 @@ def read_series(path: Path, columns: Columns = Columns()) -> Reading:
         dates = _first_of_month(dates)
     frame = pd.DataFrame({"unique_id": ids, "ds": dates})
     for name, column in (("y", columns.y), *((name, name) for name in columns.covariates)):
-        frame[name] = _numbers(table[column])
+        frame[name] = _numbers(table[column], written[column])
     return Reading(frame, columns, day_first, of_months, guesses)
 
 
@@ -90,10 +90,10 @@ def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFr
     """
     names = reading.names
     assert names.ds is not None
-    table, _ = _read_table(path)
+    written, table, _ = _read_table(path)
     wanted = [names.ds, *names.covariates, *([names.unique_id] if names.unique_id else [])]
     _check_names(table, wanted)
-    ids = _ids(table[names.unique_id]) if names.unique_id else names.y
+    ids = _ids(written[names.unique_id]) if names.unique_id else names.y
     ds, day_first = table[names.ds], reading.day_first
     if day_first is None:
         day_first = _is_day_first(ds)
@@ -102,14 +102,14 @@ def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFr
         dates = _first_of_month(dates)
     frame = pd.DataFrame({"unique_id": ids, "ds": dates})
     for name in names.covariates:
-        frame[name] = _numbers(table[name])
+        frame[name] = _numbers(table[name], written[name])
     return check_future(frame, future["unique_id"], future["ds"], names.covariates)
 
 
-def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """What is written in the file, and what was guessed to read it. All of it stays text: as
-    numbers, 007 would be 7 and October 2020, written 2020.10, would be January. Decimals follow a
-    point."""
+def _read_table(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """What is written in the file, the same with decimals that follow a point, and what was guessed
+    to read it. All of it stays text: as numbers, 007 would be 7 and October 2020, written 2020.10,
+    would be January."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
@@ -135,10 +135,11 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         raise ValueError(f"{path} cannot be read: {error}") from error
     table = table.fillna("")
     table.index = _lines(table)
-    table = table[(table != "").any(axis=1)]
-    if table.empty:
+    written = table[(table != "").any(axis=1)]
+    if written.empty:
         raise ValueError(f"{path} has a header and no rows")
-    with_decimal_commas = [] if separator == "," else _with_decimal_commas(table)
+    with_decimal_commas = [] if separator == "," else _with_decimal_commas(written)
+    table = written.copy()
     for name in with_decimal_commas:
         table[name] = table[name].str.replace(",", ".", regex=False)
     guesses = []
@@ -148,7 +149,7 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         guesses.append("decimals follow a comma")
     if any(warning.category is pd.errors.ParserWarning for warning in warned):
         _reject_surplus(path, separator)
-    return table, guesses
+    return written, table, guesses
 
 
 def _reject_surplus(path: Path, separator: str) -> None:
@@ -200,24 +201,25 @@ def _with_decimal_commas(table: pd.DataFrame) -> list[str]:
         if some.str.contains(r"\d\.\d").any() or not some.str.contains(r"\d,\d").any():
             continue
         if _holds_numbers(some.str.replace(",", ".", regex=False)):
-            _reject_thousands(some)
             found.append(str(name))
     return found
 
 
 def _reject_thousands(numbers: pd.Series) -> None:
-    """Numbers such as 1,001 beside 953, whose commas may be of thousands."""
-    with_comma = numbers[numbers.str.contains(",", regex=False)]
-    if (
-        len(with_comma)
-        and with_comma.str.fullmatch(r"\s*-?[1-9]\d{0,2}(,\d{3})+\s*").all()
-        and numbers.str.fullmatch(r"\s*-?\d{1,3}\s*").any()
-    ):
-        line = with_comma.index[0]
-        raise ValueError(
-            f"line {line}: {numbers.name} must be a number without a comma for thousands. "
-            f"Got {with_comma[line]!r}"
-        )
+    """Numbers such as 1,001 or 1.001 beside 953, whose signs may be of thousands."""
+    for sign, name in ((",", "comma"), (".", "point")):
+        with_sign = numbers[numbers.str.contains(sign, regex=False)]
+        of_thousands = rf"\s*-?[1-9]\d{{0,2}}(\{sign}\d{{3}})+\s*"
+        if (
+            len(with_sign)
+            and with_sign.head(_SAMPLE_ROWS).str.fullmatch(of_thousands).all()
+            and numbers.str.fullmatch(r"\s*-?\d{1,3}\s*").any()
+        ):
+            line = with_sign.index[0]
+            raise ValueError(
+                f"line {line}: {numbers.name} must be a number without a {name} for thousands. "
+                f"Got {with_sign[line]!r}"
+            )
 
 
 def _check_names(table: pd.DataFrame, names: Iterable[str]) -> None:
@@ -305,12 +307,14 @@ def _to_numbers(column: pd.Series) -> pd.Series:
     return numbers.fillna(column.map(_TRUTH)) if numbers.isna().any() else numbers
 
 
-def _numbers(column: pd.Series) -> pd.Series:
+def _numbers(column: pd.Series, written: pd.Series) -> pd.Series:
+    """Of a column whose decimals follow a point, and as it stands in the file."""
+    _reject_thousands(written)
     numbers = _to_numbers(column)
     bad = numbers.isna() & ~column.str.strip().isin(_MISSING)
     if bad.any():
         line = column.index[bad][0]
-        raise ValueError(f"line {line}: {column.name} must be a number. Got {column[line]!r}")
+        raise ValueError(f"line {line}: {column.name} must be a number. Got {written[line]!r}")
     return numbers
 
 

@@ -141,6 +141,9 @@ ISO = "date,y\n" + "".join(f"{day.date()},1\n" for day in DAYS)
         ("date,y\n2020-01-01,1\n2020-01-02,1.2.3\n", "line 3: y must be a number. Got '1.2.3'"),
         ("date,y\n00:00,1\n01:00,2\n", "line 2: date must be a date. Got '00:00'"),
         ("date;y\n2020-01-01;953\n2020-01-02;1,001\n", "line 3: .* thousands. Got '1,001'"),
+        ("date,y\n2020-01-01,1.244\n2020-01-02,891\n", "line 2: .* point for thousands. .*'1.244'"),
+        ("date;y\n2020-01-01;891\n2020-01-02;-1.280\n", "line 3: .* point for thousands"),
+        ('date,y\n2020-01-01,953\n2020-01-02,"1,001"\n', "line 3: .* comma for thousands"),
         ("date;y\n2020-01-01;953.5\n2020-01-02;1,001\n", "line 3: .* number. Got '1,001'"),
         ("date;y\n2020-01-01;953,5\n2020-01-02;1.001,5\n", "line 2: .* number. Got '953,5'"),
         ("date,y,t\n2020-01-01,1,'a\n2020-01-02,x,b\n", "line 3: y must be a number. Got 'x'"),
@@ -358,3 +361,17 @@ def test_separators_at_the_end_of_lines(write):
 def test_ids_are_as_they_are_written(write):
     text = "sku,ds,y\n007,2020-01-01,5\n7,2020-01-01,6\nNA,2020-01-01,6\n\n1.10,2020-01-01,6\n"
     assert read_series(write(text)).frame["unique_id"].tolist() == ["007", "7", "NA", "1.10"]
+
+
+def test_ids_with_a_comma_are_as_they_are_written(write):
+    text = "sku;ds;y\n1,5;2020-01-01;2,5\n1,25;2020-01-01;3,5\n"
+    frame = read_series(write(text)).frame
+    assert frame["unique_id"].tolist() == ["1,5", "1,25"]
+    assert frame["y"].tolist() == [2.5, 3.5]
+
+
+@pytest.mark.parametrize("numbers", [["1.244", "1.280"], ["1.244", "2"], ["0.244", "891"]])
+def test_three_decimals_are_not_thousands(write, numbers):
+    more = ["1.5"] if numbers[1] == "2" else []
+    rows = "".join(f"2020-01-0{k},{n}\n" for k, n in enumerate(numbers + more, 1))
+    assert read_series(write("ds,y\n" + rows)).frame["y"].tolist() == [*map(float, numbers + more)]
