@@ -18,6 +18,8 @@ from lstm_fast.forecast.frame import check_covariates, check_future, infer_freq
 _TIME_NAMES = ("ds", "date", "datetime", "timestamp", "time", "month", "week", "day", "year")
 _ID_NAMES = ("unique_id", "id", "series", "series_id", "item", "item_id", "sku", "store", "name")
 _TARGET_NAMES = ("y", "value", "target", "sales", "demand", "quantity", "count")
+# Numbers in columns so named say which row it is; pandas calls a column Unnamed that has no name.
+_ROW_NAMES = (*_TIME_NAMES, "quarter", "weekday", "hour", "minute", "index", "row", "")
 _SEPARATORS = (",", ";", "\t", "|")
 _SAMPLE_ROWS = 200
 # How programs write that a value is missing.
@@ -243,7 +245,7 @@ def _guess_columns(table: pd.DataFrame, given: Columns, guesses: list[str]) -> C
     unique_id = given.unique_id or _named(free, _ID_NAMES)
     free = [name for name in free if name != unique_id]
     numeric = [name for name in free if _holds_numbers(table[name])]
-    y = given.y or _named(free, _TARGET_NAMES) or (numeric[0] if numeric else None)
+    y = given.y or _named(free, _TARGET_NAMES) or _first(numeric, lambda n: not _names_rows(n))
     if y is None and len(free) == 1:
         y = free[0]  # a column of numbers with a bad one among them: the error will name its line
     if y is None:
@@ -271,12 +273,12 @@ def _first(names: list[str], holds: Any) -> str | None:
 
 
 def _holds_numbers(column: pd.Series) -> bool:
-    """Most of them, so that the line of one that is none can be named; not the count of rows that
-    pandas writes first."""
-    numbers = _to_numbers(column)
-    if re.fullmatch(r"Unnamed: \d+", str(column.name)) and (numbers.diff()[1:] == 1).all():
-        return False
-    return bool(2 * numbers.notna().sum() > (~column.isin(_MISSING)).sum())
+    """Most of them, so that the line of one that is none can be named."""
+    return bool(2 * _to_numbers(column).notna().sum() > (~column.isin(_MISSING)).sum())
+
+
+def _names_rows(name: str) -> bool:
+    return name.strip().lower() in _ROW_NAMES or bool(re.fullmatch(r"Unnamed: \d+", name))
 
 
 def _may_name_series(column: pd.Series) -> bool:

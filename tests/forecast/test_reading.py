@@ -200,6 +200,22 @@ def test_covariates_of_the_future(write, series):
 def test_an_index_that_pandas_wrote_is_not_the_target(write):
     frame = pd.DataFrame({"when": ["2020-01-01", "2020-02-01", "2020-03-01"], "tons": [5, 7, 6]})
     assert read_series(write(frame.to_csv())).names == Columns(None, "when", "tons")
+    twice = pd.concat([frame.assign(unique_id="a"), frame.assign(unique_id="b")])
+    assert read_series(write(twice.to_csv())).names == Columns("unique_id", "when", "tons")
+    assert read_series(write(frame[::-1].to_csv())).names == Columns(None, "when", "tons")
+    named = frame.reset_index().to_csv(index=False)
+    assert read_series(write(named)).names == Columns(None, "when", "tons")
+
+
+def test_parts_of_dates_are_not_the_target(write):
+    text = "date,year,month,load\n2020-01-01,2020,1,5\n2020-02-01,2020,2,6\n"
+    assert read_series(write(text)).names == Columns(None, "date", "load")
+    with pytest.raises(ValueError, match=r"no column holds numbers to forecast.*'year', 'month'"):
+        read_series(write(text.replace("load", "hour")))
+
+
+def test_the_only_other_column_is_the_target_whatever_its_name(write):
+    assert read_series(write("date,\n2020-01-01,5\n2020-02-01,6\n")).names.y == "Unnamed: 1"
 
 
 def test_a_column_of_numbers_is_the_target_with_a_bad_one_too(write):
