@@ -106,7 +106,8 @@ class Forecaster:
         early_stop_patience, val_check_steps: training stops when the loss on the validation rows
             has not fallen in so many checks; there is one every `val_check_steps` steps.
         checkpoint_dir: folder where training leaves its state every `checkpoint_steps` steps, from
-            which the same `fit` goes on after a crash; None for none.
+            which the same `fit` goes on after a crash, or after it was cut short by an option of
+            the trainer such as ``max_time``; None for none.
         lstm_class: `lstm_fast.LSTM`, `torch.nn.LSTM` or a subclass of it.
         trainer_options: further arguments of `lightning.Trainer`, for example
             ``{"precision": "bf16-mixed", "enable_progress_bar": True}`` or

@@ -28,6 +28,18 @@ if TYPE_CHECKING:
     from lstm_fast.forecast.forecaster import Forecaster
 
 FORMAT = "lstm-fast forecaster 3"
+# Of the arguments of `lightning.Trainer`, those that change what a training learns or when it is
+# over. Devices and what is shown may change on the way; what merely cuts it short, as well.
+_TRAINING = (
+    "accumulate_grad_batches",
+    "gradient_clip_algorithm",
+    "gradient_clip_val",
+    "limit_val_batches",
+    "min_steps",
+    "overfit_batches",
+    "precision",
+    "val_check_interval",
+)
 _LAYERS: dict[str, type[nn.LSTM]] = {"lstm_fast.LSTM": LSTM, "torch.nn.LSTM": nn.LSTM}
 
 
@@ -136,8 +148,10 @@ def claim_folder(folder: Path, model: Forecaster, frame: pd.DataFrame, val_size:
     Raises:
         ValueError: if they are of other data or other options.
     """
-    # How it is trained, on what devices and with what display, may change on the way.
-    options = options_of(dataclasses.replace(model, trainer_options={})) | {"val_size": val_size}
+    given = model.trainer_options
+    trainer_options = {name: given[name] for name in _TRAINING if name in given}
+    options = options_of(dataclasses.replace(model, trainer_options=trainer_options))
+    options["val_size"] = val_size
     rows = pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()
     claim = {"options": options, "data": hashlib.sha256(rows).hexdigest()}
     path = folder / "training.json"

@@ -57,7 +57,8 @@ def train(
     `slopes` [series] are the deviations of the random trends that windows are `tilted` by. With
     `validation` windows, training stops early and the best weights are kept. With a
     checkpoint, networks that are finished are read, and ones that are not go on: to the same
-    weights, bit for bit, as if they had never stopped.
+    weights, bit for bit, as if they had never stopped. Those that `trainer` stopped, as after a
+    `max_time`, are not finished.
 
     Raises:
         ValueError: naming a checkpoint that cannot be read, or if nothing was trained.
@@ -90,7 +91,10 @@ def train(
                 raise
             if trainer.global_step == 0:
                 raise ValueError("trainer_options must leave a step of training. There was none")
-            if done is not None and part is not None and trainer.is_global_zero:
+            is_finished = trainer.global_step >= options.max_steps or any(
+                isinstance(c, Patience) and c.is_over for c in trainer.early_stopping_callbacks
+            )
+            if is_finished and done is not None and part is not None and trainer.is_global_zero:
                 with replacing(done) as new:
                     torch.save(networks.state_dict(), new)
                 part.unlink(missing_ok=True)
@@ -214,6 +218,17 @@ class TrainingModule(lightning.LightningModule):
         }
 
 
+class Patience(EarlyStopping):
+    """Our own early stopping, told from that of a user and from others who stop a training."""
+
+    is_over = False
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        stopped_by_another = trainer.should_stop
+        super().on_validation_end(trainer, module)
+        self.is_over |= trainer.should_stop and not stopped_by_another
+
+
 class BestWeights(Callback):
     """Keeps the weights of the lowest `val_loss`, and puts them back when training ends."""
 
@@ -302,7 +317,7 @@ class Checkpoint(Callback):
 def _trainer(options: TrainingOptions, validation: Windows | None) -> lightning.Trainer:
     callbacks: list[Callback] = list(options.trainer.get("callbacks", ()))
     if validation is not None:
-        callbacks += [EarlyStopping("val_loss", patience=options.patience), BestWeights()]
+        callbacks += [Patience("val_loss", patience=options.patience), BestWeights()]
     _, part = _files(options.checkpoint)
     if part is not None:
         part.parent.mkdir(parents=True, exist_ok=True)

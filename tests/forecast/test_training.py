@@ -150,6 +150,35 @@ def test_checkpoints_of_another_training_are_refused(small, series, tmp_path):
         small(levels=(), checkpoint_dir=tmp_path).fit(series, val_size=6)
     with pytest.raises(ValueError, match="with other data"):
         small(levels=(), checkpoint_dir=tmp_path).fit(series[:-1])
+    options = {"gradient_clip_val": 0.1, "enable_progress_bar": False}
+    with pytest.raises(ValueError, match="with other trainer_options"):
+        small(levels=(), checkpoint_dir=tmp_path, trainer_options=options).fit(series)
+
+
+@pytest.mark.parametrize("val_size", [0, 6])
+def test_a_training_that_the_trainer_cut_short_is_not_finished(small, series, tmp_path, val_size):
+    options = {"levels": (), "max_steps": 20, "checkpoint_steps": 5, "val_check_steps": 5}
+    whole = small(**options).fit(series, val_size)
+    options["checkpoint_dir"] = tmp_path
+    for cut in (
+        {"fast_dev_run": True},
+        {"limit_train_batches": 7},
+        {"max_time": {"seconds": 0}},
+    ):
+        small(**options, trainer_options=cut).fit(series, val_size)
+        assert not (tmp_path / "final.pt").exists()
+    resumed = small(**options).fit(series, val_size)
+    pd.testing.assert_frame_equal(resumed.predict(), whole.predict(), check_exact=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"training.json", "final.pt"}
+
+
+@pytest.mark.parametrize("trainer_options", [{}, {"min_steps": 100}])
+def test_a_training_that_stopped_early_is_finished(small, series, tmp_path, trainer_options):
+    options = {"levels": (), "max_steps": 400, "learning_rate": 0.5, "val_check_steps": 4}
+    options |= {"early_stop_patience": 2, "trainer_options": trainer_options}
+    model = small(checkpoint_dir=tmp_path, **options)
+    model.fit(series, val_size=12)
+    assert {path.name for path in tmp_path.iterdir()} == {"training.json", "final.pt"}
 
 
 @pytest.mark.parametrize("name", ["training.json", "final.pt", "final.ckpt"])
