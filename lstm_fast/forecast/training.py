@@ -114,7 +114,8 @@ def for_each(n: int, batch: Batch) -> Batch:
 
 
 class TrainingBatches:
-    """Endless batches for all networks, decided by the seed and the number of the step alone.
+    """Endless batches for all networks, decided by the seed and the number of the batch alone, of
+    which a step takes `accumulate_grad_batches`.
 
     A network deals its windows out in a random order until none is left, then in the next one. Of
     several processes each takes its share of every batch.
@@ -133,11 +134,11 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[Batch]:
         rank, world = self.trainer.global_rank, self.trainer.world_size
         networks = range(self.options.n_models)
-        first = self.trainer.global_step
+        first = self.trainer.global_step * self.trainer.accumulate_grad_batches
         deals = [self._deal(k, first) for k in networks]
-        for step in itertools.count(first):
+        for number in itertools.count(first):
             chosen = torch.stack([next(deal) for deal in deals])
-            generator = torch.Generator().manual_seed(_mix(self.options.seed, step))
+            generator = torch.Generator().manual_seed(_mix(self.options.seed, number))
             trend = torch.randn(chosen.shape, generator=generator, dtype=torch.float32)
             trend = trend[:, rank::world]
             chosen = chosen[:, rank::world]
@@ -145,10 +146,10 @@ class TrainingBatches:
             batch = Batch(*(x.unflatten(0, chosen.shape) for x in batch))
             yield tilted(batch, trend * self.slopes[batch.series])
 
-    def _deal(self, network: int, step: int) -> Iterator[Tensor]:
-        """Numbers of windows, `batch_size` at a time, from `step` on."""
+    def _deal(self, network: int, batch: int) -> Iterator[Tensor]:
+        """Numbers of windows, `batch_size` at a time, from the batch of that number on."""
         size, n = self.options.batch_size, len(self.windows)
-        epoch, at = divmod(step * size, n)
+        epoch, at = divmod(batch * size, n)
         left = self._order(network, epoch)[at:]
         while True:
             while len(left) < size:
@@ -191,8 +192,10 @@ class TrainingModule(lightning.LightningModule):
         return Batch(*(x.to(device) for x in batch))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Dropout of a step is decided by the step, so that resuming needs no random state.
-        seed = _mix(self.options.seed, self.global_step, self.global_rank)
+        # Dropout is decided by the number of the batch, so that resuming needs no random state.
+        of_step = self.trainer.accumulate_grad_batches
+        number = self.global_step * of_step + batch_idx % of_step
+        seed = _mix(self.options.seed, number, self.global_rank)
         # torch.manual_seed asks every kind of device, for half of the time of a small step.
         (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
@@ -288,8 +291,13 @@ class Checkpoint(Callback):
     def __init__(self, path: Path, steps: int, validating: bool) -> None:
         self.path, self.steps, self.validating = path, steps, validating
         self.saved = 0
+        self.within_step = False
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Gradients that await further batches are no part of a state.
+        self.within_step = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         if not self.validating:
             self._save(trainer)
 
@@ -299,7 +307,7 @@ class Checkpoint(Callback):
             self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        if trainer.global_step < self.saved + self.steps:
+        if self.within_step or trainer.global_step < self.saved + self.steps:
             return
         self.saved = trainer.global_step
         part = self.path.with_suffix(".part")
@@ -326,7 +334,9 @@ def _trainer(options: TrainingOptions, validation: Windows | None) -> lightning.
         "accelerator": "cpu",
         "max_epochs": 1,
         "max_steps": options.max_steps,
-        "val_check_interval": min(options.val_check_steps, options.max_steps),
+        # Counted in batches by the trainer.
+        "val_check_interval": min(options.val_check_steps, options.max_steps)
+        * options.trainer.get("accumulate_grad_batches", 1),
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # `TrainingBatches` deals out by itself

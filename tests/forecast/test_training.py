@@ -56,8 +56,9 @@ class KillAt(Callback):
 
 @pytest.mark.parametrize("val_size", [0, 6])
 @pytest.mark.parametrize("killed_at", [3, 10, 11])
+@pytest.mark.parametrize("trainer_options", [{}, {"accumulate_grad_batches": 3}])
 def test_a_training_that_was_cut_off_ends_with_the_same_weights(
-    small, series, tmp_path, killed_at, val_size
+    small, series, tmp_path, killed_at, val_size, trainer_options
 ):
     options = {
         "levels": (),
@@ -67,14 +68,45 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights(
         "checkpoint_steps": 5,
         "val_check_steps": 5,
     }
-    whole = small(**options).fit(series, val_size)
+    whole = small(**options, trainer_options=trainer_options).fit(series, val_size)
     options["checkpoint_dir"] = tmp_path / "state"
+    killed = {**trainer_options, "callbacks": [KillAt(killed_at)]}
     with pytest.raises(KilledError):
-        small(trainer_options={"callbacks": [KillAt(killed_at)]}, **options).fit(series, val_size)
-    resumed = small(**options).fit(series, val_size)
+        small(**options, trainer_options=killed).fit(series, val_size)
+    resumed = small(**options, trainer_options=trainer_options).fit(series, val_size)
     weights = resumed._networks.state_dict()
     for name, weight in whole._networks.state_dict().items():
         assert torch.equal(weight, weights[name]), name
+
+
+def test_batches_of_a_step_have_dropout_of_their_own_and_steps_are_counted(small, series):
+    seeds: list[int] = []
+    checks: list[int] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, *_) -> None:
+            seeds.append(torch.initial_seed())
+
+        def on_validation_end(self, trainer, *_) -> None:
+            checks.append(trainer.global_step)
+
+    options = {"accumulate_grad_batches": 2, "callbacks": [Watch()]}
+    small(levels=(), max_steps=4, val_check_steps=2, trainer_options=options).fit(series, 6)
+    assert len(set(seeds)) == len(seeds) == 8
+    assert checks == [2, 4]
+
+
+def test_a_state_is_not_saved_within_a_step(small, series, tmp_path):
+    options: dict[str, Any] = {"levels": (), "max_steps": 9, "checkpoint_steps": 1}
+    trainer_options = {"accumulate_grad_batches": 2, "val_check_interval": 3}
+    whole = small(**options, trainer_options=trainer_options).fit(series, 6)
+    options["checkpoint_dir"] = tmp_path
+    killed = {**trainer_options, "callbacks": [KillAt(5)]}
+    with pytest.raises(KilledError):
+        small(**options, trainer_options=killed).fit(series, 6)
+    assert (tmp_path / "final.ckpt").exists()
+    resumed = small(**options, trainer_options=trainer_options).fit(series, 6)
+    pd.testing.assert_frame_equal(resumed.predict(), whole.predict(), check_exact=True)
 
 
 def test_resuming_goes_on_where_it_was_and_finished_networks_are_read(small, series, tmp_path):
@@ -240,7 +272,9 @@ def test_tilts_are_decided_by_the_step_and_differ_by_window(small, series):
     windows = model._panel(model._fitted).windows(24, model._scale, slice(None))
 
     def batches(slope: float, first: int) -> list[torch.Tensor]:
-        trainer: Any = SimpleNamespace(global_step=first, global_rank=0, world_size=1)
+        trainer: Any = SimpleNamespace(
+            global_step=first, global_rank=0, world_size=1, accumulate_grad_batches=1
+        )
         options = model._training_options("")
         made = iter(TrainingBatches(windows, torch.tensor([slope]), options, trainer))
         return [next(made).values for _ in range(6 - first)]
