@@ -111,7 +111,8 @@ class Forecaster:
         lstm_class: `lstm_fast.LSTM`, `torch.nn.LSTM` or a subclass of it.
         trainer_options: further arguments of `lightning.Trainer`, for example
             ``{"precision": "bf16-mixed", "enable_progress_bar": True}`` or
-            ``{"devices": 2, "strategy": "ddp"}``.
+            ``{"devices": 2, "strategy": "ddp"}``. Each training has its own copies of callbacks,
+            except of a `History`.
 
     Raises:
         ValueError: naming the argument that has no sense.

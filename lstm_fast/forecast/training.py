@@ -323,7 +323,7 @@ class Checkpoint(Callback):
 
 
 def _trainer(options: TrainingOptions, validation: Windows | None) -> lightning.Trainer:
-    callbacks: list[Callback] = list(options.trainer.get("callbacks", ()))
+    callbacks: list[Callback] = [_fresh(c) for c in options.trainer.get("callbacks", ())]
     if validation is not None:
         callbacks += [Patience("val_loss", patience=options.patience), BestWeights()]
     _, part = _files(options.checkpoint)
@@ -351,6 +351,17 @@ def _trainer(options: TrainingOptions, validation: Windows | None) -> lightning.
         return lightning.Trainer(**arguments)
     except TypeError as error:
         raise ValueError(f"trainer_options must suit lightning.Trainer: {error}") from error
+
+
+def _fresh(callback: Callback) -> Callback:
+    """A copy for one training, whose state another one has no part in. A history is of them all,
+    and what cannot be copied is taken as it is."""
+    if isinstance(callback, History):
+        return callback
+    try:
+        return copy.deepcopy(callback)
+    except Exception:  # of any kind, by what the callback holds
+        return callback
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from lstm_fast.forecast import History
 from lstm_fast.forecast.training import TrainingBatches, outputs_of
 
 ROOT = Path(__file__).parents[2]
@@ -285,6 +287,32 @@ def test_tilts_are_decided_by_the_step_and_differ_by_window(small, series):
     # The deviation of so many has a deviation of 2 / sqrt(2 n); five of these are far.
     assert slopes.std() == pytest.approx(2.0, abs=10 / (2 * slopes.numel()) ** 0.5)
     assert all(map(torch.equal, batches(2.0, 3), batches(2.0, 0)[3:]))
+
+
+def test_each_training_has_callbacks_of_its_own_and_one_history(small, series):
+    class StopAt(Callback):
+        left = 3
+        lock: Any = None
+
+        def on_train_batch_end(self, trainer, *_) -> None:
+            self.left -= 1
+            trainer.should_stop = self.left == 0
+
+    for lock in (None, threading.Lock()):  # which cannot be copied
+        history, stop = History(), StopAt()
+        stop.lock = lock
+        options = {"callbacks": [history, stop]}
+        small(max_steps=9, trainer_options=options).fit(series)
+        steps = history.frame().groupby("training")["step"].max().tolist()
+        assert steps == ([3, 3] if lock is None else [3, 9])
+
+
+def test_early_stopping_of_a_user_beside_our_own(small, series):
+    history = History()
+    callbacks = [history, EarlyStopping("val_loss", stopping_threshold=1e9)]
+    model = small(max_steps=9, val_check_steps=3, trainer_options={"callbacks": callbacks})
+    model.fit(series, val_size=6)
+    assert history.frame().groupby("training")["step"].max().tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("options", [{"max_epochs": 0}, {"limit_train_batches": 0}])
