@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -50,7 +51,8 @@ class Features:
     mean: list[float]
     """Of each covariate."""
     deviation: list[float]
-    """Standard deviation of each covariate; 1 for a constant one."""
+    """Standard deviation of each covariate; infinite for a constant one, of whose effect nothing
+    can be learned: standardised it is 0, whatever comes later."""
 
     @classmethod
     def of(
@@ -58,15 +60,17 @@ class Features:
     ) -> Features:
         """`frame`: checked and sorted."""
         numbers = frame[list(covariates)]
-        # The standard deviation of a constant need not be 0 in floating point.
-        deviation = numbers.std(ddof=0).where(numbers.max() > numbers.min(), 1.0)
+        # Of a constant, neither mean nor standard deviation need be exact in floating point.
+        varies = numbers.max() > numbers.min()
+        mean = numbers.mean().where(varies, numbers.min())
+        deviation = numbers.std(ddof=0).where(varies, np.inf)
         return cls(
             freq=freq,
             season_length=season_length,
             origin=frame["ds"].min(),
             cycles=useful_cycles(grid(frame["ds"], freq), season_length),
             covariates=list(covariates),
-            mean=numbers.mean().tolist(),
+            mean=mean.tolist(),
             deviation=deviation.tolist(),
         )
 
@@ -132,7 +136,9 @@ class Panel:
         if features.covariates and futr_df is not None:
             given = check_future(futr_df, future["unique_id"], future["ds"], features.covariates)
             known[is_future] = given[features.covariates]
-        known = (known - features.mean) / features.deviation
+        known -= features.mean
+        _warn_of_changes(known, features)
+        known /= features.deviation
         counted = _steps_between(features.origin, ds[0], freq) + np.arange(len(ds))
         season = np.concatenate(
             [season_phase(counted, features.season_length), cycle_phases(ds, features.cycles)],
@@ -261,6 +267,18 @@ class Windows:
             self.scale.numpy(),
             self.series.numpy()[chosen],
             self.start.numpy()[chosen],
+        )
+
+
+def _warn_of_changes(change: NDArray[np.float64], features: Features) -> None:
+    """Of covariates that were constant where they were fitted: [rows, F], less what they were."""
+    changed = (np.nan_to_num(change) != 0).any(axis=0) & np.isinf(features.deviation)
+    if changed.any():
+        names = [name for name, is_new in zip(features.covariates, changed, strict=True) if is_new]
+        warnings.warn(
+            f"covariates {names} never varied in the rows that were fitted, and do now: nothing "
+            "is known of their effect, and forecasts are made as if they had not changed",
+            stacklevel=5,  # from who asks for a forecast
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -355,6 +357,20 @@ def test_a_covariate_whose_future_is_known_is_used(small):
     assert (np.abs(np.log(forecast["y_hat"] / future["y"].to_numpy())) < np.log(2) / 2).all()
     shuffled = model.predict(futr_df=future.sample(frac=1, random_state=0))
     pd.testing.assert_frame_equal(shuffled, forecast, check_exact=True)
+
+
+@pytest.mark.parametrize("decoding", ["direct", "recursive"])
+def test_a_covariate_that_never_varied_has_no_effect(small, series, tmp_path, decoding):
+    series = series.assign(price=199.9)
+    model = small(levels=(), decoding=decoding, futr_exog_list=["price"]).fit(series[:-6])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = model.predict(futr_df=series)
+    model.save(tmp_path / "model.pt")
+    for fitted in (model, Forecaster.load(tmp_path / "model.pt")):
+        with pytest.warns(UserWarning, match=r"\['price'\] never varied in the rows that were"):
+            other = fitted.predict(futr_df=series.assign(price=149.0))
+        pd.testing.assert_frame_equal(other, same, check_exact=True)
 
 
 def test_the_future_of_covariates_must_be_given(small, series):

@@ -152,7 +152,7 @@ def test_the_last_window_has_nothing_to_aim_at(series):
 
 def test_a_constant_covariate_is_not_divided_by_rounding(series):
     features = Features.of(series.assign(price=3.3), "MS", 12, ["price"])
-    assert features.deviation == [1.0]
+    assert (features.mean, features.deviation) == ([3.3], [np.inf])
 
 
 def test_scale_of_a_series_that_begins_late(series):
