@@ -160,7 +160,8 @@ def rolling_origins(
     step_size: int,
 ) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]:
     """The rows that are known at each origin of a backtest, the `h` after them, and what is to be
-    forecast of these: ``unique_id``, ``ds``, ``cutoff`` (the last row that is known) and ``y``.
+    forecast of these: ``unique_id``, ``ds``, ``cutoff`` (the last row that is known) and ``y``, NaN
+    where it was filled.
 
     Args:
         frame: `df`, as checked with `fill`. Nothing that follows an origin has a part in what is
@@ -171,30 +172,40 @@ def rolling_origins(
     """
     check_windows(frame, h, n_windows, step_size)
     from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
+    is_given = _is_given(frame, df, fill)
     for held_out in range(h + (n_windows - 1) * step_size, h - 1, -step_size):
-        known = _without_later_values(frame[from_end >= held_out], df, fill)
+        known = _without_later_values(frame[from_end >= held_out], is_given, fill)
         later = frame[(from_end < held_out) & (from_end >= held_out - h)]
-        actual = later[["unique_id", "ds", "y"]]
+        actual = later[["unique_id", "ds"]].assign(y=later["y"].where(is_given))
         cutoff = actual["unique_id"].map(known.groupby("unique_id")["ds"].last())
         actual.insert(2, "cutoff", cutoff)
         yield known, later, actual
 
 
-def _without_later_values(known: pd.DataFrame, df: pd.DataFrame, fill: str | None) -> pd.DataFrame:
+def _is_given(frame: pd.DataFrame, df: pd.DataFrame, fill: str | None) -> pd.Series:
+    """Whether `y` stands in `df`, row for row of the frame that was checked with `fill`."""
+    if fill is None:
+        return pd.Series(True, index=frame.index)
+    given = without_index_names(df[["unique_id", "ds"]])[as_numbers(df["y"]).notna()]
+    given = given.assign(ds=_timestamps(given)).astype(frame[["unique_id", "ds"]].dtypes.to_dict())
+    found = frame[["unique_id", "ds"]].merge(given, how="left", indicator=True)["_merge"] == "both"
+    return found.set_axis(frame.index)
+
+
+def _without_later_values(
+    known: pd.DataFrame, is_given: pd.Series, fill: str | None
+) -> pd.DataFrame:
     """The first rows of a frame that was checked with `fill`, of which ``"linear"`` may have drawn
-    the last ones towards values of `df` that come later. These repeat the last value given.
+    the last ones towards values that come later. These repeat the last value given.
 
     Raises:
         ValueError: for a series in which all values given come later.
     """
     if fill != "linear":
         return known
-    given = without_index_names(df[["unique_id", "ds"]])[as_numbers(df["y"]).notna()]
-    given = given.assign(ds=_timestamps(given)).astype(known[["unique_id", "ds"]].dtypes.to_dict())
-    found = known[["unique_id", "ds"]].merge(given, how="left", indicator=True)["_merge"] == "both"
     place = pd.Series(np.arange(len(known)), index=known.index)
     series = known["unique_id"]
-    last = place.where(found.to_numpy()).groupby(series, sort=False).transform("max")
+    last = place.where(is_given).groupby(series, sort=False).transform("max")
     if last.isna().any():
         row = known[last.isna()].iloc[-1]
         raise ValueError(

@@ -84,9 +84,11 @@ def accuracy(
 
 
 def coverage(forecast: pd.DataFrame, level: float) -> float:
-    """Per cent of the rows whose ``y`` lies within the bounds of the level, or on them."""
+    """Per cent of the rows with a ``y`` in which it lies within the bounds of the level, or on
+    them."""
     y, name = forecast["y"], f"{level:g}"
-    return float(100 * y.between(forecast[f"lo-{name}"], forecast[f"hi-{name}"]).mean())
+    within = y.between(forecast[f"lo-{name}"], forecast[f"hi-{name}"])
+    return float(100 * within[y.notna()].mean())
 
 
 def levels_of(forecast: pd.DataFrame) -> list[float]:
@@ -97,8 +99,9 @@ def levels_of(forecast: pd.DataFrame) -> list[float]:
 def evaluate(forecasts: pd.DataFrame, df: pd.DataFrame, season_length: int) -> pd.DataFrame:
     """The accuracy of a cross-validation, one row a series.
 
-    Errors of all windows and leads of a series count alike. MASE is scaled by what came before the
-    first cutoff of the series, so that no forecast row has a part in it.
+    Errors of all windows and leads of a series count alike, but for rows whose ``y`` is NaN, as it
+    is where it was filled: these count for nothing. MASE is scaled by what came before the first
+    cutoff of the series, so that no forecast row has a part in it.
 
     Args:
         forecasts: what `Forecaster.cross_validation` returns.
@@ -107,7 +110,7 @@ def evaluate(forecasts: pd.DataFrame, df: pd.DataFrame, season_length: int) -> p
     Returns:
         A frame with the columns ``unique_id``, ``MAE``, ``RMSE``, ``sMAPE`` and ``MASE``, and
         ``coverage-80`` and so on for each level, in per cent. MASE is NaN for a series that
-        repeats itself exactly.
+        repeats itself exactly, all is NaN for one without a ``y``.
     """
     rows = []
     levels = levels_of(forecasts)
@@ -117,15 +120,13 @@ def evaluate(forecasts: pd.DataFrame, df: pd.DataFrame, season_length: int) -> p
         of_series = series[unique_id]
         before = of_series.loc[of_series["ds"] <= windows["cutoff"].min(), "y"].to_numpy()
         scaled = _naive_error(before, season_length) > 0
-        y, y_hat = windows["y"].to_numpy(), windows["y_hat"].to_numpy()
-        rows.append(
-            {
-                "unique_id": unique_id,
-                "MAE": mae(y, y_hat),
-                "RMSE": rmse(y, y_hat),
-                "sMAPE": smape(y, y_hat),
-                "MASE": mase(y, y_hat, before, season_length) if scaled else math.nan,
-                **{f"coverage-{level:g}": coverage(windows, level) for level in levels},
-            }
-        )
+        known = windows[windows["y"].notna()]
+        y, y_hat = known["y"].to_numpy(), known["y_hat"].to_numpy()
+        scores = dict.fromkeys(POINT_METRICS, math.nan)
+        if len(known):
+            scores |= {"MAE": mae(y, y_hat), "RMSE": rmse(y, y_hat), "sMAPE": smape(y, y_hat)}
+            if scaled:
+                scores["MASE"] = mase(y, y_hat, before, season_length)
+        scores |= {f"coverage-{level:g}": coverage(known, level) for level in levels}
+        rows.append({"unique_id": unique_id, **scores})
     return pd.DataFrame(rows)

@@ -124,9 +124,10 @@ def search(
     def objective(trial: optuna.Trial) -> float:
         model = Forecaster(**{**fixed, **suggest(trial, season, shortest - 2 * h)})
         losses = []
-        for k, (known, later, _) in enumerate(origins):
+        for k, (known, later, actual) in enumerate(origins):
             window = model.cross_validation(pd.concat([known, later[known.columns]]), n_windows=1)
-            error = (window["y"] - window["y_hat"]).abs().groupby(window["unique_id"]).mean()
+            y = actual["y"].to_numpy()  # of the same rows, but for those that were filled
+            error = (y - window["y_hat"]).abs().groupby(window["unique_id"]).mean()
             losses.append((error / scale).mean())
             trial.report(float(np.mean(losses)), k)
             if trial.should_prune():

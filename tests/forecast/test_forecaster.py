@@ -23,6 +23,7 @@ from lstm_fast.forecast import (
     seasonal_naive,
 )
 from lstm_fast.forecast.demo import H, run_demo
+from lstm_fast.forecast.frame import FILLS, check_frame
 from lstm_fast.forecast.training import outputs_of
 from tests.forecast.series import monthly
 
@@ -531,6 +532,21 @@ def test_a_filled_gap_shows_nothing_of_later_rows(small, series, fill):
         assert windows["cutoff"].eq(series["ds"][65]).all()
         forecasts.append(windows["y_hat"])
     pd.testing.assert_series_equal(forecasts[0], forecasts[1], check_exact=True)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_filled_rows_are_no_actual_values(small, series, fill):
+    gap = series.drop(index=[67, 70]).assign(y=lambda df: df["y"].where(df.index != 68))
+    windows = small(fill=fill, log=False).cross_validation(gap, n_windows=2)
+    known = series["y"].where(~series.index.isin([67, 68, 70]))
+    assert windows["y"].tolist() == pytest.approx([*known[65:71], *known[66:72]], nan_ok=True)
+    filled, _ = check_frame(gap, fill=fill)
+    scores = evaluate(windows, filled, 12)
+    pd.testing.assert_frame_equal(evaluate(windows.dropna(), filled, 12), scores)
+    assert scores.notna().all(axis=None)
+    none = evaluate(windows.assign(y=np.nan), filled, 12).drop(columns="unique_id")
+    assert none.isna().all(axis=None)
+    assert list(none) == [*scores][1:]
 
 
 def test_a_series_with_no_value_before_the_cutoff_is_not_filled_from_later_ones(small):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from lstm_fast.forecast import Forecaster
+from lstm_fast.forecast.frame import check_frame
 from tests.forecast.series import monthly
 
 optuna = pytest.importorskip("optuna")
@@ -131,3 +134,20 @@ def test_no_search_has_no_best(tmp_path):
     study = tune.open_study(tmp_path / "study.db", monthly(120), SETUP, seed=0)
     with pytest.raises(ValueError, match="no trial of the search has come to its end"):
         tune.best_options(study, 12)
+
+
+def test_filled_rows_are_not_scored(tmp_path, monkeypatch):
+    settings: dict[str, Any] = {"max_steps": 2, "hidden_size": 4, "input_size": 12}
+    monkeypatch.setattr(tune, "suggest", lambda *_: settings)
+    gap = monthly(120).drop(index=117)
+    filled, _ = check_frame(gap, fill="linear")
+    ratios = []
+    for df, options in ((gap, {**OPTIONS, "fill": "linear"}), (filled, OPTIONS)):
+        study = tune.open_study(tmp_path / f"{len(df)}.db", df, options, seed=0)
+        tune.search(study, df, options, n_trials=1, n_windows=1)
+        model = Forecaster(**{**options, **settings}, levels=(), n_models=1)
+        window = model.cross_validation(df)
+        error = (window["y"] - window["y_hat"]).abs()
+        assert error.count() == len(df) - 114
+        ratios.append(study.best_value / error.mean())
+    assert ratios[0] == pytest.approx(ratios[1])  # one over the seasonal difference
