@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from lstm_fast.forecast.forecaster import seasonal_naive
+from lstm_fast.forecast.forecaster import Forecaster, seasonal_naive
 from lstm_fast.forecast.frame import check_frame, rolling_origins
 
 STATISTICAL = ("AutoETS", "AutoARIMA")
@@ -65,8 +65,11 @@ def cross_validate_statistical(
     }
 
     def forecast(known: pd.DataFrame, freq: str) -> pd.DataFrame:
-        result = StatsForecast(models=[model], freq=freq).forecast(df=known, h=h, level=percents)
-        return result.rename(columns=bounds)[["unique_id", "ds", "y_hat", *bounds.values()]]
+        # Rows are counted for it: times of a zone it would count on without changes of the clock.
+        counted = known.assign(ds=known.groupby("unique_id", sort=False).cumcount())
+        result = StatsForecast(models=[model], freq=1).forecast(df=counted, h=h, level=percents)
+        future = Forecaster(h=h, freq=freq).future_rows(known)
+        return future.join(result.rename(columns=bounds)[["y_hat", *bounds.values()]])
 
     return _cross_validate(forecast, df, h, n_windows, step_size, freq, fill)
 
@@ -85,5 +88,5 @@ def _cross_validate(
     windows = []
     for known, _, actual in rolling_origins(frame, df, fill, h, n_windows, step_size):
         found = forecast(known, freq)
-        windows.append(actual.merge(found, on=["unique_id", "ds"], validate="one_to_one"))
+        windows.append(actual.merge(found, "left", ["unique_id", "ds"], validate="one_to_one"))
     return pd.concat(windows, ignore_index=True)

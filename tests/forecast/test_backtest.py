@@ -57,6 +57,20 @@ def test_windows_are_the_same_for_statistical_methods(method, small):
     )
 
 
+def test_a_change_of_the_clock_loses_no_rows():
+    pytest.importorskip("statsforecast")
+    days = pd.date_range("2023-09-20", periods=60, tz="Europe/Berlin")
+    ys = {"b": range(60), "a": [k % 7 for k in range(60)]}
+    df = pd.concat(pd.DataFrame({"unique_id": i, "ds": days, "y": y}) for i, y in ys.items())
+    local = df.assign(ds=df["ds"].dt.tz_localize(None))
+    place: dict[str, Any] = {"h": 7, "season_length": 7, "n_windows": 4, "step_size": 7}
+    zoned, plain = (cross_validate_statistical(d, "AutoETS", **place) for d in (df, local))
+    assert len(zoned) == 56
+    pd.testing.assert_series_equal(zoned["ds"].dt.tz_localize(None), plain["ds"])
+    pd.testing.assert_frame_equal(zoned.filter(regex="y|-"), plain.filter(regex="y|-"))
+    assert plain["y_hat"].notna().all()
+
+
 @pytest.mark.parametrize("method", ["naive", *STATISTICAL])
 def test_a_filled_gap_shows_nothing_of_later_rows(method):
     df = monthly(60)
