@@ -45,6 +45,9 @@ class Reading:
     """What the columns are called in the file; ``unique_id`` is None where it has none."""
     day_first: bool | None
     """Whether dates such as 03/04/2020 have the day first; None if there are no such dates."""
+    of_clocks: bool | None
+    """Whether times of several offsets are taken as clocks showed them, rather than in UTC; None if
+    there are no such times."""
     of_months: bool
     """Whether dates are of one day of the month, and taken as its first."""
     guesses: list[str] = field(default_factory=list)
@@ -72,7 +75,11 @@ def read_series(path: Path, columns: Columns = Columns()) -> Reading:
     if day_first is not None:
         order = "day before month" if day_first else "month before day"
         guesses.append(f"dates such as {ds.iloc[0]!r} have the {order}")
-    dates = _dates(ds, day_first, guesses)
+    of_clocks = _is_of_clocks(ds)
+    if of_clocks is not None:
+        how = "as clocks showed them" if of_clocks else "in UTC"
+        guesses.append(f"times are of several offsets and are taken {how}")
+    dates = _dates(ds, day_first, of_clocks)
     of_months = _are_of_months(dates)
     if of_months:
         guesses.append(f"dates such as {ds.iloc[0]!r} stand for months, and are taken as the first")
@@ -80,7 +87,7 @@ def read_series(path: Path, columns: Columns = Columns()) -> Reading:
     frame = pd.DataFrame({"unique_id": ids, "ds": dates})
     for name, column in (("y", columns.y), *((name, name) for name in columns.covariates)):
         frame[name] = _numbers(table[column], written[column])
-    return Reading(frame, columns, day_first, of_months, guesses)
+    return Reading(frame, columns, day_first, of_clocks, of_months, guesses)
 
 
 def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFrame:
@@ -99,7 +106,8 @@ def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFr
     ds, day_first = table[names.ds], reading.day_first
     if day_first is None:
         day_first = _is_day_first(ds)
-    dates = _dates(ds, day_first, [])
+    of_clocks = _is_of_clocks(ds) if reading.of_clocks is None else reading.of_clocks
+    dates = _dates(ds, day_first, of_clocks)
     if reading.of_months:
         dates = _first_of_month(dates)
     frame = pd.DataFrame({"unique_id": ids, "ds": dates})
@@ -290,7 +298,7 @@ def _is_date(column: pd.Series) -> bool:
     if _to_numbers(sample).notna().any():
         return False
     try:
-        _dates(sample, _is_day_first(sample), [])
+        _dates(sample, _is_day_first(sample), _is_of_clocks(sample))
     except ValueError:
         return False
     return True
@@ -328,13 +336,17 @@ _DAY_AND_MONTH = (
 )
 
 
-def _dates(column: pd.Series, day_first: bool | None, guesses: list[str]) -> pd.Series:
+# A time of day, and what it is ahead of UTC.
+_OFFSET = r"(\d{1,2}:\d{2}\S*?)([+-]\d{2}:?\d{2})$"
+
+
+def _dates(column: pd.Series, day_first: bool | None, of_clocks: bool | None) -> pd.Series:
     written = column.drop_duplicates()  # many series share their timestamps
-    dates = _parsed_dates(written.str.strip(), day_first, guesses)
+    dates = _parsed_dates(written.str.strip(), day_first, of_clocks)
     return column.map(dates.set_axis(written))
 
 
-def _parsed_dates(text: pd.Series, day_first: bool | None, guesses: list[str]) -> pd.Series:
+def _parsed_dates(text: pd.Series, day_first: bool | None, of_clocks: bool | None) -> pd.Series:
     missing = text.isin(_MISSING)
     if missing.any():
         raise ValueError(f"line {text.index[missing][0]} has no {text.name}")
@@ -357,17 +369,10 @@ def _parsed_dates(text: pd.Series, day_first: bool | None, guesses: list[str]) -
     parts = text.str.extract(_DAY_AND_MONTH)
     if parts.notna().all(axis=None):
         return _day_month_year(text, parts.astype(int), bool(day_first))
-    offset = text.str.extract(r"\d{1,2}:\d{2}\S*?([+-]\d{2}:?\d{2})$")[0]
-    if offset.nunique() > 1:
-        in_utc = pd.to_datetime(text, format="ISO8601", utc=True)
-        local = pd.to_datetime(
-            text.str.replace(r"[+-]\d{2}:?\d{2}$", "", regex=True), format="ISO8601"
-        )
-        # Days begin at midnight, whatever that is in UTC.
-        of_days = local.dt.time.nunique() == 1 and in_utc.dt.time.nunique() > 1
-        how = "as clocks showed them" if of_days else "in UTC"
-        guesses.append(f"times are of {offset.nunique()} offsets and are taken {how}")
-        return local if of_days else in_utc
+    if of_clocks:
+        return _parsed(text.str.replace(_OFFSET, r"\1", regex=True), "ISO8601")
+    if text.str.extract(_OFFSET)[1].nunique() > 1:
+        return _parsed(text, "ISO8601", utc=True)
     try:
         return pd.to_datetime(text, format="ISO8601")
     except (ValueError, TypeError):
@@ -404,6 +409,18 @@ def _reject_several_orders(text: pd.Series, in_order: pd.Series) -> None:
         f"line {line}: {text.name} must be written in one way in all lines. "
         f"Got {text[line]!r} beside {text[~odd].iloc[0]!r}"
     )
+
+
+def _is_of_clocks(column: pd.Series) -> bool | None:
+    """Whether times of several offsets are all of one time of day, as midnights are across a change
+    of the clock, but not in UTC; None if there are no such times."""
+    text = column.drop_duplicates().str.strip()
+    if text.str.extract(_OFFSET)[1].nunique() < 2:
+        return None
+    local = text.str.replace(_OFFSET, r"\1", regex=True)
+    here = pd.to_datetime(local, format="ISO8601", errors="coerce", utc=True).dt.time
+    in_utc = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True).dt.time
+    return here.nunique() == 1 and in_utc.nunique() > 1
 
 
 def _is_day_first(column: pd.Series) -> bool | None:
@@ -487,8 +504,8 @@ def _missing_rows(ds: pd.DatetimeIndex) -> float:
     return float((ds[-1] - ds[0]) / steps.median()) - len(steps) if len(steps) else 0.0
 
 
-def _parsed(text: pd.Series, form: str, day_first: bool = False) -> pd.Series:
-    parsed = pd.to_datetime(text, format=form, dayfirst=day_first, errors="coerce")
+def _parsed(text: pd.Series, form: str, day_first: bool = False, utc: bool = False) -> pd.Series:
+    parsed = pd.to_datetime(text, format=form, dayfirst=day_first, errors="coerce", utc=utc)
     if parsed.isna().any():
         line = text.index[parsed.isna()][0]
         raise ValueError(f"line {line}: {text.name} must be a date. Got {text[line]!r}")

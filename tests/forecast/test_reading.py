@@ -327,7 +327,7 @@ def test_times_across_a_change_of_the_clock(write):
     reading = read_series(write(text))
     hours = pd.to_datetime(["2024-03-31 00:00", "2024-03-31 01:00"], utc=True)
     assert reading.frame["ds"].tolist() == [*hours]
-    assert "times are of 2 offsets and are taken in UTC" in reading.guesses
+    assert "times are of several offsets and are taken in UTC" in reading.guesses
 
 
 @pytest.mark.parametrize("form", ["%d-%m-%y", "%d/%m/%y", "%d.%m.%y"])
@@ -353,13 +353,31 @@ def test_midnights_across_a_change_of_the_clock(write):
     days = pd.date_range("2024-03-25", periods=12, tz="Europe/Berlin")
     reading = read_series(write("ds,y\n" + "".join(f"{day},1\n" for day in days)))
     assert reading.frame["ds"].tolist() == [*days.tz_localize(None)]
-    assert "times are of 2 offsets and are taken as clocks showed them" in reading.guesses
+    assert "times are of several offsets and are taken as clocks showed them" in reading.guesses
     months = pd.date_range("2024-01-01", periods=30, freq="MS", tz="Europe/Berlin")
     reading = read_series(write("ds,y\n" + "".join(f"{month},1\n" for month in months)))
     assert reading.frame["ds"].tolist() == [*months.tz_localize(None)]
     hours = pd.date_range("2024-10-26 12:00", periods=30, freq="h", tz="Europe/Berlin")
     reading = read_series(write("ds,y\n" + "".join(f"{hour},1\n" for hour in hours)))
     assert reading.frame["ds"].tolist() == [*hours.tz_convert("UTC")]
+
+
+@pytest.mark.parametrize(("freq", "h"), [("D", 7), ("h", 24)])
+def test_the_future_has_its_offsets_read_as_those_of_the_past(write, freq, h):
+    times = pd.date_range("2023-03-20", "2023-04-20", freq=freq, tz="Europe/Berlin")
+    rows = [f"{time},1,{k}\n" for k, time in enumerate(times)]
+    columns = Columns(y="y", covariates=("promo",))
+    reading = read_series(write("ds,y,promo\n" + "".join(rows[:-h])), columns)
+    ds = times[-h:].tz_localize(None) if freq == "D" else times[-h:].tz_convert("UTC")
+    future = pd.DataFrame({"unique_id": "y", "ds": ds})
+    path = write("ds,promo\n" + "".join(f"{t},{k}\n" for k, t in enumerate(times[-h:])))
+    assert read_future(path, reading, future)["promo"].tolist() == [*range(h)]
+
+
+def test_a_bad_time_among_offsets_is_named(write):
+    text = "ds,y\n2024-03-31T01:00:00+01:00,1\n2024-03-31T03:00:00+02:00,2\nnever,3\n"
+    with pytest.raises(ValueError, match=r"line 4: ds must be a date\. Got 'never'"):
+        read_series(write(text))
 
 
 @pytest.mark.parametrize("month", ["2023-M{:02}", "2023M{}", "2023 m{}"])
