@@ -45,8 +45,8 @@ def plot_forecast(
     _draw_forecast(close, forecast, actual, marker_size=5.5)
     for axes in (whole, close):
         _style(axes)
+        _short_dates(axes, forecast["ds"])
     whole.set_ylabel(ylabel, parse_math=False)
-    _short_dates(close)
     close.set_title("the forecast, closer", loc="left", fontsize=10)
     _title(figure, title)
     _legend(figure, whole)
@@ -90,6 +90,11 @@ def _joined(history: pd.DataFrame, forecast: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([known, forecast], ignore_index=True)
 
 
+def _short_name(name: str) -> str:
+    """As long as a panel is wide; names that begin alike may differ at their end."""
+    return name if len(name) <= 40 else f"{name[:22]}…{name[-17:]}"
+
+
 def _title(figure: Figure, title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
 
@@ -99,10 +104,11 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
 
 
-def _short_dates(axes: Axes) -> None:
-    locator = AutoDateLocator(minticks=3, maxticks=7)
+def _short_dates(axes: Axes, ds: pd.Series) -> None:
+    """In the time zone of `ds`."""
+    locator = AutoDateLocator(tz=ds.dt.tz, minticks=3, maxticks=7)
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=ds.dt.tz))
     axes.xaxis.get_offset_text().set_fontsize(8)
 
 
@@ -114,7 +120,7 @@ def _few_ticks(axis: Axis, *digits: float) -> None:
 
 
 def _style(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     axes.grid(axis="y", color="#e3e3e3", lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -149,8 +155,8 @@ def plot_forecasts(
         axes.plot(known["ds"], known["y"], color=_INK, lw=1.0, label="history")
         _draw_forecast(axes, _joined(known, future), None, marker_size=3)
         _style(axes)
-        _short_dates(axes)
-        name = str(future["unique_id"].iloc[0])
+        _short_dates(axes, future["ds"])
+        name = _short_name(str(future["unique_id"].iloc[0]))
         axes.set_title(name, loc="left", fontsize=9, parse_math=False)
         axes.tick_params(labelsize=8)
     for axes in grid[len(parts) :]:
@@ -175,6 +181,7 @@ def plot_backtest(
     """
     cutoffs = sorted(forecasts["cutoff"].unique())
     chosen = cutoffs[:: -max(1, math.ceil(len(cutoffs) / at_most))][::-1]
+    form = "%Y-%m-%d" if pd.DatetimeIndex(chosen).is_normalized else "%Y-%m-%d %H:%M"
     columns = min(3, len(chosen))
     lines = math.ceil(len(chosen) / columns)
     width = max(8, 4.2 * columns)
@@ -186,8 +193,8 @@ def plot_backtest(
         axes.plot(known["ds"], known["y"], color=_INK, lw=1.1, label="history")
         _draw_forecast(axes, _joined(known, window), window, marker_size=4)
         _style(axes)
-        _short_dates(axes)
-        axes.set_title(f"known to {cutoff:%Y-%m-%d}", loc="left", fontsize=9)
+        _short_dates(axes, window["ds"])
+        axes.set_title(f"known to {cutoff:{form}}", loc="left", fontsize=9)
         axes.tick_params(labelsize=8)
     for axes in grid[len(chosen) :]:
         axes.remove()
@@ -268,7 +275,7 @@ def plot_search(trials: pd.DataFrame, *, title: str) -> Figure:
     if (trials["value"] > top).any():
         order.scatter([], [], s=26, marker="^", color=_INK, lw=0, label="higher than shown")
     best = done.sort_values("number")
-    order.step(best["number"], best["value"].cummin(), where="post",
+    order.step(best["number"], best["value"].cummin().clip(upper=top), where="post",
                color=_ORANGE, lw=1.4, label="best so far")  # fmt: skip
     order.set_xlabel("trial", fontsize=9)
     order.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.dates import date2num
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from lstm_fast.forecast.plot import (
     plot_backtest,
@@ -51,6 +55,63 @@ def test_forecasts(tmp_path, series, axes):
     assert np.asarray(line.get_ydata())[0] == df["y"].iloc[47]  # no gap after the history
     if series == 12:
         assert figure.get_suptitle() == "sales (first 9 of 12 series)"
+
+
+def test_times_are_those_of_the_zone(tmp_path):
+    ds = pd.date_range("2024-06-01", periods=72, freq="h", tz="America/New_York")
+    df = pd.DataFrame({"unique_id": "a", "ds": ds, "y": range(72)})
+    both = pd.concat([df, df.assign(unique_id="b")])
+    known, later = (both[both["ds"].isin(part)] for part in (ds[:-24], ds[-24:]))
+    windows = forecast_of(df[-24:]).assign(y=df["y"], cutoff=ds[-25])
+    for figure in (
+        plot_forecasts(df[:-24], forecast_of(df[-24:]), title="t", rows=48),
+        plot_forecasts(known, forecast_of(later), title="t", rows=48),
+        plot_backtest(df, windows, title="t"),
+    ):
+        draw(figure, tmp_path)
+        for axes in figure.axes:
+            midnight = axes.xaxis.get_major_formatter().format_ticks(
+                [date2num(ds[48]), date2num(ds[54])]
+            )
+            assert midnight == ["Jun-03", "06:00"]
+
+
+def test_hours_have_room_and_panels_their_hour(tmp_path):
+    ds = pd.date_range("2024-01-01", periods=78, freq="h")
+    df = pd.DataFrame({"unique_id": "a", "ds": ds, "y": range(78)})
+    figure = plot_forecasts(df[:36], forecast_of(df[36:42]), title="t", rows=36)
+    draw(figure, tmp_path)
+    for axes in figure.axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+    windows = [forecast_of(df[k : k + 6]).assign(y=df["y"], cutoff=ds[k - 1]) for k in (60, 66)]
+    titles = draw(plot_backtest(df, pd.concat(windows), title="t"), tmp_path)
+    assert titles == ["known to 2024-01-03 11:00", "known to 2024-01-03 17:00"]
+
+
+def test_long_names_stay_within_their_panels(tmp_path):
+    names = [f"WAREHOUSE {k} / REGION NORTH-RHINE-WESTPHALIA / GROUP {7 * k}" for k in range(3)]
+    df = pd.concat(monthly(60, name) for name in names)
+    part = df.groupby("unique_id").cumcount()
+    future = forecast_of(df[part >= 48])
+    figure = plot_forecasts(df[part < 48], future, title="t", rows=36)
+    titles = draw(figure, tmp_path)
+    assert len(set(titles)) == 3
+    boxes = [
+        next(text.get_window_extent() for text in axes.findobj(Text) if text.get_text() == title)
+        for axes, title in zip(figure.axes, titles, strict=True)
+    ]
+    assert boxes[0].x1 < boxes[1].x0
+    assert boxes[1].x1 < figure.bbox.x1
+
+
+def test_large_numbers_are_written_out(tmp_path):
+    df = monthly(60).assign(y=lambda df: 12_345_678 + df.index % 7)
+    figure = plot_forecasts(df[:48], forecast_of(df[48:]), title="t", rows=36)
+    draw(figure, tmp_path)
+    shown = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert len(set(shown)) == len(shown)
+    assert "12,345,678" in shown
 
 
 def test_names_are_no_formulas(tmp_path):
@@ -120,6 +181,12 @@ def test_search(tmp_path):
     ]  # fmt: skip
     ticks = [tick.get_text() for tick in figure.axes[1].get_xticklabels()]
     assert ticks == ["gelu", "relu", "tanh"]
+    trials["value"] = [9.0, 0.8, 0.9, 0.7, None, 0.9]
+    figure = plot_search(trials, title="search")
+    draw(figure, tmp_path)
+    (best,) = figure.axes[0].lines
+    triangle = figure.axes[0].collections[3].get_offsets()
+    assert np.asarray(best.get_ydata())[0] == np.asarray(triangle)[0, 1]
 
 
 def test_bars(tmp_path):
