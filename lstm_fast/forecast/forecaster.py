@@ -315,8 +315,8 @@ class Forecaster:
 
         Returns:
             A long frame with the columns ``unique_id``, ``ds``, ``cutoff`` (the last row that the
-            forecast could know), ``y`` (NaN where it was filled), ``y_hat`` and the bounds of the
-            levels.
+            forecast could know), ``y`` (NaN where it was filled with anything but zero), ``y_hat``
+            and the bounds of the levels.
 
         The forecaster itself is left as it was. No row after a cutoff is seen in its training, nor
         in what ``fill="linear"`` makes of a gap that the cutoff lies in: it repeats the value

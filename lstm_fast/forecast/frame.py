@@ -161,7 +161,7 @@ def rolling_origins(
 ) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]:
     """The rows that are known at each origin of a backtest, the `h` after them, and what is to be
     forecast of these: ``unique_id``, ``ds``, ``cutoff`` (the last row that is known) and ``y``, NaN
-    where it was filled.
+    where it was filled with anything but zero.
 
     Args:
         frame: `df`, as checked with `fill`. Nothing that follows an origin has a part in what is
@@ -183,8 +183,9 @@ def rolling_origins(
 
 
 def _is_given(frame: pd.DataFrame, df: pd.DataFrame, fill: str | None) -> pd.Series:
-    """Whether `y` stands in `df`, row for row of the frame that was checked with `fill`."""
-    if fill is None:
+    """Whether `y` stands in `df`, row for row of the frame that was checked with `fill`; with
+    ``"zero"``, what does not stand there is said to be 0."""
+    if fill in (None, "zero"):
         return pd.Series(True, index=frame.index)
     given = without_index_names(df[["unique_id", "ds"]])[as_numbers(df["y"]).notna()]
     given = given.assign(ds=_timestamps(given)).astype(frame[["unique_id", "ds"]].dtypes.to_dict())
