@@ -21,7 +21,7 @@ def test_a_single_step():
     assert path(B=33, I=16, H=64) != "single step"
     assert path(B=1, T=2, I=16, H=64) == "packed weights"
     assert path(B=1000, I=16, H=64, parts=0) == "single step"  # whose bits no batch may change
-    large = {"I": 512, "H": 512, "second_cache": 1 << 20}
+    large: dict[str, Any] = {"I": 512, "H": 512, "second_cache": 1 << 20}
     assert path(B=64, **large) != "single step"
     assert path(B=64, dtype="bfloat16", **large) == "single step"  # packed, they are widened first
     assert path(B=64, dtype="bfloat16", I=64, H=64) != "single step"

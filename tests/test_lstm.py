@@ -463,8 +463,8 @@ def test_a_step_of_bfloat16_has_the_bits_of_float32_rounded(B: int, options: dic
     sizes = [(1, B, 37), (L_D, B, module.proj_size or 70), (L_D, B, 70)]
     inputs = [torch.randn(size).bfloat16() for size in sizes]
     results = []
-    for step in (module, twin):
-        x, h0, c0 = (t.detach().to(step.weight_ih_l0.dtype).requires_grad_() for t in inputs)
+    for step, dtype in ((module, torch.bfloat16), (twin, torch.float32)):
+        x, h0, c0 = (t.to(dtype, copy=True).requires_grad_() for t in inputs)
         output, (h_n, c_n) = step(x, (h0, c0))
         with torch.no_grad():
             torch.testing.assert_close(step(x, (h0, c0)), (output, (h_n, c_n)), rtol=0, atol=0)
