@@ -474,3 +474,11 @@ def test_memory_does_not_grow(kind: str):
 def repeat(call: Callable[[int], None], times: int) -> None:
     for index in range(times):
         call(index)
+
+
+@pytest.mark.parametrize("layer", [LSTM, LSTMCell])
+def test_weights_without_memory_are_refused(layer: Any):
+    module = layer(3, 4)
+    next(module.parameters()).untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="params must have memory"):
+        module(torch.randn(2, 3))
