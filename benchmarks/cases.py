@@ -81,6 +81,8 @@ LOOPS = [
     Case(16, 24, 8, 32, 1),
     Case(32, 48, 8, 64, 1),
     Case(64, 24, 64, 128, 1),
+    Case(1, 24, 512, 512, 1),
+    Case(16, 24, 512, 512, 1),
 ]
 
 # Hardly any arithmetic: what is left is the way to it.
