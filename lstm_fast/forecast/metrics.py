@@ -100,8 +100,8 @@ def evaluate(forecasts: pd.DataFrame, df: pd.DataFrame, season_length: int) -> p
     """The accuracy of a cross-validation, one row a series.
 
     Errors of all windows and leads of a series count alike, but for rows whose ``y`` is NaN, as it
-    is where it was filled: these count for nothing. MASE is scaled by what came before the first
-    cutoff of the series, so that no forecast row has a part in it.
+    is where it was filled with anything but zero: these count for nothing. MASE is scaled by what
+    came before the first cutoff of the series, so that no forecast row has a part in it.
 
     Args:
         forecasts: what `Forecaster.cross_validation` returns.
