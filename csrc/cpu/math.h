@@ -1,10 +1,10 @@
 // The gate functions on vectors. Exponentials come from Cody-Waite range reduction, x = n ln 2 + r,
 // and a polynomial fitted on |r| <= ln 2 / 2 for the smallest relative error of exp.
 //
-// Largest error in units in the last place, over all arguments (tests/test_kernels.py): sigmoid 3,
-// tanh 3. The parts of a sigmoid and a tanh that are multiplied are at hand too, so that both can
-// share a division: with AVX-512 it keeps the divider of Intel's cores busy for 16 cycles, as long
-// as the rest of a gate takes.
+// Largest error in units in the last place, over all arguments (tests/test_kernels.py): tanh 3,
+// sigmoid 4, below -50 up to 6. The parts of a sigmoid and a tanh that are multiplied are at hand
+// too, so that both can share a division: with AVX-512 it keeps the divider of Intel's cores busy
+// for 16 cycles, as long as the rest of a gate takes.
 #pragma once
 
 #include "simd.h"
@@ -19,8 +19,11 @@ template <>
 struct MathConstants<float> {
   // Adding it leaves the nearest integer, and the bias of exponents, in the low bits.
   static constexpr float kRound = 0x1.8p23f + 127;
-  static constexpr float kLn2High = 0x1.62e4p-1f;
-  static constexpr float kLn2Low = 0x1.7f7d1cp-20f;
+  // A fused product with n is exact. ln 2 happens to lie so close to a float32 that the rest, which
+  // would take a tenth of the time of a gate, adds 2 units in the last place at n = 126. Other
+  // products need room for n in the upper part.
+  static constexpr float kLn2High = kFused ? 0x1.62e43p-1f : 0x1.62e4p-1f;
+  static constexpr float kLn2Low = kFused ? 0.f : 0x1.7f7d1cp-20f;
   static constexpr int kMantissaBits = 23;
   // tanh(x) rounds to one beyond kTanhLimit / 2; smaller sigmoids than that of -kSigmoidLimit are
   // subnormal.
@@ -57,7 +60,7 @@ struct ExpParts {
 };
 
 template <typename T, int N, int Terms>
-INLINE ExpParts<T, N> exp_parts(const Vec<T> (&x)[N], const T (&coefficients)[Terms], bool rough) {
+INLINE ExpParts<T, N> exp_parts(const Vec<T> (&x)[N], const T (&coefficients)[Terms]) {
   using C = MathConstants<T>;
   ExpParts<T, N> e;
   Vec<T> n[N], r[N], p[N];
@@ -69,7 +72,9 @@ INLINE ExpParts<T, N> exp_parts(const Vec<T> (&x)[N], const T (&coefficients)[Te
   });
   for_all([&](int i) { n[i] = e.scale[i] - C::kRound; });
   for_all([&](int i) { r[i] = fma(n[i], broadcast(-C::kLn2High), x[i]); });
-  if (!rough) for_all([&](int i) { r[i] = fma(n[i], broadcast(-C::kLn2Low), r[i]); });
+  if constexpr (C::kLn2Low != 0) {
+    for_all([&](int i) { r[i] = fma(n[i], broadcast(-C::kLn2Low), r[i]); });
+  }
   for_all([&](int i) { p[i] = broadcast(coefficients[Terms - 1]); });
   for (int k = Terms - 2; k >= 0; --k) {
     for_all([&](int i) { p[i] = fma(p[i], r[i], broadcast(coefficients[k])); });
@@ -83,8 +88,8 @@ INLINE ExpParts<T, N> exp_parts(const Vec<T> (&x)[N], const T (&coefficients)[Te
 
 template <typename T, int N, bool Rough = false>
 INLINE ExpParts<T, N> exp_parts(const Vec<T> (&x)[N]) {
-  if constexpr (Rough) return exp_parts<T, N>(x, MathConstants<T>::kRoughExpm1, true);
-  return exp_parts<T, N>(x, MathConstants<T>::kExpm1, false);
+  if constexpr (Rough) return exp_parts<T, N>(x, MathConstants<T>::kRoughExpm1);
+  return exp_parts<T, N>(x, MathConstants<T>::kExpm1);
 }
 
 // What the functions hand to the exponential: -x and 2x, where they are not saturated.

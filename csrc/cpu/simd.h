@@ -22,19 +22,23 @@ namespace lstm_fast {
 namespace {
 
 // kTileSums: vectors of sums that fit the registers beside their operands. kTileRows: most rows of
-// a tile whose sums do.
+// a tile whose sums do. kFused: fma() rounds once.
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 constexpr int kTileRows = 6, kTileSums = 24;
+constexpr bool kFused = true;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
 constexpr int kTileRows = 6, kTileSums = 12;
+constexpr bool kFused = true;
 #elif defined(__aarch64__)
 constexpr int kVectorBytes = 16;
 constexpr int kTileRows = 6, kTileSums = 24;
+constexpr bool kFused = true;
 #else
 constexpr int kVectorBytes = 16;
 constexpr int kTileRows = 4, kTileSums = 8;
+constexpr bool kFused = false;
 #endif
 constexpr int kTileVectors = 4;
 
@@ -89,7 +93,7 @@ INLINE To bit_cast(From from) {
   return reinterpret_cast<To>(from);
 }
 
-// a * b + c, rounded once where the instruction set can.
+// a * b + c, rounded once if kFused.
 #if defined(__AVX512F__)
 INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
