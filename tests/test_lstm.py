@@ -477,6 +477,18 @@ def test_a_step_of_bfloat16_has_the_bits_of_float32_rounded(B: int, options: dic
         assert torch.equal(got, expected.bfloat16())
 
 
+@pytest.mark.parametrize("B", [1, 2, 16, 17, 63, 128, 129])
+@pytest.mark.parametrize("sizes", [(3, 5), (37, 70), (64, 32), (161, 33)])
+@pytest.mark.parametrize("with_hx", [True, False])
+def test_a_step_of_bfloat16_is_right(B: int, sizes: tuple[int, int], with_hx: bool):
+    config = Config(*sizes, 2, bidirectional=True, dtype=torch.bfloat16, T=1, B=B, with_hx=with_hx)
+    module, input, hx = config.module(LSTM), config.input(), config.hx()
+    got = forward_and_gradients(module, config, input, hx)
+    exact = None if hx is None else (hx[0].double(), hx[1].double())
+    twin = copy.deepcopy(module).double()
+    assert_close(got, forward_and_gradients(twin, config, input.double(), exact), config)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["deep", "deep_projected", "packed"])
 def test_autocast(name: str, dtype: torch.dtype, fused: list[None]):

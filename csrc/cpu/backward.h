@@ -17,6 +17,7 @@
 #include "math.h"
 #include "matmul.h"
 #include "split_matmul.h"
+#include "step_dots.h"
 
 namespace lstm_fast {
 namespace {
@@ -263,11 +264,14 @@ void pack_input_grad(const LayerShape& s, const T* weight_ih, T* out) {
 
 INLINE int64_t step_grad_panels(int64_t C) { return ceil_div(C, kPanel<float>); }
 
-template <typename T, typename E>
-void step_grad(const StepGrad<T, E>& p, int64_t panel0, int64_t panel1) {
+INLINE void step_grad(const StepGrad<float, BFloat16>& p, int64_t panel0, int64_t panel1,
+                      [[maybe_unused]] float* scratch) {
   const FlushDenormals scope;
-  const Matrix<E> w = {p.w, p.G, p.C, false};
-  multiply_rows<E>(0, p.B, {p.grad_gates, p.G}, w, p.y, p.C, p.add, {panel0, panel1});
+#if defined(__AVX512BF16__)
+  if (p.parts) return step_grad_dots(p, panel0, panel1, scratch);
+#endif
+  const Matrix<BFloat16> w = {p.w, p.G, p.C, false};
+  multiply_rows<BFloat16>(0, p.B, {p.grad_gates, p.G}, w, p.y, p.C, p.add, {panel0, panel1});
 }
 
 template <typename T>

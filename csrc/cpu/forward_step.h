@@ -6,6 +6,7 @@
 #include "flush_denormals.h"
 #include "forward.h"
 #include "kernels.h"
+#include "step_dots.h"
 
 namespace lstm_fast {
 namespace {
@@ -25,20 +26,45 @@ INLINE void accumulate_lanes(Vec<Computed<E>> (&acc)[R][J], Rows<Computed<E>> a,
   }
 }
 
+// x and h of a step, and what multiplies R rows of them from b with torch's rows for unit u.
+template <typename T>
+struct StepOperands {
+  Rows<T> h, x;
+
+  template <int R, typename E>
+  INLINE void accumulate(Vec<T> (&acc)[R][4], const LayerShape& s, const LayerWeights<E>& w,
+                         int64_t b, int64_t u) const {
+    accumulate_lanes<R, 4>(acc, {h.data + b * h.row, h.row}, w.weight_hh + u * s.P, s.H * s.P, s.P);
+    accumulate_lanes<R, 4>(acc, {x.data + b * x.row, x.row}, w.weight_ih + u * s.I, s.H * s.I, s.I);
+  }
+};
+
+#if defined(__AVX512BF16__)
+// The same, narrowed.
+struct NarrowStepOperands {
+  const uint16_t *h, *x;  // of row b0
+  int64_t b0;
+
+  template <int R>
+  INLINE void accumulate(Vec<float> (&acc)[R][4], const LayerShape& s,
+                         const LayerWeights<BFloat16>& w, int64_t b, int64_t u) const {
+    accumulate_dots(acc, h + (b - b0) * narrow_row(s.P), w.weight_hh + u * s.P, s.H * s.P, s.P);
+    accumulate_dots(acc, x + (b - b0) * narrow_row(s.I), w.weight_ih + u * s.I, s.H * s.I, s.I);
+  }
+};
+#endif
+
 // The units [u, u + count) for R rows from b.
-template <int R, typename T, typename E>
+template <int R, bool Rough, typename T, typename E, typename Operands>
 INLINE void step_tile(const LayerForward<T>& p, const LayerWeights<E>& w, const ForwardRun<T>& run,
-                      int64_t b, int64_t u, int64_t count) {
+                      const Operands& operands, int64_t b, int64_t u, int64_t count) {
   constexpr int lanes = kLanes<T>;
   const LayerShape& s = p.shape;
-  const Rows<T> h = {run.h.data + b * run.h.row, run.h.row};
-  const Rows<T> x = {run.x.data + b * run.x.row, run.x.row};
   T gates[R][4][lanes];
   for (int64_t j = 0; j < count; ++j) {
     Vec<T> acc[R][4];
     clear_tile<R, 4, T>(acc);
-    accumulate_lanes<R, 4>(acc, h, w.weight_hh + (u + j) * s.P, s.H * s.P, s.P);
-    accumulate_lanes<R, 4>(acc, x, w.weight_ih + (u + j) * s.I, s.H * s.I, s.I);
+    operands.accumulate(acc, s, w, b, u + j);
     for (int r = 0; r < R; ++r) {
       T sums[4];
       sum_lanes<T>(acc[r][0], acc[r][1], acc[r][2], acc[r][3], sums);
@@ -58,7 +84,7 @@ INLINE void step_tile(const LayerForward<T>& p, const LayerWeights<E>& w, const 
       z[r][gate] = load(gates[r][gate], count) + bias[gate];
     }
   }
-  update_cells<R, 1, false, T>(p, run, b, u, z);
+  update_cells<R, 1, Rough, T>(p, run, b, u, z);
 }
 
 // y[b, p] = hidden[b] . weight_hr[p]
@@ -76,9 +102,10 @@ INLINE void project(const LayerForward<T>& p, const E* weight_hr, const ForwardR
   }
 }
 
-template <typename T, typename E>
-void forward_step(const LayerForward<T>& p, const LayerWeights<E>& w, int64_t b0, int64_t b1,
-                  int64_t u0, int64_t u1) {
+// Operands are operands_of(run).
+template <bool Rough, typename T, typename E, typename OperandsOf>
+INLINE void take_step(const LayerForward<T>& p, const LayerWeights<E>& w, int64_t b0, int64_t b1,
+                      int64_t u0, int64_t u1, const OperandsOf& operands_of) {
   const FlushDenormals scope;
   const LayerShape& s = p.shape;
   ForwardRun<T> run;
@@ -92,9 +119,10 @@ void forward_step(const LayerForward<T>& p, const LayerWeights<E>& w, int64_t b0
   for (int64_t b = b0; b < b1; ++b) {
     copy_row(p.c0 ? p.c0 + b * s.H + u0 : nullptr, p.c_n + b * s.H + u0, u1 - u0);
   }
+  const auto operands = operands_of(run);
   for (int64_t u = u0; u < u1; u += kLanes<T>) {
     for_each_tile<kTileVectors>(b0, b1, [&](int64_t b, auto rows) {
-      step_tile<decltype(rows)::value>(p, w, run, b, u, min(kLanes<T>, u1 - u));
+      step_tile<decltype(rows)::value, Rough>(p, w, run, operands, b, u, min(kLanes<T>, u1 - u));
     });
   }
   if (p.cells && !p.gates) keep_cells(p, 0, b0, b1, u0, u1);
@@ -103,6 +131,31 @@ void forward_step(const LayerForward<T>& p, const LayerWeights<E>& w, int64_t b0
   for (int64_t b = b0; b < b1; ++b) {
     copy_row(p.y + b * p.y_stride + first, p.h_n + b * s.P + first, columns);
   }
+}
+
+template <typename T, typename E>
+void forward_step(const LayerForward<T>& p, const LayerWeights<E>& w, int64_t b0, int64_t b1,
+                  int64_t u0, int64_t u1) {
+  take_step<false>(p, w, b0, b1, u0, u1,
+                   [](const ForwardRun<T>& run) { return StepOperands<T>{run.h, run.x}; });
+}
+
+INLINE void forward_bfloat16_step(const LayerForward<float>& p, const LayerWeights<BFloat16>& w,
+                                  int64_t b0, int64_t b1, int64_t u0, int64_t u1,
+                                  [[maybe_unused]] float* scratch) {
+#if defined(__AVX512BF16__)
+  if (p.shape.parts) {
+    return take_step<true>(p, w, b0, b1, u0, u1, [&](const ForwardRun<float>& run) {
+      const LayerShape& s = p.shape;
+      uint16_t* h = reinterpret_cast<uint16_t*>(scratch);
+      uint16_t* x = h + (b1 - b0) * narrow_row(s.P);
+      narrow_rows(run.h.data + b0 * run.h.row, run.h.row, b1 - b0, s.P, h);
+      narrow_rows(run.x.data + b0 * run.x.row, run.x.row, b1 - b0, s.I, x);
+      return NarrowStepOperands{h, x, b0};
+    });
+  }
+#endif
+  forward_step(p, w, b0, b1, u0, u1);
 }
 
 }  // namespace

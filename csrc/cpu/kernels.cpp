@@ -14,8 +14,8 @@ namespace lstm_fast {
 namespace {
 
 constexpr StepKernels<float> bfloat16_step(float) {
-  return {forward_step<float, BFloat16>, step_grad_panels, step_grad<float, BFloat16>,
-          step_weight_grad<float, BFloat16>};
+  return {step_scratch, forward_bfloat16_step, step_grad_panels, step_grad,
+          bfloat16_step_weight_grad};
 }
 constexpr StepKernels<double> bfloat16_step(double) { return {}; }
 

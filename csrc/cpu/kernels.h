@@ -90,6 +90,7 @@ struct InputGrad {
 template <typename T, typename E>
 struct StepGrad {
   int64_t B, G, C;
+  int parts;
   const T* grad_gates;
   const E* w;
   T* y;
@@ -111,18 +112,20 @@ struct WeightGrad {
   LayerWeightGrads<E> grads;
 };
 
-// Of a single step, with weights that are bfloat16 numbers in memory: the same bits as with these
-// widened. Null but for float32.
+// Of a single step, with weights that are bfloat16 numbers in memory. Null but for float32. Parts
+// of 1 multiply bfloat16 numbers; parts of 0 give the same bits as widened weights, backward of up
+// to kPlainRows rows. `scratch` of scratch(widest layer) elements.
 template <typename T>
 struct StepKernels {
+  int64_t (*scratch)(const LayerShape&);
   // As LayerKernels::forward_step.
   void (*forward)(const LayerForward<T>&, const LayerWeights<BFloat16>&, int64_t b0, int64_t b1,
-                  int64_t u0, int64_t u1);
+                  int64_t u0, int64_t u1, T* scratch);
   // For panels of columns of w.
   int64_t (*grad_panels)(int64_t C);
-  void (*grad)(const StepGrad<T, BFloat16>&, int64_t panel0, int64_t panel1);
-  // Up to kPlainRows rows of a layer without a projection; for panels as of weight_grad.
-  void (*weight_grad)(const WeightGrad<T, BFloat16>&, int64_t panel0, int64_t panel1);
+  void (*grad)(const StepGrad<T, BFloat16>&, int64_t panel0, int64_t panel1, T* scratch);
+  // Of a layer without a projection; for panels as of weight_grad.
+  void (*weight_grad)(const WeightGrad<T, BFloat16>&, int64_t panel0, int64_t panel1, T* scratch);
 };
 
 template <typename T>

@@ -16,7 +16,7 @@ struct ForwardPlan {
   std::vector<LayerForward<T>> layers;  // [L][D]
   int64_t layers_per_stage;             // that are packed, and then computed, at a time
   std::vector<T*> packed;               // [L][D] weights of the layers; none if plain
-  std::vector<T*> scratch;              // of the tasks of forward_rows
+  std::vector<T*> scratch;              // of the tasks of forward_rows, or of a step
   T* zeros;                             // [P]
   int64_t workspace_size;
 };
@@ -78,9 +78,11 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
     }
     x = y;
   }
-  const int64_t scratch = k.forward_scratch(widest_layer(s), plan.division.slices.largest());
-  for (int64_t i = 0; i < s.D * plan.division.tasks(); ++i)
-    plan.scratch.push_back(arena.take(scratch));
+  const bool dots = p.plain && s.parts;
+  const int64_t scratch = dots ? k.bfloat16_step.scratch(widest_layer(s))
+                               : k.forward_scratch(widest_layer(s), plan.division.slices.largest());
+  const int64_t tasks = dots ? plan.threads.count : plan.division.tasks();
+  for (int64_t i = 0; i < s.D * tasks; ++i) plan.scratch.push_back(arena.take(scratch));
   plan.workspace_size = arena.used();
   return plan;
 }
@@ -147,6 +149,8 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
   }
   if (p.grad_weights)
     plan.scratch_size = std::max(plan.scratch_size, k.weight_grad_scratch(widest));
+  if (p.bfloat16_step)
+    plan.scratch_size = std::max(plan.scratch_size, k.bfloat16_step.scratch(widest));
   plan.scratch_size = (plan.scratch_size + 15) / 16 * 16;  // whole cache lines
   plan.scratch = arena.take(std::max(plan.threads.count, s.D) * plan.scratch_size);
   plan.workspace_size = arena.used();
@@ -168,26 +172,27 @@ TeamMember member_of(std::vector<Team>& teams, const Division& division, int64_t
 template <typename T, typename E>
 void forward_single_step(const LayerKernels<T>& k, const StackShape& s,
                          const LayerForward<T>* layers, const LayerWeights<E>* weights,
-                         const Threads& team) {
-  const auto step = [&](int64_t d, int64_t b0, int64_t b1, int64_t u0, int64_t u1) {
-    if constexpr (std::is_same_v<E, BFloat16>) {
-      k.bfloat16_step.forward(layers[d], weights[d], b0, b1, u0, u1);
-    } else {
-      k.forward_step(layers[d], weights[d], b0, b1, u0, u1);
-    }
-  };
+                         const Threads& team, T* const* scratch = nullptr) {
   const int64_t groups = s.projected ? 1 : (s.H + k.unit_group - 1) / k.unit_group;
   const bool by_rows = s.steps.B > groups;
   const int64_t slices = std::max<int64_t>(1, std::min(team.count, by_rows ? s.steps.B : groups));
   run(team, s.D * slices, [&](int64_t task) {
     const int64_t d = task / slices, slice = task % slices;
+    const auto step = [&](int64_t b0, int64_t b1, int64_t u0, int64_t u1) {
+      if constexpr (std::is_same_v<E, BFloat16>) {
+        T* of_task = layers[d].shape.parts ? scratch[task] : nullptr;
+        k.bfloat16_step.forward(layers[d], weights[d], b0, b1, u0, u1, of_task);
+      } else {
+        k.forward_step(layers[d], weights[d], b0, b1, u0, u1);
+      }
+    };
     if (by_rows) {
       const int64_t b0 = part(s.steps.B, slices, slice), b1 = part(s.steps.B, slices, slice + 1);
-      step(d, b0, b1, 0, s.H);
+      step(b0, b1, 0, s.H);
     } else {
       const int64_t u0 = part(groups, slices, slice) * k.unit_group;
       const int64_t u1 = std::min(s.H, part(groups, slices, slice + 1) * k.unit_group);
-      step(d, 0, s.steps.B, u0, s.projected ? s.H : u1);
+      step(0, s.steps.B, u0, s.projected ? s.H : u1);
     }
   });
 }
@@ -255,53 +260,72 @@ void bfloat16_step_grads(const LayerKernels<T>& k, const StackBackward<T>& p,
   const StepKernels<T>& step = k.bfloat16_step;
   const SavedLayout saved{s, p.keep_output, p.recompute_gates};
   const int64_t B = s.steps.B, I = s.input_size(l);
-  const int64_t panels_x = grad_x ? step.grad_panels(I) : 0;
-  const int64_t panels_h = p.grad_h0 ? s.D * step.grad_panels(s.P) : 0;
-  const int64_t of_weights = k.weight_grad_panels(s.layer(l, 0));
-  const int64_t panels_w = p.bfloat16_grad_weights ? s.D * of_weights : 0;
-  const auto grad = [&](int64_t d, int64_t C, const BFloat16* w, T* y, bool add, int64_t panel) {
-    step.grad({B, 4 * s.H, C, plan.grad_gates[d], w, y, add}, panel, panel + 1);
+  const auto grad = [&](int64_t d, int64_t C, const BFloat16* w, T* y, bool add, int64_t begin,
+                        int64_t end, T* scratch) {
+    step.grad({B, 4 * s.H, C, s.parts, plan.grad_gates[d], w, y, add}, begin, end, scratch);
   };
-  const auto compute = [&](int64_t panel) {
-    if (panel < panels_x) {
-      for (int64_t d = 0; d < s.D; ++d) {
-        grad(d, I, p.bfloat16_weights[l * s.D + d].weight_ih, grad_x, d > 0, panel);
-      }
-      return;
+  const auto of_input = [&](int64_t begin, int64_t end, T* scratch) {
+    for (int64_t d = 0; d < s.D; ++d) {
+      grad(d, I, p.bfloat16_weights[l * s.D + d].weight_ih, grad_x, d > 0, begin, end, scratch);
     }
-    panel -= panels_x;
-    if (panel < panels_h) {
-      const int64_t of_direction = panels_h / s.D, d = panel / of_direction, i = l * s.D + d;
-      return grad(d, s.P, p.bfloat16_weights[i].weight_hh, p.grad_h0 + i * B * s.P, false,
-                  panel % of_direction);
-    }
-    panel -= panels_h;
-    const int64_t d = panel / of_weights, i = l * s.D + d;
+  };
+  const auto of_state = [&](int64_t d, int64_t begin, int64_t end, T* scratch) {
+    const int64_t i = l * s.D + d;
+    grad(d, s.P, p.bfloat16_weights[i].weight_hh, p.grad_h0 + i * B * s.P, false, begin, end,
+         scratch);
+  };
+  const auto of_weights = [&](int64_t d, int64_t begin, int64_t end, T* scratch) {
+    const int64_t i = l * s.D + d;
     WeightGrad<T, BFloat16> weight{};
     weight.shape = s.layer(l, d);
     weight.grad_gates = plan.grad_gates[d];
     weight.x = l ? p.saved + saved.output(l - 1) : p.x;
     weight.h0 = offset(p.h0, i * B * s.P);
     weight.grads = p.bfloat16_grad_weights[i];
-    step.weight_grad(weight, panel % of_weights, panel % of_weights + 1);
+    step.weight_grad(weight, begin, end, scratch);
   };
-  const int64_t panels = panels_x + panels_h + panels_w;
+  const int64_t panels_x = grad_x ? step.grad_panels(I) : 0;
+  const int64_t panels_h = p.grad_h0 ? step.grad_panels(s.P) : 0;
+  const int64_t panels_w = p.bfloat16_grad_weights ? k.weight_grad_panels(s.layer(l, 0)) : 0;
+  const int64_t all = panels_x + s.D * (panels_h + panels_w);
   run(team, team.count, [&](int64_t task) {
-    for (int64_t panel = part(panels, team.count, task); panel < part(panels, team.count, task + 1);
-         ++panel) {
-      compute(panel);
+    T* scratch = plan.scratch + task * plan.scratch_size;
+    const int64_t first = part(all, team.count, task), last = part(all, team.count, task + 1);
+    int64_t offset = 0;
+    // Those of the next so many panels that are this task's.
+    const auto take = [&](int64_t panels, const auto& compute) {
+      const int64_t begin = std::clamp<int64_t>(first - offset, 0, panels);
+      const int64_t end = std::clamp<int64_t>(last - offset, 0, panels);
+      if (begin < end) compute(begin, end);
+      offset += panels;
+    };
+    take(panels_x, [&](int64_t begin, int64_t end) { of_input(begin, end, scratch); });
+    for (int64_t d = 0; d < s.D; ++d) {
+      take(panels_h, [&](int64_t begin, int64_t end) { of_state(d, begin, end, scratch); });
+      take(panels_w, [&](int64_t begin, int64_t end) { of_weights(d, begin, end, scratch); });
     }
   });
+}
+
+// Whether a single step makes its products of bfloat16 weights as they are. Gates are recomputed
+// from widened ones.
+template <typename T>
+bool multiplies_bfloat16(const Kernels& kernels, const StackForward<T>& p) {
+  return p.bfloat16_weights && p.shape.parts && !p.recompute_gates &&
+         kernels.of(T()).unit != Bf16Unit::None;
 }
 
 }  // namespace
 
 template <typename T>
-bool takes_plain_step(const StackForward<T>& p, const Threads& threads) {
+bool takes_plain_step(const Kernels& kernels, const StackForward<T>& p, const Threads& threads) {
   const StackShape& s = p.shape;
   if (s.steps.T != 1) return false;
   // By parts of 0, a row is summed as in any batch, and in a packed one others may be longer.
   if (!s.parts) return !s.steps.batch_sizes;
+  if (kernels.of(T()).unit == Bf16Unit::DotProducts && multiplies_bfloat16(kernels, p)) {
+    return s.steps.B <= kDotStepRows;
+  }
   return s.steps.B <= plain_step_rows(s, p.keeps_packed, p.bfloat16_weights, threads, sizeof(T));
 }
 
@@ -310,7 +334,7 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   const LayerKernels<T>& k = kernels.of(T());
   s.unit = k.unit;
-  p.plain = takes_plain_step(p, threads);
+  p.plain = takes_plain_step(kernels, p, threads);
   const Threads team = threads_of(s, Pass::Forward, threads);
   const Division division = divide(s, Pass::Forward, team, sizeof(T));
   const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
@@ -329,7 +353,7 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   // pass, bit for bit.
   const bool may = s.parts && !unit && !p.plain && !p.recompute_gates &&
                    widest_layer(s).I >= min_summed_inputs(s);
-  if (!unit) s.parts = 0;
+  if (!unit && !(p.plain && multiplies_bfloat16(kernels, p))) s.parts = 0;
   p.sums_inputs =
       may && sums_inputs_first(s, divide(s, Pass::Forward, team, sizeof(T)), team, sizeof(T));
 }
@@ -344,6 +368,7 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
     forward.bfloat16_weights = p.bfloat16_weights;
     forward.x = p.x;
     forward.h0 = p.h0;
+    forward.recompute_gates = true;
     plan(kernels, forward, threads);
     p.forward_parts = forward.shape.parts;
     p.forward_plain = forward.plain;
@@ -351,11 +376,15 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
   s.unit = kernels.of(T()).unit;
   const Division division =
       divide(s, Pass::Backward, threads_of(s, Pass::Backward, threads), sizeof(T));
-  if (!unit_pays(s, Pass::Backward, division)) s.parts = 0;
+  const bool step = p.bfloat16_weights && s.steps.T == 1 && !s.projected && !p.recompute_gates;
+  const int64_t dot_rows = s.unit == Bf16Unit::None          ? 0
+                           : s.unit == Bf16Unit::DotProducts ? kDotStepRows
+                                                             : kPlainRows;
+  const bool dots = step && s.parts && s.steps.B <= dot_rows;
+  if (!dots && !unit_pays(s, Pass::Backward, division)) s.parts = 0;
   // Used too seldom to win back packing.
-  p.plain = s.steps.total() <= kPlainRows && !s.parts;
-  p.bfloat16_step =
-      p.plain && p.bfloat16_weights && s.steps.T == 1 && !s.projected && !p.recompute_gates;
+  p.plain = dots || (s.steps.total() <= kPlainRows && !s.parts);
+  p.bfloat16_step = step && p.plain;
 }
 
 template <typename T>
@@ -376,7 +405,7 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
     for (int64_t l = 0; l < s.L; ++l) {
       const LayerForward<T>* layers = &plan.layers[l * s.D];
       if (p.bfloat16_weights) {
-        forward_single_step(k, s, layers, p.bfloat16_weights + l * s.D, team);
+        forward_single_step(k, s, layers, p.bfloat16_weights + l * s.D, team, plan.scratch.data());
       } else {
         forward_single_step(k, s, layers, p.weights + l * s.D, team);
       }
@@ -509,8 +538,8 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   }
 }
 
-template bool takes_plain_step(const StackForward<float>&, const Threads&);
-template bool takes_plain_step(const StackForward<double>&, const Threads&);
+template bool takes_plain_step(const Kernels&, const StackForward<float>&, const Threads&);
+template bool takes_plain_step(const Kernels&, const StackForward<double>&, const Threads&);
 template void plan(const Kernels&, StackForward<float>&, const Threads&);
 template void plan(const Kernels&, StackForward<double>&, const Threads&);
 template void plan(const Kernels&, StackBackward<float>&, const Threads&);

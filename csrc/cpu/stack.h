@@ -67,7 +67,7 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads);
 
 // Whether `plan` will take a single step from torch's own weights.
 template <typename T>
-bool takes_plain_step(const StackForward<T>& p, const Threads& threads);
+bool takes_plain_step(const Kernels& kernels, const StackForward<T>& p, const Threads& threads);
 
 template <typename T>
 int64_t forward_workspace_size(const Kernels& kernels, const StackForward<T>& p,

@@ -15,6 +15,7 @@
 #include "matmul.h"
 #include "rows_before.h"
 #include "split_matmul.h"
+#include "step_dots.h"
 #include "tasks.h"
 
 namespace lstm_fast {
@@ -238,12 +239,12 @@ INLINE void gate_weight_grad(const WeightGrad<T>& p, int64_t begin, int64_t end,
 // short that gathering and transposing would cost more than they.
 constexpr int64_t kFewRows = 16;
 
-// The rows [begin, end) of out [G, C] = dz [B, G]^T m [B, C]. One after the other, so that what is
-// written lies in one run: six at a time, out of the cache, took three times as long for B 1.
+// out [rows, C] = dz [B, rows]^T m [B, C], rows of dz G apart. One row after the other, so that
+// what is written lies in one run: six at a time, out of the cache, took three times as long for
+// B 1.
 template <typename T, typename E>
-INLINE void few_rows_product(int64_t begin, int64_t end, const T* dz, int64_t G, const Matrix<T>& m,
-                             E* out) {
-  for (int64_t row = begin; row < end; ++row) {
+INLINE void few_rows_product(const T* dz, int64_t G, int64_t rows, const Matrix<T>& m, E* out) {
+  for (int64_t row = 0; row < rows; ++row) {
     for_each_panel(m, m.all_panels(), [&](int64_t column, const Columns<T>& columns, auto vectors) {
       constexpr int W = decltype(vectors)::value;
       Vec<T> acc[1][W];
@@ -254,32 +255,55 @@ INLINE void few_rows_product(int64_t begin, int64_t end, const T* dz, int64_t G,
   }
 }
 
-template <typename T, typename E>
-INLINE void few_rows_weight_grad(const WeightGrad<T, E>& p, int64_t column) {
+// Of the gates [begin, end), given what writes them of a matrix: product(m, C, out), where out is
+// that of the first of them.
+template <typename T, typename E, typename Product>
+INLINE void step_weight_grad(const WeightGrad<T, E>& p, int64_t begin, int64_t end,
+                             const Product& product) {
   const LayerShape& s = p.shape;
   const LayerWeightGrads<E>& grads = p.grads;
-  const int64_t G = 4 * s.H, B = s.steps.B, end = min(G, column + kPanel<T>);
-  const T* dz = p.grad_gates;
-  if (grads.weight_ih) {
-    few_rows_product(column, end, dz, G, {p.x, B, s.I, false}, grads.weight_ih);
-  }
+  if (grads.weight_ih) product(p.x, s.I, grads.weight_ih + begin * s.I);
   if (grads.weight_hh && p.h0) {
-    few_rows_product(column, end, dz, G, {p.h0, B, s.P, false}, grads.weight_hh);
+    product(p.h0, s.P, grads.weight_hh + begin * s.P);
   } else if (grads.weight_hh) {
-    std::memset(grads.weight_hh + column * s.P, 0, (end - column) * s.P * sizeof(E));
+    std::memset(grads.weight_hh + begin * s.P, 0, (end - begin) * s.P * sizeof(E));
   }
-  for (int64_t c = column; c < end; c += kLanes<T>) {
+  for (int64_t c = begin; c < end; c += kLanes<T>) {
     Vec<T> sum = {};
-    for (int64_t b = 0; b < B; ++b) sum += load(dz + b * G + c, end - c);
+    for (int64_t b = 0; b < s.steps.B; ++b) sum += load(p.grad_gates + b * 4 * s.H + c, end - c);
     if (grads.bias_ih) store(grads.bias_ih + c, sum, end - c);
     if (grads.bias_hh) store(grads.bias_hh + c, sum, end - c);
   }
 }
 
 template <typename T, typename E>
-void step_weight_grad(const WeightGrad<T, E>& p, int64_t panel0, int64_t panel1) {
+INLINE void few_rows_weight_grad(const WeightGrad<T, E>& p, int64_t begin, int64_t end) {
+  const int64_t B = p.shape.steps.B, G = 4 * p.shape.H;
+  step_weight_grad(p, begin, end, [&](const T* m, int64_t C, E* out) {
+    few_rows_product(p.grad_gates + begin, G, end - begin, {m, B, C, false}, out);
+  });
+}
+
+INLINE void bfloat16_step_weight_grad(const WeightGrad<float, BFloat16>& p, int64_t panel0,
+                                      int64_t panel1, [[maybe_unused]] float* scratch) {
   const FlushDenormals scope;
-  for (int64_t panel = panel0; panel < panel1; ++panel) few_rows_weight_grad(p, panel * kPanel<T>);
+  const int64_t G = 4 * p.shape.H, begin = panel0 * kPanel<float>,
+                end = min(G, panel1 * kPanel<float>);
+#if defined(__AVX512BF16__)
+  if (p.shape.parts) {
+    const int64_t B = p.shape.steps.B;
+    uint16_t* dz = reinterpret_cast<uint16_t*>(scratch);
+    uint16_t* pairs = dz + ceil_div(B, 2) * pair_row(end - begin);
+    pair_rows(p.grad_gates + begin, G, B, end - begin, dz);
+    return step_weight_grad(p, begin, end, [&](const float* m, int64_t C, BFloat16* out) {
+      pair_rows(m, C, B, C, pairs);
+      // As few_rows_product, until reading m for every row takes longer than that gains.
+      B <= kFewRows ? outer_dots<1>(dz, end - begin, pairs, B, C, out)
+                    : outer_dots<kTileRows>(dz, end - begin, pairs, B, C, out);
+    });
+  }
+#endif
+  few_rows_weight_grad(p, begin, end);
 }
 
 template <typename T>
@@ -309,7 +333,7 @@ void weight_grad(const WeightGrad<T>& p, int64_t panel0, int64_t panel1, T* scra
       const UnitScope unit(true);
       gate_weight_grad_split(p, panel0, gates_end, scratch);
     } else if (steps.T == 1 && steps.B > 0 && steps.B <= kFewRows) {
-      step_weight_grad(p, panel0, gates_end);
+      few_rows_weight_grad(p, panel0 * kPanel<T>, min(4 * p.shape.H, gates_end * kPanel<T>));
     } else {
       gate_weight_grad(p, panel0, gates_end, scratch);
     }

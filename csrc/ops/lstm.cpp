@@ -81,12 +81,12 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   p.shape = s;
   p.shape.parts = parts;
   p.bfloat16_weights = weights.bfloat16();
-  if (!p.bfloat16_weights || !takes_plain_step(p, threads)) p.weights = weights.prepared();
+  p.recompute_gates = a.recompute_gates;
+  if (!p.bfloat16_weights || !takes_plain_step(kernels, p, threads)) p.weights = weights.prepared();
   p.x = const_data<T>(a.input);
   p.h0 = const_data<T>(a.h0);
   p.c0 = const_data<T>(a.c0);
   p.saved = save ? mutable_data<T>(saved) : nullptr;
-  p.recompute_gates = a.recompute_gates;
   p.y = y_in_saved ? p.saved + layout.output(s.L - 1) : mutable_data<T>(y);
   p.h_n = mutable_data<T>(h_n);
   p.c_n = mutable_data<T>(c_n);

@@ -112,6 +112,7 @@ template <typename T>
 struct Problem {
   const Case& c;
   const StackShape& s;
+  int parts;
   std::mt19937 random{1};
   Buffer<T> x, h0, c0, grad_y, grad_h_n, grad_c_n;
   std::vector<Buffer<T>> params;
@@ -123,6 +124,7 @@ struct Problem {
   Problem(const Case& c_, const StackShape& s_)
       : c(c_),
         s(s_),
+        parts(static_cast<int>(c.parts)),
         x(elements(c.arguments.input), random),
         h0(c.arguments.h0 ? elements(c.h0) : 0, random),
         c0(c.arguments.c0 ? elements(c.c0) : 0, random),
@@ -165,14 +167,14 @@ struct Problem {
 
     StackForward<T> f{};
     f.shape = s;
-    f.shape.parts = static_cast<int>(c.parts);
+    f.shape.parts = parts;
+    f.recompute_gates = c.recompute_gates;
     if (!bfloat16_weights.empty()) f.bfloat16_weights = bfloat16_weights.data();
-    if (!f.bfloat16_weights || !takes_plain_step(f, threads)) f.weights = weights.data();
+    if (!f.bfloat16_weights || !takes_plain_step(kernels, f, threads)) f.weights = weights.data();
     f.x = x.get();
     f.h0 = given(c.arguments.h0, h0);
     f.c0 = given(c.arguments.c0, c0);
     f.saved = c.save ? add(layout.size()) : nullptr;
-    f.recompute_gates = c.recompute_gates;
     f.y = c.keep_output ? f.saved + layout.output(s.L - 1) : add(N * s.D * s.P);
     f.h_n = add(rows * s.P);
     f.c_n = add(rows * s.H);
@@ -184,7 +186,7 @@ struct Problem {
 
     StackBackward<T> b{};
     b.shape = s;
-    b.shape.parts = static_cast<int>(c.parts);
+    b.shape.parts = parts;
     b.weights = weights.data();
     b.bfloat16_weights = f.bfloat16_weights;
     b.x = f.x;
@@ -257,6 +259,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Problem<float> problem(c, shape);
   run_twice(problem, c.threads, c.parts > 0);
   if (c.is_bfloat16) {
+    problem.parts = 0;
     const auto as_they_are = problem.run({c.threads, on_this_thread}, 0);
     problem.bfloat16_weights.clear();
     check_equal(as_they_are, problem.run({c.threads, on_this_thread}, 0),
