@@ -13,6 +13,7 @@ import pytest
 
 import lstm_fast
 import setup
+from benchmarks import gpu
 from tests.cuda import architectures
 
 ROOT = Path(__file__).parent.parent
@@ -39,11 +40,15 @@ def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the package that has CUDA kernels in it."""
+def nvcc() -> None:
     home = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda")
     if not (home / "bin" / "nvcc").exists():
         pytest.skip(f"no nvcc in {home}; CUDA_HOME names the toolkit")
+
+
+@pytest.fixture(scope="module")
+def built(nvcc: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the package that has CUDA kernels in it."""
     folder = tmp_path_factory.mktemp("with_cuda")
     shutil.copytree(PACKAGE, folder / "lstm_fast", ignore=shutil.ignore_patterns("*.so"))
     result = build(folder, LSTM_FAST_CUDA="1", LSTM_FAST_CUDA_ARCHS=ARCH)
@@ -73,6 +78,14 @@ def test_torch_may_be_linked_late(built: Path):
     needed = re.findall(r"NEEDED.*\[(.*)\]", text)
     assert "libtorch_cpu.so" in needed
     assert not [name for name in needed if "cuda" in name]
+
+
+def test_what_measures_barriers_is_built(nvcc: None, tmp_path: Path):
+    program = tmp_path / "barriers"
+    command = gpu.build_of_barriers(program, ARCH)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert program.exists()
 
 
 @pytest.mark.parametrize(

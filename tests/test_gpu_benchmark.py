@@ -86,6 +86,15 @@ def test_all_is_kept_and_nothing_repeated(out: Path, monkeypatch: pytest.MonkeyP
         assert line in table.splitlines()
 
 
+def test_latencies_that_are_missing_are_not_overlooked(out: Path, monkeypatch: pytest.MonkeyPatch):
+    failed = {**MACHINE, "barriers": {}, "without_barriers": "nvcc failed"}
+    monkeypatch.setattr(gpu, "limits", lambda build: failed)
+    with pytest.raises(SystemExit, match="no latencies of barriers: nvcc failed"):
+        measured(monkeypatch, out)
+    assert "exchanges, us: NOT MEASURED" in out.with_suffix(".md").read_text()
+    assert len(json.loads(out.read_text())["cases"]) == 4
+
+
 def test_another_device_is_measured_anew(out: Path, monkeypatch: pytest.MonkeyPatch):
     measured(monkeypatch, out)
     monkeypatch.setattr(gpu, "device", lambda: {**DEVICE, "name": "another"})
