@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +33,18 @@ EXPECTED = {
     "test_comes_last": "failed",
 }
 
+# Starts what would hold the end of a pipe for longer.
+STARTS = """
+import subprocess
+import time
+
+def test_starts_another():
+    with open("held", "w") as held:
+        held.write("here")
+        subprocess.Popen(["sleep", "60"], stdout=held)
+    time.sleep(30)
+"""
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
@@ -46,9 +62,26 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def held(tree: Path) -> Iterator[int]:
+    """A pipe that processes may hold the other end of."""
+    os.mkfifo(tree / "held")
+    pipe = os.open(tree / "held", os.O_RDONLY | os.O_NONBLOCK)
+    yield pipe
+    os.close(pipe)
+
+
+def read(pipe: int) -> bytes:
+    """What is written to a pipe; nothing once no process holds its other end."""
+    assert select.select([pipe], [], [], 20)[0], "it is still held"
+    return os.read(pipe, 100)
+
+
+COMMAND = [sys.executable, "-m", "tests.cuda.watched", "tests/test_some.py"]
+
+
 def run(tree: Path, *options: str) -> tuple[int, dict[str, str]]:
-    command = [sys.executable, "-m", "tests.cuda.watched", "tests/test_some.py", *options]
-    code = subprocess.run(command, cwd=tree, capture_output=True).returncode
+    code = subprocess.run([*COMMAND, *options], cwd=tree, capture_output=True).returncode
     lines = (tree / "build" / "gpu" / "tests.txt").read_text().splitlines()[1:]
     return code, {line.split("::")[1]: line.split()[0] for line in lines}
 
@@ -65,6 +98,46 @@ def test_a_hung_test_costs_only_itself_and_what_passed_is_not_repeated(tree: Pat
     changed = TESTS.format(last=True).replace("sleep(30)", "sleep(0)").replace("False", "True")
     (tree / "tests" / "test_some.py").write_text(changed)
     assert run(tree) == (0, dict.fromkeys(EXPECTED, "passed") | {"test_skips": "skipped"})
+
+
+def test_tests_that_cannot_be_read_are_no_success(tree: Path):
+    (tree / "tests" / "test_some.py").write_text("import nothing_of_this_name")
+    assert run(tree) == (1, {})
+
+
+@pytest.mark.parametrize(("then", "seconds", "code"), [("exit 3", 60, 3), ("wait", 2, None)])
+def test_what_a_process_started_ends_with_it(
+    then: str, seconds: float, code: int | None, tree: Path, held: int
+):
+    script = f"exec > {tree / 'held'}; echo here; sleep 60 & {then}"
+    assert watched.exit_code(["sh", "-c", script], seconds) == code
+    while read(held):
+        pass
+
+
+def test_what_was_started_ends_where_it_is_told_to(tree: Path, held: int):
+    (tree / "tests" / "test_some.py").write_text(STARTS)
+    process = subprocess.Popen(COMMAND, cwd=tree)
+    assert read(held)
+    process.terminate()
+    assert process.wait() != 0
+    assert not read(held)
+
+
+def test_a_test_that_is_cut_off_is_not_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def time_is_up(*args: Any) -> None:
+        watched.write("passed", "one")
+        watched.write(watched.HUNG, "another")
+
+    monkeypatch.setattr(watched, "RECORD", tmp_path / "tests.txt")
+    monkeypatch.setattr(watched, "TRACEBACK", tmp_path / "hung.txt")
+    monkeypatch.setattr(watched, "exit_code", time_is_up)
+    watched.begin([])
+    assert not watched.run([], 1)
+    assert watched.outcomes() == {"one": "passed", "another": "cut"}
+    assert "cut" not in watched.WRONG
+    watched.begin([])
+    assert watched.outcomes() == {"one": "passed"}
 
 
 def test_time_may_be_up(tree: Path):
