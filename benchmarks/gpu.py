@@ -286,8 +286,11 @@ def main() -> None:
         except RuntimeError as error:
             results["cases"][key] = {"error": str(error)}
             print(f"{key}: {error}")
+        works = watched.device_works()
         faulthandler.cancel_dump_traceback_later()
         write()
+        if not works:
+            sys.exit("The device is lost to this process: run again to measure the rest.")
     print(table(results))
     options.out.with_suffix(".md").write_text(table(results) + "\n")
     if why := results["machine"].get("without_barriers"):

@@ -1,4 +1,5 @@
-"""tests/cuda/watched.py: a test that hangs, as one on a device may, costs only itself."""
+"""tests/cuda/watched.py: a test that hangs, as one on a device may, or after which its process
+cannot use it, costs only itself."""
 
 from __future__ import annotations
 
@@ -33,6 +34,20 @@ EXPECTED = {
     "test_comes_last": "failed",
 }
 
+# The first fails as of an error that stays in its process.
+LOST = """
+import sys
+from types import SimpleNamespace
+
+def fail(): raise RuntimeError
+def test_loses_the_device():
+    cuda = SimpleNamespace(is_initialized=lambda: True, synchronize=fail)
+    sys.modules["torch"] = SimpleNamespace(cuda=cuda)
+    fail()
+def test_comes_later(): assert "torch" not in sys.modules
+def test_fails(): fail()
+def test_comes_last(): assert "torch" not in sys.modules
+"""
 # Starts what would hold the end of a pipe for longer.
 STARTS = """
 import subprocess
@@ -98,6 +113,19 @@ def test_a_hung_test_costs_only_itself_and_what_passed_is_not_repeated(tree: Pat
     changed = TESTS.format(last=True).replace("sleep(30)", "sleep(0)").replace("False", "True")
     (tree / "tests" / "test_some.py").write_text(changed)
     assert run(tree) == (0, dict.fromkeys(EXPECTED, "passed") | {"test_skips": "skipped"})
+
+
+def test_an_error_that_stays_costs_only_its_test(tree: Path):
+    (tree / "tests" / "test_some.py").write_text(LOST)
+    assert run(tree) == (
+        1,
+        {
+            "test_loses_the_device": "failed",
+            "test_comes_later": "passed",
+            "test_fails": "failed",
+            "test_comes_last": "passed",
+        },
+    )
 
 
 def test_tests_that_cannot_be_read_are_no_success(tree: Path):

@@ -44,13 +44,15 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "gpu.json"
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, out: Path, *options: str) -> list[str]:
-    """Runs `main`; which cases it has measured. The larger training does not work."""
+def measured(
+    monkeypatch: pytest.MonkeyPatch, out: Path, *options: str, failing: str = "training 8"
+) -> list[str]:
+    """Runs `main`; which cases it has measured."""
     calls: list[str] = []
 
     def compare(case: Case, work: str, *rest: Any) -> dict[str, Any]:
         calls.append(f"{work} {case.B}")
-        if calls[-1] == "training 8":
+        if calls[-1] == failing:
             raise RuntimeError("out of memory")
         figures = {"us": 2.0, "torch_us": 4.0 * case.B, "ratio": 2.0 * case.B}
         regime = {"regime": "one-block", "kernels": "CUDA kernels, one-block, tensor cores"}
@@ -84,6 +86,20 @@ def test_all_is_kept_and_nothing_repeated(out: Path, monkeypatch: pytest.MonkeyP
         "- out of memory: forecasters training float32 B8_T2_I3_H4_L1_D1",
     ):
         assert line in table.splitlines()
+
+
+def test_an_error_that_stays_is_that_of_one_case(out: Path, monkeypatch: pytest.MonkeyPatch):
+    def synchronize() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with monkeypatch.context() as lost:
+        lost.setattr(torch.cuda, "is_initialized", lambda: True)
+        lost.setattr(torch.cuda, "synchronize", synchronize)
+        with pytest.raises(SystemExit, match="run again"):
+            measured(lost, out, failing="inference 1")
+    (case,) = json.loads(out.read_text())["cases"].values()
+    assert case == {"error": "out of memory"}
+    assert measured(monkeypatch, out, failing="") == ["training 1", "inference 8", "training 8"]
 
 
 def test_latencies_that_are_missing_are_not_overlooked(out: Path, monkeypatch: pytest.MonkeyPatch):

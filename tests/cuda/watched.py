@@ -2,8 +2,9 @@
 `python -m tests.cuda.watched`, as `make gpu` does.
 
 A kernel that waits for what never comes can only be ended with its process. A test that takes too
-long is therefore written down as hung, and the others go on in a new process. Run again, tests that
-passed are not repeated until what they test, or one of them, changes.
+long is therefore written down as hung, and the others go on in a new process. So they do after a
+test that has failed with an error of the device that stays. Run again, tests that passed are not
+repeated until what they test, or one of them, changes.
 
 The functions named pytest_... are those of a plugin, for the process that runs the tests.
 """
@@ -61,9 +62,25 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         print(item.nodeid, file=file, flush=True)
         faulthandler.dump_traceback_later(SECONDS[slow], exit=True, file=file)
         try:
-            return (yield)
+            done = yield
+            if outcomes()[item.nodeid] == "failed" and not device_works():
+                item.session.shouldstop = "the device is lost to this process"
+            return done
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def device_works() -> bool:
+    """Not after some errors, as of a kernel that reads where nothing is: whatever this process asks
+    of the device then fails."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
