@@ -72,7 +72,12 @@ bool launch_together(void (*kernel)(Params), Together together, int cluster, dim
     attribute.val.clusterDim.x = cluster;
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
     int clusters = 0;
-    check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
+    // An error is the answer of a device that has no clusters of that size, too. One that stays is
+    // that of the next launch.
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
+      cudaGetLastError();
+      return false;
+    }
     if (clusters == 0) return false;
   } else if (together == Together::Grid) {
     attribute.id = cudaLaunchAttributeCooperative;
