@@ -306,15 +306,19 @@ def _steps(*tensors: Tensor | None) -> list[Any]:
     return [None if t is None else t.unsqueeze(0) for t in tensors]
 
 
-def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _forward(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The op, past the dispatcher where that has nothing to do."""
-    results = None if torch.compiler.is_compiling() else _direct.direct_forward(*args)
-    return dispatched(_lstm, *args) if results is None else results
+    results = None
+    if not torch.compiler.is_compiling() and input.is_cpu:
+        results = _direct.direct_forward(input, *rest)
+    return dispatched(_lstm, input, *rest) if results is None else results
 
 
 def _backward(*args: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor]]:
-    """Likewise for the op of backward."""
-    results = None if torch.compiler.is_compiling() else _direct.direct_backward(*args)
+    """Likewise for the op of backward, whose fourth argument is the input."""
+    results = None
+    if not torch.compiler.is_compiling() and args[3].is_cpu:
+        results = _direct.direct_backward(*args)
     if results is None:
         return dispatched(_lstm_backward, *args)
     grad_input, grad_h0, grad_c0, *grad_params = results
@@ -521,7 +525,7 @@ class _Cell(torch.autograd.Function):
         options = has_biases, 1, False
         needs: Any = (needs_input, needs_h0 or needs_c0, any(needs_params))
         results: Any = None
-        if not (is_differentiated or torch.compiler.is_compiling()):
+        if not (is_differentiated or torch.compiler.is_compiling()) and input.is_cpu:
             results = _direct.direct_backward(
                 *(None, grad_h, grad_c, input, None, h0, c0, params),
                 *(*options, like_h, saved, *needs, parts, False, True),

@@ -228,6 +228,26 @@ def test_past_the_dispatcher_is_the_op(config: str):
     assert unwanted == (None,) * (3 + len(params))
 
 
+def test_the_way_past_the_dispatcher_is_for_the_cpu_alone(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*args: Any) -> None:
+        raise AssertionError
+
+    for name in ("direct_forward", "direct_backward"):
+        monkeypatch.setattr(ops._direct, name, refuse)
+    input, batch_sizes, h0, c0, params, *options = torch.utils._pytree.tree_map_only(
+        Tensor, lambda t: t.to("meta"), op_arguments(CONFIGS["plain"])
+    )
+    args = input, batch_sizes, h0, c0, list(params), *options
+    output, _, _, saved = ops._forward(*args, True, 3)
+    assert output.shape[:2] == input.shape[:2]
+    grad_input, *_ = ops._backward(output, None, None, *args, output, saved, True, True, True, 3)
+    assert grad_input is not None
+    assert grad_input.shape == input.shape
+    x = input[0].requires_grad_()
+    h, _ = ops._Cell.apply(None, x, h0[0], c0[0], True, 3, *params)
+    assert torch.autograd.grad(h.sum(), x)[0].shape == x.shape
+
+
 def attempt(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     results = ops.attempt(*args)
     assert results is not None
