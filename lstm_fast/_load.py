@@ -125,6 +125,21 @@ def load_direct() -> ModuleType:
 
 
 @functools.cache
+def load_streams() -> ModuleType:
+    """`load_kernels()` with streams bound to torch, which may move weights that they read."""
+    load_ops()
+    kernels = load_kernels()
+    torch = ctypes.CDLL(str(_OPS))  # which finds those of torch, too
+    kernels.bind_stream(
+        *(
+            ctypes.cast(function, ctypes.c_void_p).value
+            for function in (torch.aoti_torch_get_data_ptr, torch.aoti_torch_delete_tensor_object)
+        )
+    )
+    return kernels
+
+
+@functools.cache
 def cuda_capability(device: int) -> int:
     """The compute capability that the CUDA kernels a device runs were compiled for, as
     10 * major + minor; 0, with a warning that says why, where it runs none."""

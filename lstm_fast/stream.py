@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lstm_fast import ops, options
-from lstm_fast._load import load_kernels
+from lstm_fast._load import load_streams
 
 _Array = NDArray[numpy.floating[Any]]
 
@@ -25,9 +26,10 @@ class Stream:
     is made. With deterministic algorithms the bits of a row depend neither on the other rows nor on
     `batch_size`.
 
-    The weights are those of the module: changed in place, the next step uses them. A parameter that
-    is replaced needs a new `Stream`; so does a change of one that is parametrized or that is not
-    contiguous, which are read when the `Stream` is made.
+    The weights are those of the module: changed in place, the next step uses them, and so it does
+    after `share_memory` has moved them. A parameter that is replaced needs a new `Stream`; so does
+    a change of one that is parametrized or that is not contiguous, which are read when the `Stream`
+    is made.
 
         stream = lstm_fast.Stream(module)
         for x in samples:  # [B, I]
@@ -42,6 +44,7 @@ class Stream:
         ValueError: it has two directions, which need the end of a sequence to begin, or another
             device or dtype, or options that `torch.nn.LSTM` lacks; `batch_size` is no positive
             whole number.
+        MemoryError: so many rows take more memory than there is.
     """
 
     def __init__(self, module: torch.nn.LSTM, batch_size: int = 1) -> None:
@@ -52,20 +55,23 @@ class Stream:
         if used := options.used(module):
             raise ValueError(f"module must have no options beyond torch.nn.LSTM's, has {used}")
         # Not `_flat_weights`, in which computed weights are those of the last call of the module.
-        params = [getattr(module, name).detach() for name in module._flat_weights_names]
+        params = [getattr(module, n).detach().contiguous() for n in module._flat_weights_names]
         dtypes = {torch.float32: "StreamFloat32", torch.float64: "StreamFloat64"}
         if not params[0].is_cpu or params[0].dtype not in dtypes:
             raise ValueError("module must be on the CPU, in float32 or float64")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}")
-        self._stream = getattr(load_kernels(), dtypes[params[0].dtype])(
-            [p.contiguous().numpy() for p in params],
-            module.bias,
-            module.num_layers,
-            module.input_size,
-            batch_size,
-            ops._cpu_parts(),
-        )
+        too_large = f"batch_size={batch_size} takes more memory than there is"
+        if 8 * batch_size * module.num_layers * module.hidden_size > sys.maxsize:
+            raise MemoryError(too_large)
+        make = getattr(load_streams(), dtypes[params[0].dtype])
+        arrays = [p.numpy() for p in params]
+        handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(params)
+        sizes = module.num_layers, module.input_size, batch_size
+        try:
+            self._stream = make(arrays, handles, module.bias, *sizes, ops._cpu_parts())
+        except MemoryError as error:
+            raise MemoryError(too_large) from error
         self.step = self._stream.step
         """One step: input [B, I] of the module's dtype, C-contiguous, to output [B, P]. Raises
         TypeError for another dtype or layout, ValueError for another shape."""

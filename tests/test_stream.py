@@ -1,5 +1,7 @@
 """`Stream` against the module that it was made of."""
 
+import gc
+import weakref
 from typing import Any
 
 import numpy
@@ -67,6 +69,40 @@ def test_weights_changed_in_place_are_seen(name: str, B: int):
         torch.testing.assert_close(after, module(x)[0])
 
 
+@pytest.mark.parametrize("B", [1, 50])
+def test_weights_that_torch_moves_are_found(B: int):
+    module = torch.nn.LSTM(4, 70)
+    stream = lstm_fast.Stream(module, B)
+    x = torch.randn(T, B, 4)
+    before = run(stream, x)
+    pointers = [p.data_ptr() for p in module.parameters()]
+    module.share_memory()
+    assert pointers != [p.data_ptr() for p in module.parameters()]
+    others = [torch.full_like(p, 1e3) for p in module.parameters()]  # where these were, perhaps
+    stream.reset()
+    torch.testing.assert_close(run(stream, x), before, rtol=0, atol=0)
+    del others
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(2)
+        expected = module(x)[0]
+    stream.reset()
+    torch.testing.assert_close(run(stream, x), expected)
+
+
+def test_weights_are_freed_after_their_last_reader():
+    module = torch.nn.LSTM(4, 8)
+    array = numpy.zeros((32, 4), "float32")
+    module.weight_ih_l0 = torch.nn.Parameter(torch.from_numpy(array))
+    alive = weakref.ref(array)
+    stream = lstm_fast.Stream(module)
+    del module, array
+    gc.collect()
+    assert alive() is not None
+    del stream
+    assert alive() is None
+
+
 @pytest.mark.parametrize("kind", [torch.nn.LSTM, lstm_fast.LSTM])
 def test_computed_weights_are_those_of_now(kind: type[torch.nn.LSTM]):
     module = kind(4, 5)
@@ -125,6 +161,9 @@ def test_wrong_arguments():
     module = torch.nn.LSTM(2, 3)
     with pytest.raises(ValueError, match="batch_size must be a positive whole number, got 0"):
         lstm_fast.Stream(module, 0)
+    for too_many in (2**40, 2**55, 2**60, 2**70):
+        with pytest.raises(MemoryError, match=f"batch_size={too_many} takes more memory"):
+            lstm_fast.Stream(module, too_many)
     stream = lstm_fast.Stream(module, 4)
     with pytest.raises(ValueError, match=r"input must be of shape \[4, 2\]"):
         stream.step(numpy.zeros((3, 2), "float32"))

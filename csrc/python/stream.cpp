@@ -12,33 +12,63 @@
 namespace lstm_fast {
 namespace {
 
+// Functions of torch's C interface, by `bind_stream`.
+struct Torch {
+  int32_t (*data_ptr)(void* tensor, void** data) = nullptr;
+  int32_t (*release)(void* tensor) = nullptr;
+} torch;
+
+// A tensor of torch, by a handle of its own.
+class Tensor {
+ public:
+  explicit Tensor(const py::capsule& handle) : handle_(handle.get_pointer()) {}
+  Tensor(Tensor&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  ~Tensor() {
+    if (handle_) torch.release(handle_);
+  }
+
+  const void* data() const {
+    void* data;
+    if (torch.data_ptr(handle_, &data))
+      throw std::runtime_error("the memory of a weight cannot be found");
+    return data;
+  }
+
+ private:
+  void* handle_;
+};
+
 template <typename T>
 class Stream {
  public:
-  Stream(const std::vector<Array<T>>& params, bool has_biases, int64_t num_layers,
-         int64_t input_size, int64_t batch_size, int parts)
-      : params_(params), packed_params_(params.size()), parts_(parts) {
+  // Takes over the handles, which are of the tensors that the arrays show.
+  Stream(const std::vector<Array<T>>& params, const std::vector<py::capsule>& handles,
+         bool has_biases, int64_t num_layers, int64_t input_size, int64_t batch_size, int parts)
+      : tensors_(handles.begin(), handles.end()),
+        pointers_(params.size()),
+        packed_params_(params.size()),
+        has_biases_(has_biases),
+        parts_(parts) {
     StackArguments a;
     a.input = {3, {1, batch_size, input_size}};
-    std::vector<const T*> pointers;
-    for (const auto& param : params_) {
+    for (const auto& param : params) {
       a.params.push_back(dims(param));
-      pointers.push_back(param.data());
+      sizes_.push_back(param.size());
     }
     a.has_biases = has_biases;
     a.num_layers = num_layers;
     std::vector<int64_t> offsets;
     p_.shape = infer_shape(a, offsets);
-    weights_ = group_params<LayerWeights<T>>(p_.shape, has_biases, pointers);
-    p_.weights = weights_.data();
-    p_.shape.parts = parts;
-    p_.keeps_packed = true;
-    plan(active_kernels(), p_, serial(1));
-    allocate();
+    // Before the plan, whose sums a batch too large for any memory would overflow.
     for (State& state : states_) {
       state.h.resize(num_layers * batch_size * p_.shape.P);
       state.c.resize(num_layers * batch_size * p_.shape.H);
     }
+    find_weights();
+    p_.shape.parts = parts;
+    p_.keeps_packed = true;
+    plan(active_kernels(), p_, serial(1));
+    allocate();
   }
 
   Array<T> step(const Array<T>& x) {
@@ -54,6 +84,7 @@ class Stream {
     p_.c0 = states_[0].c.data();
     p_.h_n = states_[1].h.data();
     p_.c_n = states_[1].c.data();
+    find_weights();
     if (!p_.plain) prepare_packed();
     forward(active_kernels(), p_, serial(1));
     std::swap(states_[0], states_[1]);
@@ -90,15 +121,28 @@ class Stream {
     std::vector<T> h, c;
   };
 
+  // Torch moves the memory of a tensor that it shares with other processes, say.
+  void find_weights() {
+    bool moved = false;
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      const T* now = static_cast<const T*>(tensors_[i].data());
+      moved |= now != pointers_[i];
+      pointers_[i] = now;
+    }
+    if (!moved) return;
+    weights_ = group_params<LayerWeights<T>>(p_.shape, has_biases_, pointers_);
+    p_.weights = weights_.data();
+  }
+
   // Has the next step pack the weights if they are not those that were packed, or the numbers that
   // it reads ask for another plan.
   void prepare_packed() {
     bool packed = true;
-    for (size_t i = 0; i < params_.size(); ++i) {
-      const Array<T>& now = params_[i];
+    for (size_t i = 0; i < pointers_.size(); ++i) {
+      const T* now = pointers_[i];
       std::vector<T>& before = packed_params_[i];
-      if (!before.empty() && !std::memcmp(now.data(), before.data(), now.nbytes())) continue;
-      before.assign(now.data(), now.data() + now.size());
+      if (!before.empty() && !std::memcmp(now, before.data(), sizes_[i] * sizeof(T))) continue;
+      before.assign(now, now + sizes_[i]);
       packed = false;
     }
     const int parts = p_.shape.parts;
@@ -115,21 +159,31 @@ class Stream {
     p_.workspace = workspace_.get();
   }
 
-  std::vector<Array<T>> params_;               // kept alive
+  std::vector<Tensor> tensors_;  // the parameters
+  std::vector<const T*> pointers_;
+  std::vector<int64_t> sizes_;
   std::vector<std::vector<T>> packed_params_;  // copies of those that were packed
-  int parts_;                                  // that products may be made of
+  bool has_biases_;
+  int parts_;  // that products may be made of
   std::vector<LayerWeights<T>> weights_;
   Workspace<T> workspace_{0};
   StackForward<T> p_{};
   State states_[2];  // before and after a step
 };
 
+void bind_stream(uintptr_t data_ptr, uintptr_t release) {
+  torch.data_ptr = reinterpret_cast<decltype(torch.data_ptr)>(data_ptr);
+  torch.release = reinterpret_cast<decltype(torch.release)>(release);
+}
+
 template <typename T>
 void add(py::module_& m, const char* name) {
   using py::literals::operator""_a;
   py::class_<Stream<T>>(m, name)
-      .def(py::init<const std::vector<Array<T>>&, bool, int64_t, int64_t, int64_t, int>(),
-           "params"_a, "has_biases"_a, "num_layers"_a, "input_size"_a, "batch_size"_a, "parts"_a)
+      .def(py::init<const std::vector<Array<T>>&, const std::vector<py::capsule>&, bool, int64_t,
+                    int64_t, int64_t, int>(),
+           "params"_a, "handles"_a, "has_biases"_a, "num_layers"_a, "input_size"_a, "batch_size"_a,
+           "parts"_a)
       .def("step", &Stream<T>::step, "input"_a.noconvert())
       .def("reset", &Stream<T>::reset)
       .def_property("state", &Stream<T>::state, &Stream<T>::set_state);
@@ -138,6 +192,9 @@ void add(py::module_& m, const char* name) {
 }  // namespace
 
 void add_stream(py::module_& m) {
+  using py::literals::operator""_a;
+  m.def("bind_stream", &bind_stream, "data_ptr"_a, "release"_a,
+        "Takes the addresses of torch's functions of these names that streams need.");
   add<float>(m, "StreamFloat32");
   add<double>(m, "StreamFloat64");
 }
