@@ -30,6 +30,7 @@ def inherits_checks(cls: type) -> bool:
     return all(getattr(cls, name) is getattr(torch.nn.LSTM, name) for name in _CHECKS)
 
 
+@ops.on_one_thread_after_fork
 class LSTM(torch.nn.LSTM):
     """`torch.nn.LSTM` with the same parameters, results and errors, in less time.
 

@@ -23,6 +23,7 @@ _AUTOCAST = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _MOST_WEIGHTS = 400_000
 
 
+@ops.on_one_thread_after_fork
 class LSTMCell(torch.nn.LSTMCell):
     """`torch.nn.LSTMCell` with the same parameters, results and errors, in less time.
 
@@ -174,10 +175,10 @@ class LSTMCell(torch.nn.LSTMCell):
         if sum(p.numel() for p in params) > _MOST_WEIGHTS:
             return None
         dtype = torch.promote_types(rounded, tensors[len(state)].dtype)  # that of c0, or input's
-        input, *state = (ops.cast(t, torch.float32) for t in (input, *state))
+        input, *state = (t.to(torch.float32) for t in (input, *state))
         hx = (state[0], state[1]) if state else None
         results = self._step(input, hx, params, has_biases, _AUTOCAST[rounded])
-        return results and (ops.cast(results[0], dtype), ops.cast(results[1], dtype))
+        return results and (results[0].to(dtype), results[1].to(dtype))
 
     def _is_fused(self, input: Tensor, hx: _Pair | None, params: list[Tensor]) -> bool:
         """Whether the kernels compute this; if not, `nn.LSTMCell` raises or computes it."""

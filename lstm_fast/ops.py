@@ -10,10 +10,9 @@ import functools
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,15 +29,13 @@ _cuda = _load.build_info()["cuda"]
 
 _direct: Any = _load.load_direct()
 
+_Module = TypeVar("_Module", bound=type[torch.nn.Module])
+
 
 def contiguous(tensor: Any) -> Any:
     """A tensor without gaps; whatever has no strides as it is."""
     is_strided = isinstance(tensor, Tensor) and tensor.layout is torch.strided
     return tensor.contiguous() if is_strided else tensor
-
-
-def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype)
 
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
@@ -96,38 +93,53 @@ def autocast(*tensors: Any) -> list[Any]:
     ]
 
 
-def on_one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, for a forked child."""
+def _after_fork_on_one_thread(module: Any) -> None:
+    """Torch's threads do not survive a fork, and a child that calls on them waits forever. The
+    kernels know that; what torch computes around them, forward and backward, does not."""
+    forward = module.forward
 
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(forward)
+    def on_one_thread(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return function(*args, **kwargs)
+            return forward(*args, **kwargs)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return function(*args, **kwargs)
+            results = forward(*args, **kwargs)
         finally:
             torch.set_num_threads(threads)
+        for result in _tensors(results):
+            if result.grad_fn is not None:
+                result.grad_fn.register_prehook(_backward_on_one_thread)
+        return results
 
-    return call
-
-
-def _after_fork() -> None:
-    """Torch's threads do not survive a fork, and a child that calls on them waits forever. The
-    kernels know that; the copies that torch makes around them do not."""
-    global autocast, cast, contiguous, _lstm, _lstm_backward, _direct
-    autocast, contiguous = on_one_thread(autocast), on_one_thread(contiguous)
-    cast = on_one_thread(cast)
-    _lstm, _lstm_backward = on_one_thread(_lstm), on_one_thread(_lstm_backward)
-    _direct = SimpleNamespace(
-        direct_forward=on_one_thread(_direct.direct_forward),
-        direct_backward=on_one_thread(_direct.direct_backward),
-    )
+    module.forward = on_one_thread
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+def _backward_on_one_thread(_: Any) -> None:
+    """From the first gradient of a result until all of backward has ended, as nothing tells where
+    that of the module does."""
+    threads = torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)
+        engine: Any = torch.autograd.Variable._execution_engine
+        engine.queue_callback(lambda: torch.set_num_threads(threads))
+
+
+def _tensors(results: Any) -> Iterator[Tensor]:
+    """Of what a module returns: tensors, packed sequences and tuples of them."""
+    if isinstance(results, Tensor):
+        yield results
+    elif isinstance(results, tuple):
+        for result in results:
+            yield from _tensors(result)
+
+
+def on_one_thread_after_fork(module: _Module) -> _Module:
+    """Have forked children run a class of modules on one thread."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: _after_fork_on_one_thread(module))
+    return module
 
 
 def lstm(

@@ -6,7 +6,6 @@ With `ops.py`, the only Python files that know `torch.ops.lstm_fast`.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,17 +16,6 @@ from lstm_fast import ops, reference
 
 _variant: Any = torch.ops.lstm_fast.variant.default
 _variant_backward: Any = torch.ops.lstm_fast.variant_backward.default
-
-
-def _after_fork() -> None:
-    """As that of `ops`."""
-    global _variant, _variant_backward
-    _variant = ops.on_one_thread(_variant)
-    _variant_backward = ops.on_one_thread(_variant_backward)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 DTYPES = frozenset((torch.float32, torch.float64))
 """The dtypes of the kernels."""

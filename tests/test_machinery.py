@@ -459,14 +459,14 @@ torch.manual_seed(0)
 cases = []
 # So large that torch, too, would copy or convert it on two threads.
 for sizes, options in [((20, 64, 24), dict()), {large}]:
-    autocast = options.pop("autocast", False)
+    autocast, call = options.pop("autocast", False), options.pop("call", dict())
     module = {layer}(sizes[2], 24, **options)
     x = torch.randn(*sizes, dtype=options.get("dtype"))
-    cases.append((module, x, autocast))
-def gradients(module, x, autocast):
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y = module(x)[0]
+    cases.append((module, x, autocast, call))
+def gradients(module, x, autocast, call):
     torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = module(x, **call)[0]
     return torch.autograd.grad(y, tuple(module.parameters()), torch.randn_like(y))
 def run():
     return [grad for case in cases for grad in gradients(*case)]
@@ -490,7 +490,10 @@ def fork(layer: Layer) -> None:
     ours = layer is LSTM
     name = "lstm_fast.LSTM" if ours else "torch.nn.LSTM"
     large = ["batch_first=True", "dtype=torch.bfloat16", "autocast=True"]
-    large += ["batch_first=True, layer_norm=True"] * ours
+    large += ["num_layers=2, dropout=0.2"]
+    if ours:
+        large += ["layer_norm=True, bidirectional=True, batch_first=True"]
+        large += ["variational_dropout=0.2", "call=dict(lengths=[64, 0] * 50)"]
     cases = ", ".join(f"((64, 100, 16), dict({options}))" for options in large)
     code = FORK.format(layer=name, large=cases, patience=600 if ours else 50)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
