@@ -162,6 +162,8 @@ def _derive(cls: type, fused: type) -> type:
     """A client's class with ours below it, known to pickle by the name of the client's."""
     own: dict[str, Any] = {name: getattr(cls, name) for name in ("__module__", "__qualname__")}
     own |= {"__doc__": cls.__doc__, "__reduce_ex__": _reduce_ex, "_written_as": cls}
+    if isinstance(later := getattr(cls, "cls_to_become", None), type):  # of torch's lazy modules
+        own["cls_to_become"] = _fused_type(later)
 
     def derived(*bases: type) -> type:
         return types.new_class(cls.__name__, bases, exec_body=lambda ns: ns.update(own))

@@ -243,6 +243,36 @@ def test_the_clients_registries_do_not_hear_of_our_classes(by: str, fused: list[
     assert type(restored) is Tagged
 
 
+class Lazy(nn.modules.lazy.LazyModuleMixin, nn.LSTM):
+    """A client's class that learns its input size from the first call."""
+
+    cls_to_become = nn.LSTM
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(1, hidden_size)
+        self.weight_ih_l0 = nn.UninitializedParameter()
+
+    def initialize_parameters(self, input: Tensor) -> None:
+        if self.has_uninitialized_params():
+            self.input_size = input.shape[-1]
+            self.weight_ih_l0.materialize((4 * self.hidden_size, self.input_size))
+            self.reset_parameters()
+
+
+@pytest.mark.parametrize("by", ["accelerate", "patch"])
+def test_lazy_modules_become_ours(by: str, fused: list[None]):
+    if by == "patch":
+        with patch():
+            module: Any = Lazy(5)
+    else:
+        module = accelerate(Lazy(5))
+    got = module(X)
+    assert type(module) is LSTM
+    assert len(fused) == 1
+    assert_all_close(got, nn.LSTM.forward(module, X), CONFIGS["plain"])
+    assert type(restore(accelerate(Lazy(5)))) is Lazy
+
+
 def test_hooks_stay():
     lstm = nn.LSTM(4, 5)
     seen: list[str] = []
