@@ -11,6 +11,7 @@ import contextlib
 import copyreg
 import functools
 import logging
+import threading
 import types
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
@@ -142,11 +143,14 @@ def _fused_type(cls: type) -> type:
         return cls
     if cls is base:
         return _FUSED[base]
-    # setdefault is atomic: threads agree on one class.
-    return _derived.get(cls) or _derived.setdefault(cls, _derive(cls, _FUSED[base]))
+    with _deriving:
+        # Kept by its modules alone: Python's list of subclasses is a weak one.
+        subclasses = type.__subclasses__(cls)
+        found = (c for c in subclasses if vars(c).get("_written_as") is cls)
+        return next(found, None) or _derive(cls, _FUSED[base])
 
 
-_derived: dict[type, type] = {}
+_deriving = threading.RLock()  # so that threads agree on one class
 
 
 class _Unnoticed:

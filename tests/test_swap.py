@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import logging
 import pickle
 import threading
+import weakref
 from abc import ABC
 from pathlib import Path
 from typing import Any
@@ -271,6 +273,18 @@ def test_lazy_modules_become_ours(by: str, fused: list[None]):
     assert len(fused) == 1
     assert_all_close(got, nn.LSTM.forward(module, X), CONFIGS["plain"])
     assert type(restore(accelerate(Lazy(5)))) is Lazy
+
+
+def test_classes_are_freed():
+    class Client(nn.LSTM):
+        pass
+
+    module = accelerate(Client(4, 5))
+    kinds = weakref.ref(Client), weakref.ref(type(module))
+    assert type(accelerate(Client(4, 5))) is type(module)
+    del Client, module
+    gc.collect()
+    assert [kind() for kind in kinds] == [None, None]
 
 
 def test_hooks_stay():
