@@ -30,7 +30,7 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int
 
     Raises:
         TypeError: `module` is not an LSTM, or `input` nothing of the above.
-        ValueError, RuntimeError: a call would, of an input of this shape.
+        ValueError, RuntimeError: a call would, of an input of this shape, dtype and device.
     """
     if not isinstance(module, torch.nn.LSTM):
         raise TypeError(f"module must be a torch.nn.LSTM, got {type(module).__name__}")
@@ -47,7 +47,14 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int
         module.check_input(data, None)
         batch_dim = 0 if module.batch_first else 1
         batch_sizes = [data.size(batch_dim)] * data.size(1 - batch_dim)
-    fits = batch_sizes and _are_plain([data, weight]) and _fits(data, weight)
+    if not batch_sizes:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if data.device != weight.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at "
+            f"{data.device} and parameter tensor at {weight.device}"
+        )
+    fits = _are_plain([data, weight]) and _fits(data, weight)
     if not isinstance(module, LSTM) or not fits:
         return "torch.nn.LSTM"
     if not options.is_plain(module._lstm_options or options.PLAIN, module.training):

@@ -99,7 +99,6 @@ def test_explain(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert lstm_fast.explain(lstm_fast.LSTM(3, 400), x).endswith(", 2 threads in teams of 2")
     assert lstm_fast.explain(torch.nn.LSTM(3, 4), x) == "torch.nn.LSTM"
-    assert lstm_fast.explain(module, x[:0]) == "torch.nn.LSTM"  # which refuses it
     assert lstm_fast.explain(lstm_fast.LSTM(3, 4, device="meta"), x.to("meta")) == "torch.nn.LSTM"
 
 
@@ -109,14 +108,22 @@ def test_explain(monkeypatch):
         (torch.ones(5, 2, 4), RuntimeError, "must be equal to input_size"),
         ((5, 2, 4), RuntimeError, "must be equal to input_size"),
         ((5, 2, 3, 1), ValueError, "2D or 3D, got 4D"),
+        ((0, 2, 3), RuntimeError, "Expected sequence length to be larger than 0"),
+        (torch.ones(0, 3), RuntimeError, "Expected sequence length to be larger than 0"),
+        (torch.ones(5, 2, 3, device="meta"), RuntimeError, "not at the same device, found input"),
+        (torch.ones(5, 2, 3).double(), ValueError, "does not match weight dtype"),
         ((-5, 2, 3), ValueError, "without negative sizes"),
         (None, TypeError, "input must be a Tensor, a PackedSequence or a shape, got None"),
         (("5", 2, 3), TypeError, "input must be"),
     ],
 )
 def test_explain_refuses(input: Any, error: type[Exception], message: str):
+    module = lstm_fast.LSTM(3, 4)
     with pytest.raises(error, match=message):
-        lstm_fast.explain(lstm_fast.LSTM(3, 4), input)
+        lstm_fast.explain(module, input)
+    if isinstance(input, torch.Tensor):
+        with pytest.raises(error, match=message):
+            module(input)
 
 
 def test_explain_refuses_another_module():
