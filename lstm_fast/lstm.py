@@ -46,6 +46,9 @@ class LSTM(torch.nn.LSTM):
     itself, so that changing it in place makes backward raise, which with torch's it does in float32
     in one direction alone.
 
+    `torch.jit.script(model)` leaves torch's modules, on the same parameters, in the place of those
+    of ours that are in `model`: script a copy, or `lstm_fast.accelerate(model)` afterwards.
+
     Keyword arguments beyond torch's, off by default. `reference.variant` has the step with all of
     them; x_t, h_t and c_t are those of one layer, and masks are drawn by torch's generator, once a
     call:
@@ -376,7 +379,8 @@ def _scriptable(
     module: torch.nn.Module, fast: type[torch.nn.Module], stock: type[torch.nn.Module]
 ) -> torch.nn.Module:
     """What `torch.jit.script` compiles in the place of a fast module: a stock one on the same
-    parameters, unless a subclass has a forward of its own."""
+    parameters, unless a subclass has a forward of its own. Torch puts it into the model that holds
+    the module, for good."""
     if type(module).forward is not fast.forward:
         return module
     if used := options.used(module):

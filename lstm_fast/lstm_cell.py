@@ -29,7 +29,8 @@ class LSTMCell(torch.nn.LSTMCell):
 
     Everything is documented there. What the kernels do not cover is computed by
     `torch.nn.LSTMCell`; so is autocast on CUDA, and on the CPU of weights that are large or not in
-    float32. A cell is an LSTM of one layer run for one step.
+    float32. A cell is an LSTM of one layer run for one step. `torch.jit.script` puts torch's cells
+    into a model, as `lstm_fast.LSTM` says.
 
     Where the two differ: a step is one function of autograd, so that hooks on c, c.grad and
     torch.autograd.grad(..., c) have the gradient that reaches c itself; torch's have what reaches

@@ -287,6 +287,17 @@ def test_classes_are_freed():
     assert [kind() for kind in kinds] == [None, None]
 
 
+def test_scripted_models_are_accelerated_again():
+    model = nn.ModuleDict({"lstm": LSTM(4, 5), "cell": LSTMCell(4, 5)})
+    before = dict(model.named_parameters())
+    torch.jit.script(copy.deepcopy(model))
+    assert [type(m) for m in model.values()] == [LSTM, LSTMCell]
+    torch.jit.script(model)
+    accelerate(model)
+    assert [type(m) for m in model.values()] == [LSTM, LSTMCell]
+    assert all(after is before[name] for name, after in model.named_parameters())
+
+
 def test_hooks_stay():
     lstm = nn.LSTM(4, 5)
     seen: list[str] = []
