@@ -29,6 +29,8 @@ def test_a_single_step():
     assert (path(B=64, **small) == "single step") == has_dots
     assert (path(B=128, **small) == "single step") == has_dots
     assert path(B=129, **small) != "single step"
+    assert (path(B=1024, dtype="bfloat16", **large) == "single step") == has_dots
+    assert path(B=1025, dtype="bfloat16", **large) != "single step"
     assert path(B=1, I=16, H=64, parts=0, packed=True) == "packed weights"  # nor longer rows
 
 

@@ -477,7 +477,7 @@ def test_a_step_of_bfloat16_has_the_bits_of_float32_rounded(B: int, options: dic
         assert torch.equal(got, expected.bfloat16())
 
 
-@pytest.mark.parametrize("B", [1, 2, 16, 17, 63, 128, 129])
+@pytest.mark.parametrize("B", [1, 2, 16, 17, 63, 128, 129, 1025])
 @pytest.mark.parametrize("sizes", [(3, 5), (37, 70), (64, 32), (161, 33)])
 @pytest.mark.parametrize("with_hx", [True, False])
 def test_a_step_of_bfloat16_is_right(B: int, sizes: tuple[int, int], with_hx: bool):

@@ -38,6 +38,11 @@ struct StepProduct {
 int64_t cached_bytes(const Threads& threads) { return threads.second_cache / 4 * 3; }
 constexpr int64_t kPartBytes = 2;
 
+// Whether all weights, widened, are far too many for the second cache.
+bool far_from_cached(const StackShape& s, const Threads& threads) {
+  return stack_weights(s) * int64_t{sizeof(float)} > 4 * threads.second_cache;
+}
+
 // --- The matrix unit. A tile of 16 rows takes it as long for each product of parts as the vector
 // units take for a row; it takes terms by blocks of 32. Dot products of bfloat16, measured on a Zen
 // 4 core, take half as long as float32 products for any number of rows, but of one part alone.
@@ -136,11 +141,17 @@ bool sums_inputs_first(const StackShape& s, const Division& division, const Thre
 
 int64_t min_summed_inputs(const StackShape& s) { return s.steps.B == 1 ? 32 : 64; }
 
+int64_t dot_step_rows(const StackShape& s, Pass pass, const Threads& threads) {
+  // Measured on a Zen 4 core. Of more rows, packing what a cache holds pays in forward. In backward
+  // gradients would have to be narrowed, too.
+  constexpr int64_t few = 128, many = 1024;
+  return pass == Pass::Backward || far_from_cached(s, threads) ? many : few;
+}
+
 int64_t plain_step_rows(const StackShape& s, bool keeps_packed, bool bfloat16,
                         const Threads& threads, int64_t element_bytes) {
   constexpr int64_t rows = 32, rows_if_kept = 8, rows_of_large_bfloat16 = 64;
-  const bool large = stack_weights(s) * element_bytes > 4 * threads.second_cache;
-  if (bfloat16 && large) return rows_of_large_bfloat16;
+  if (bfloat16 && far_from_cached(s, threads)) return rows_of_large_bfloat16;
   // The packed weights, torch's, and the copy that tells whether torch's have changed.
   const int64_t packed_bytes = std::max(element_bytes, s.parts * kPartBytes);
   const int64_t kept_bytes = stack_weights(s) * (packed_bytes + 2 * element_bytes);

@@ -53,14 +53,14 @@ int64_t min_summed_inputs(const StackShape&);
 int64_t plain_step_rows(const StackShape&, bool keeps_packed, bool bfloat16, const Threads&,
                         int64_t element_bytes);
 
+// Up to so many rows, a single step multiplies bfloat16 weights as they are where the unit is dot
+// products.
+int64_t dot_step_rows(const StackShape&, Pass, const Threads&);
+
 // The shape of the layer with most inputs.
 LayerShape widest_layer(const StackShape&);
 
 // Up to so many rows in all, weights are used too few times to win back their packing in backward.
 constexpr int64_t kPlainRows = 16;
-
-// Up to so many rows, a single step multiplies bfloat16 weights as they are where the unit is dot
-// products, forward and backward: from 256 rows on, packing takes no longer on a Zen 4 core.
-constexpr int64_t kDotStepRows = 128;
 
 }  // namespace lstm_fast

@@ -324,7 +324,7 @@ bool takes_plain_step(const Kernels& kernels, const StackForward<T>& p, const Th
   // By parts of 0, a row is summed as in any batch, and in a packed one others may be longer.
   if (!s.parts) return !s.steps.batch_sizes;
   if (kernels.of(T()).unit == Bf16Unit::DotProducts && multiplies_bfloat16(kernels, p)) {
-    return s.steps.B <= kDotStepRows;
+    return s.steps.B <= dot_step_rows(s, Pass::Forward, threads);
   }
   return s.steps.B <= plain_step_rows(s, p.keeps_packed, p.bfloat16_weights, threads, sizeof(T));
 }
@@ -377,9 +377,10 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
   const Division division =
       divide(s, Pass::Backward, threads_of(s, Pass::Backward, threads), sizeof(T));
   const bool step = p.bfloat16_weights && s.steps.T == 1 && !s.projected && !p.recompute_gates;
-  const int64_t dot_rows = s.unit == Bf16Unit::None          ? 0
-                           : s.unit == Bf16Unit::DotProducts ? kDotStepRows
-                                                             : kPlainRows;
+  const int64_t dot_rows = s.unit == Bf16Unit::None ? 0
+                           : s.unit == Bf16Unit::DotProducts
+                               ? dot_step_rows(s, Pass::Backward, threads)
+                               : kPlainRows;
   const bool dots = step && s.parts && s.steps.B <= dot_rows;
   if (!dots && !unit_pays(s, Pass::Backward, division)) s.parts = 0;
   // Used too seldom to win back packing.
