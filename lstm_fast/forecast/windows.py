@@ -158,8 +158,8 @@ class Panel:
 
     def scale(self, input_size: int, held_out: int = 0) -> NDArray[np.float64]:
         """[series], RMS deviation from the window's mean, without the last `held_out` rows. Of a
-        series that is constant without them, it is that with them; of one that is constant, 1. A
-        window of one row has the mean of all.
+        series that is constant without them, it is that with them; of one that is constant, the
+        median of the others', or 1 if all are. A window of one row has the mean of all.
         """
         scales = []
         for offset, length in zip(self.offset, self.length, strict=True):
@@ -167,7 +167,7 @@ class Panel:
             of_known = of_all[: length - held_out]
             varying = next((v for v in (of_known, of_all) if v.max() > v.min()), None)
             if varying is None:
-                scales.append(1.0)
+                scales.append(np.nan)
                 continue
             size = varying.abs().max()  # squares of what is huge or tiny leave the range
             windows = (varying / size).unfold(0, input_size, 1)
@@ -175,7 +175,10 @@ class Panel:
                 windows = windows.T
             variance = windows.var(dim=1, correction=0).mean()
             scales.append((size * variance.sqrt()).item())
-        return np.array(scales)
+        found = np.array(scales)
+        constant = np.isnan(found)
+        found[constant] = 1.0 if constant.all() else np.median(found[~constant])
+        return found
 
     def slope(self, input_size: int, season_length: int, held_out: int = 0) -> NDArray[np.float64]:
         """[series], RMS rise a step from a window's first season to its last, without the last

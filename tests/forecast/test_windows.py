@@ -140,8 +140,17 @@ def test_scale_of_windows_of_one_row_is_that_of_all(series):
     np.testing.assert_allclose(panel_of(series).scale(1), expected, rtol=1e-12)
 
 
-def test_a_constant_series_has_scale_1(series):
+def test_constant_series_alone_have_scale_1(series):
     assert panel_of(series.assign(y=5.0)).scale(24) == 1
+
+
+def test_a_constant_series_has_the_median_scale_of_the_others(series):
+    others = [series.assign(unique_id=name, y=k * series["y"]) for k, name in ((1, "b"), (9, "d"))]
+    constant = [series.assign(unique_id=name, y=5.0) for name in ("a", "c")]
+    df = pd.concat([*others, *constant]).sort_values(["unique_id", "ds"])
+    scale = Panel.from_frame(df, Features.of(df, "MS", 12, ()), 6).scale(24)
+    one = panel_of(series).scale(24)[0]
+    assert scale == pytest.approx([5 * one, one, 5 * one, 9 * one])
 
 
 def test_the_last_window_has_nothing_to_aim_at(series):
