@@ -96,7 +96,8 @@ def search(
     """Run trials, each a rolling-origin backtest of one network, cut off where it does worse.
 
     The loss of a trial is the mean over its windows of the absolute error, over the mean absolute
-    seasonal difference of the series. Windows are a horizon apart and lie at the end of `df`.
+    seasonal difference of the series. Windows are a horizon apart and lie at the end of `df`; rows
+    that were filled, and windows of nothing else, count for nothing.
 
     Args:
         options: arguments of `Forecaster` that are not searched; `h` and `season_length` are among
@@ -105,7 +106,8 @@ def search(
         timeout: seconds after which no further trial begins.
 
     Raises:
-        ValueError: as `check_frame`, or if a series is too short.
+        ValueError: as `check_frame`, if a series is too short, or if no row of any window was
+            given.
     """
     fill = options.get("fill")
     frame, freq = check_frame(df, options.get("freq"), fill, options.get("futr_exog_list", ()))
@@ -119,12 +121,18 @@ def search(
             f"rows before the first window. The shortest series has {shortest}"
         )
     scale = _seasonal_difference(origins[0][0], season)
+    scored = [origin for origin in origins if origin[2]["y"].notna().any()]
+    if not scored:
+        raise ValueError(
+            f"the last {h * n_windows} rows, which n_windows={n_windows} of h={h} forecast, were "
+            f"all filled: fill={fill!r} leaves nothing to score"
+        )
     fixed = {**options, "freq": freq, "fill": None, "levels": (), "n_models": 1}
 
     def objective(trial: optuna.Trial) -> float:
         model = Forecaster(**{**fixed, **suggest(trial, season, shortest - 2 * h)})
         losses = []
-        for k, (known, later, actual) in enumerate(origins):
+        for k, (known, later, actual) in enumerate(scored):
             window = model.cross_validation(pd.concat([known, later[known.columns]]), n_windows=1)
             y = actual["y"].to_numpy()  # of the same rows, but for those that were filled
             error = (y - window["y_hat"]).abs().groupby(window["unique_id"]).mean()

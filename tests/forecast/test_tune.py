@@ -151,3 +151,19 @@ def test_filled_rows_are_not_scored(tmp_path, monkeypatch):
         assert error.count() == len(df) - 114
         ratios.append(study.best_value / error.mean())
     assert ratios[0] == pytest.approx(ratios[1])  # one over the seasonal difference
+
+
+def test_a_window_that_was_filled_entirely_counts_for_nothing(tmp_path, monkeypatch):
+    settings: dict[str, Any] = {"max_steps": 2, "hidden_size": 4, "input_size": 12}
+    monkeypatch.setattr(tune, "suggest", lambda *_: settings)
+    df, options = monthly(120), {**OPTIONS, "fill": "linear"}
+    gap = df.drop(index=range(108, 114))  # the first of two windows
+    study = tune.open_study(tmp_path / "gap.db", gap, options, seed=0)
+    tune.search(study, gap, options, n_trials=1, n_windows=2)
+    window = Forecaster(**{**options, **settings}, levels=(), n_models=1).cross_validation(gap)
+    error = (window["y"] - window["y_hat"]).abs().mean()
+    assert study.best_value == pytest.approx(error / df["y"][:108].diff(12).abs().mean())
+    unknown = df.assign(y=df["y"].where(df.index < 114))
+    study = tune.open_study(tmp_path / "unknown.db", unknown, options, seed=0)
+    with pytest.raises(ValueError, match="last 6 rows, which n_windows=1 of h=6 forecast"):
+        tune.search(study, unknown, options, n_trials=1, n_windows=1)
