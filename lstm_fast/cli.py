@@ -723,13 +723,17 @@ def _progress(forecaster: Forecaster, callbacks: list[Any], fits: int = 1) -> It
 
 
 def _write(forecasts: pd.DataFrame, out: Path | None) -> None:
+    # Actual values stay as they are: the format is for columns of floats alone. Intervals may be
+    # narrow where values are large, which takes more digits than a forecast itself is good for.
+    text = forecasts.astype({"y": object} if "y" in forecasts else {})
+    text = text.to_csv(index=False, float_format="%.12g")
     if out is None:
-        print(forecasts.to_csv(index=False, float_format="%.8g"), end="")
+        print(text, end="")
     else:
         from lstm_fast.forecast.storage import replacing
 
         with replacing(out) as part:
-            forecasts.to_csv(part, index=False, float_format="%.8g")
+            part.write_text(text, encoding="utf-8")
         _console.print(f"Forecast: {out}")
 
 

@@ -378,6 +378,20 @@ def test_numbers_are_shown_in_full(csv, tmp_path):
     assert "…" not in result.stdout
 
 
+def test_values_are_written_as_they_are_and_narrow_bounds_apart(csv, tmp_path):
+    df = pd.read_csv(csv, parse_dates=["ds"])
+    df["y"] = 1234567890 + df["y"].round() / 32
+    df.to_csv(tmp_path / "large.csv", index=False)
+    large, out = (tmp_path / "large.csv", *SHORT), tmp_path / "out.csv"
+    assert invoke("backtest", *large, "--windows", 1, "--out", out).exit_code == 0
+    windows = pd.read_csv(out, parse_dates=["ds"])
+    actual = windows[["unique_id", "ds"]].merge(df, how="left")["y"]
+    assert windows["y"].tolist() == actual.tolist()
+    for forecast in (windows, pd.read_csv(io.StringIO(invoke("forecast", *large).stdout))):
+        bounds = forecast[["lo-95", "lo-80", "y_hat", "hi-80", "hi-95"]]
+        assert (bounds.diff(axis=1).iloc[:, 1:] > 0).all(axis=None)
+
+
 def test_more_windows_than_rows(csv):
     result = invoke("backtest", csv, *SHORT, "--windows", 14)
     assert result.exit_code == 1
