@@ -617,9 +617,10 @@ def _check_outputs(
             raise IsADirectoryError(f"{path} is a folder")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists: choose another name, or add --overwrite")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
+        folder = path.resolve().parent  # of what a link leads to
+        if not path.exists() and not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder} for {path.name}")
+        if not os.access(path if path.exists() else folder, os.W_OK):
             raise PermissionError(f"{path} cannot be written")
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,12 +79,18 @@ def save(model: Forecaster, path: Path, overwrite: bool) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place at the end: `path` is written whole
-    or not at all.
+    or not at all. A link stays one, to the new file; a device or a pipe is written to itself.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    target = path.resolve()
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         yield part
-        os.replace(part, path)
+        if target.exists():
+            shutil.copymode(target, part)
+        os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
 

@@ -174,6 +174,19 @@ def test_files_are_not_overwritten_unasked(csv, tmp_path, command):
     assert out.read_text() != "precious"
 
 
+def test_a_pipe_is_written_to_and_stays_one(csv, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        result = invoke("forecast", csv, *SHORT, "--out", pipe, "--overwrite")
+        assert result.exit_code == 0, result.output
+        assert os.read(end, 100).startswith(b"unique_id,ds,y_hat,lo-80,")
+    finally:
+        os.close(end)
+    assert pipe.is_fifo()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -62,6 +62,21 @@ def test_a_file_is_not_overwritten_unasked(small, series, tmp_path):
     assert len(Forecaster.load(path).predict()) == 6
 
 
+def test_what_is_behind_a_link_is_replaced_and_keeps_its_mode(small, series, tmp_path):
+    model = small(levels=()).fit(series)
+    link, target = tmp_path / "link.pt", tmp_path / "folder" / "model.pt"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    model.save(link)  # leads to nothing yet
+    target.write_text("replaced")
+    target.chmod(0o600)
+    model.save(link, overwrite=True)
+    assert link.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert len(Forecaster.load(target).predict()) == 6
+    assert [file.name for file in target.parent.iterdir()] == ["model.pt"]
+
+
 def test_a_file_cannot_run_code(tmp_path):
     class Payload:
         def __reduce__(self):
