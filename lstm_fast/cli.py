@@ -351,11 +351,11 @@ def backtest(
         levels=levels, max_steps=steps, n_models=models, seed=seed,
     )  # fmt: skip
     reading = _read(file, id_col, time_col, target_col, options.get("futr_exog_list"))
-    settings = _guess(reading, horizon, season, options, test_size=windows * (step or horizon))
+    step = step or horizon
+    settings = _guess(reading, horizon, season, options, horizon + (windows - 1) * step)
     df, season_length = settings.frame, settings.options["season_length"]
     # Fills gaps itself, as it has to know what a cutoff hides.
     forecaster = Forecaster(**{**settings.options, "fill": options.get("fill")})
-    step = step or horizon
     place = {
         "h": horizon, "season_length": season_length, "n_windows": windows, "step_size": step,
         "freq": settings.options["freq"], "fill": options.get("fill"),
@@ -443,7 +443,7 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     reading = _read(file, id_col, time_col, target_col, covariates)
     options = _options(None, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss, seed=seed)
-    settings = _guess(reading, horizon, season, options, tuned=("input_size",))
+    settings = _guess(reading, horizon, season, options, holdout, tuned=("input_size",))
     # The search fills gaps itself, as it has to know what an origin hides.
     searched_options = {**settings.options, "fill": fill}
     frame, df = settings.frame, reading.frame

@@ -322,7 +322,7 @@ class Forecaster:
         in what ``fill="linear"`` makes of a gap that the cutoff lies in: it repeats the value
         before.
         """
-        frame, freq = self._check(df, self.freq)
+        frame, freq = self._check(df, self.freq, held_out=self.h)
         model = dataclasses.replace(self, freq=freq, fill=None)
         windows = []
         origins = rolling_origins(frame, df, self.fill, self.h, n_windows, step_size)
@@ -357,8 +357,10 @@ class Forecaster:
         """
         return storage.load(cls, Path(path))
 
-    def _check(self, df: pd.DataFrame, freq: str | None) -> tuple[pd.DataFrame, str]:
-        return check_frame(df, freq, self.fill, self.futr_exog_list, positive=self.log)
+    def _check(
+        self, df: pd.DataFrame, freq: str | None, held_out: int = 0
+    ) -> tuple[pd.DataFrame, str]:
+        return check_frame(df, freq, self.fill, self.futr_exog_list, self.log, held_out)
 
     def _check_lengths(self, frame: pd.DataFrame, needed: int) -> None:
         rows = frame["unique_id"].value_counts()

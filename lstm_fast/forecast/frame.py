@@ -29,6 +29,7 @@ def check_frame(
     fill: str | None = None,
     covariates: Sequence[str] = (),
     positive: bool = False,
+    held_out: int = 0,
 ) -> tuple[pd.DataFrame, str]:
     """A sorted copy of `df` with the columns that are used, and the frequency of its timestamps.
 
@@ -40,6 +41,7 @@ def check_frame(
             ``"previous"`` repeats the value before, ``"zero"`` takes 0.
         covariates: further columns of numbers.
         positive: whether `y` must have a logarithm.
+        held_out: last rows of each series that need none.
 
     Raises:
         ValueError: naming the series and the row, if a column is missing, a value is missing,
@@ -59,8 +61,6 @@ def check_frame(
         frame[name] = as_numbers(df[name])
     for column in columns:
         _reject_missing(df, frame, column, fillable=fill is not None and column in numbers)
-    if positive:
-        _reject_without_logarithm(frame, lambda row: f"({_place(df, row.name)})")
     duplicated = frame.duplicated(["unique_id", "ds"])
     if duplicated.any():
         row = frame[duplicated].iloc[0]
@@ -77,9 +77,15 @@ def check_frame(
         _reject_irregular(df, frame, position, freq)
     else:
         _reject_off_grid(df, frame, position, freq)
+    if positive:
+        last = frame.assign(at=position).groupby("unique_id")["at"].transform("max").to_numpy()
+        known = frame[last - position >= held_out]
+        _reject_without_logarithm(known, lambda row: f"({_place(df, row.name)})")
+    if fill is not None:
         frame = _fill(frame, position, freq, fill, numbers)
-        if positive:
-            _reject_without_logarithm(frame, lambda _: f"from fill={fill!r}")
+        if positive and fill == "zero":  # others make nothing that values beside a gap are not
+            known = frame[frame.groupby("unique_id").cumcount(ascending=False) >= held_out]
+            _reject_without_logarithm(known, lambda _: f"from fill={fill!r}")
     return frame.reset_index(drop=True), freq
 
 

@@ -34,7 +34,8 @@ def guess_settings(
     """Frequency, season, window and logarithms, as far as `options` does not state them.
 
     Args:
-        test_size: last rows of each series that will not be there to train on.
+        test_size: last rows of each series that will not be there to train on, and whose values
+            have no part in what is guessed.
 
     Raises:
         ValueError: as `check_frame`.
@@ -47,6 +48,7 @@ def guess_settings(
         options.get("fill"),
         options.get("futr_exog_list", ()),
         positive=options.get("log", False),
+        held_out=test_size,
     )
     if "freq" not in options:
         guesses.append(f"timestamps have the frequency {freq}")
@@ -68,7 +70,8 @@ def guess_settings(
         found["input_size"] = input_size_for(season_length, h, shortest)
         guesses.append(f"the network reads {found['input_size']} rows")
     if "log" not in found:
-        found["log"] = bool((frame["y"] > 0).all())
+        known = frame[frame.groupby("unique_id").cumcount(ascending=False) >= test_size]
+        found["log"] = bool((known["y"] > 0).all())
         guesses.append("logarithms are forecast" if found["log"] else "not all values are above 0")
     return Settings(frame, found, guesses)
 

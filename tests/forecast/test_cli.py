@@ -382,6 +382,27 @@ def test_a_gap_at_the_cutoff_shows_nothing_of_later_rows(csv, tmp_path, monkeypa
     pd.testing.assert_frame_equal(*tuned)
 
 
+def test_a_value_that_comes_later_does_not_decide_about_logarithms(csv, tmp_path, monkeypatch):
+    from lstm_fast.forecast import tune
+
+    searched = []
+    monkeypatch.setattr(tune, "search", lambda study, df, options, **_: searched.append(options))
+    monkeypatch.setattr(tune, "best_options", lambda *args: {})
+    forecasts = []
+    for last in (100.0, 0.0):
+        df = pd.read_csv(csv)[:90]
+        df.loc[89, "y"] = last
+        path, out = tmp_path / f"{last}.csv", tmp_path / f"{last}-out.csv"
+        df.to_csv(path, index=False)
+        result = invoke("backtest", path, *SHORT, "--windows", 2, "--step", 1, "--out", out)
+        assert result.exit_code == 0, result.output
+        forecasts.append(pd.read_csv(out)["y_hat"])
+        search = ("tune", path, "--horizon", 6, "--study", tmp_path / f"{last}.db")
+        assert invoke(*search, "--holdout", 1).exit_code == 0
+    pd.testing.assert_series_equal(forecasts[0], forecasts[1], check_exact=True)
+    assert [options["log"] for options in searched] == [True, True]
+
+
 def test_numbers_are_shown_in_full(csv, tmp_path):
     df = pd.read_csv(csv)
     df.assign(y=1e6 * df["y"]).to_csv(tmp_path / "large.csv", index=False)

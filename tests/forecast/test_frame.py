@@ -156,6 +156,20 @@ def test_what_has_no_logarithm_is_named():
         check_frame(gap, fill="zero", positive=True)
 
 
+@pytest.mark.parametrize("fill", [None, "linear"])
+def test_rows_that_are_held_out_need_no_logarithm(fill):
+    df = pd.concat([with_value(66, "y", 0.0), monthly(50, "bb")])
+    for rows in (df, df.drop(index=[68, 69])[::-1]) if fill else (df,):
+        assert len(check_frame(rows, fill=fill, positive=True, held_out=6)[0]) == len(df)
+        with pytest.raises(ValueError, match=r"Got 0.0 at ds 2005-07-01 .*\(row 66\)"):
+            check_frame(rows, fill=fill, positive=True, held_out=5)
+    zero: dict[str, Any] = {"fill": "zero", "positive": True}
+    gap = df.drop(index=67)
+    assert (check_frame(gap, **zero, held_out=6)[0]["y"] == 0).sum() == 2
+    with pytest.raises(ValueError, match=r"Got 0.0 .* from fill='zero'"):
+        check_frame(gap[gap["y"] != 0], **zero, held_out=4)
+
+
 @pytest.mark.parametrize(
     ("fill", "expected"), [("linear", [4.0, 5.0]), ("previous", [3.0, 3.0]), ("zero", [0.0, 0.0])]
 )

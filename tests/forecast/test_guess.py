@@ -55,6 +55,13 @@ def test_values_at_or_below_0_and_filled_rows():
     assert settings.frame["y"].tolist() == df["y"].tolist()
 
 
+def test_values_of_a_backtest_have_no_part_in_the_guess():
+    df = pd.concat([monthly(120), monthly(60, "bb")])
+    for row, log in ((113, False), (114, True)):
+        zero = df.assign(y=df["y"].where((df.index != row) | (df["unique_id"] != "a"), 0.0))
+        assert guess_settings(zero, 6, {}, test_size=6).options["log"] is log
+
+
 def test_rows_of_a_backtest_are_not_counted_on():
     assert guess_settings(monthly(120), 12, {}, test_size=30).options["input_size"] == 18
 
