@@ -211,8 +211,8 @@ class Forecaster:
         """Train on `df`: ``unique_id``, ``ds``, ``y`` and `futr_exog_list`, one or many series.
 
         Args:
-            val_size: last rows of each series that decide when to stop, and on nothing else; at
-                least `h`. With 0 all rows train, for `max_steps`.
+            val_size: last rows of each series whose `y` decides when training stops, and nothing
+                else in it; at least `h`. With 0 all rows train, for `max_steps`.
 
         Raises:
             ValueError: naming the series and the row, if a series is too short or irregular, or
@@ -242,7 +242,7 @@ class Forecaster:
             storage.claim_folder(Path(self.checkpoint_dir), self, frame, val_size)
         panel = self._panel(frame)
         self._intervals = self._calibrate(panel, held_out, val_size) if held_out else None
-        self._scale = panel.scale(self.input_size)
+        self._scale = panel.scale(self.input_size, val_size)
         self._networks = self._train("final", panel, self._scale, 0, val_size)
         self._fitted, self._unique_ids = frame, panel.unique_ids
 
@@ -376,7 +376,7 @@ class Forecaster:
         return Panel.from_frame(frame, self._features, self.h, futr_df)
 
     def _calibrate(self, panel: Panel, held_out: int, val_size: int) -> ConformalIntervals:
-        scale = panel.scale(self.input_size, held_out)
+        scale = panel.scale(self.input_size, held_out + val_size)
         networks = self._train("calibration", panel, scale, held_out, val_size)
         windows = panel.windows(self.input_size, scale, slice(-held_out, None))
         windows = windows.at_most(_CALIBRATION_WINDOWS)

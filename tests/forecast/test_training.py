@@ -18,7 +18,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
-from lstm_fast.forecast import History
+from lstm_fast.forecast import Forecaster, History
 from lstm_fast.forecast.training import TrainingBatches, outputs_of
 
 ROOT = Path(__file__).parents[2]
@@ -320,6 +320,27 @@ def test_a_training_without_a_step_is_refused(small, series, options):
     model = small(trainer_options=options)
     with pytest.raises(ValueError, match="trainer_options must leave a step of training"):
         model.fit(series)
+
+
+def test_validation_rows_have_no_other_part_in_training(small, series, monkeypatch):
+    """It is not stopped here, as there is one check, at its end."""
+    train = Forecaster._train
+    scales: dict[str, list[float]] = {}
+
+    def watched(self, name, panel, scale, *arguments):
+        scales.setdefault(name, []).append(scale.item())
+        return train(self, name, panel, scale, *arguments)
+
+    monkeypatch.setattr(Forecaster, "_train", watched)
+    rows = np.arange(len(series))[::-1]
+    other = [series.assign(y=series["y"].where(rows // 6 != k, 1.5 * series["y"])) for k in (0, 2)]
+    models = [small().fit(df, val_size=6) for df in (series, *other)]
+    final, calibration = scales["final"], scales["calibration"]
+    assert final[0] == final[1] != final[2]
+    assert calibration[0] == calibration[2]
+    forecasts = [model.predict(series[:60], levels=())["y_hat"] for model in models]
+    assert forecasts[0].equals(forecasts[1])
+    assert not forecasts[0].equals(forecasts[2])
 
 
 @pytest.mark.parametrize("val_size", [5, -6, 12.0, None])
