@@ -96,13 +96,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def load(cls: type[Forecaster], path: Path) -> Forecaster:
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        settings = json.loads(state["settings"])
-    except OSError:
-        raise
-    except Exception as error:  # whose advice may be to load it without safety
-        raise ValueError(f"{path} is no file of a forecaster") from error
+    with path.open("rb") as file:
+        try:
+            state = torch.load(file, weights_only=True, map_location="cpu")
+            settings = json.loads(state["settings"])
+        except Exception as error:  # whose advice may be to load it without safety
+            raise ValueError(f"{path} is no file of a forecaster") from error
     found = settings.get("format") if isinstance(settings, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path} must be of format {FORMAT!r}. Got {found!r}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning
 import pandas as pd
@@ -68,12 +68,12 @@ def train(
         networks = build().float()  # whatever torch.set_default_dtype says
         done, part = _files(options.checkpoint)
         if done is not None and done.exists():
-            with _naming(done):
-                networks.load_state_dict(torch.load(done, weights_only=True))
+            with _opened(done) as file:
+                networks.load_state_dict(torch.load(file, weights_only=True))
         else:
             if part is not None and part.exists():
-                with _naming(part):
-                    torch.load(part, weights_only=True)
+                with _opened(part) as file:
+                    torch.load(file, weights_only=True)
             trainer = _trainer(options, validation)
             try:
                 trainer.fit(
@@ -365,16 +365,15 @@ def _fresh(callback: Callback) -> Callback:
 
 
 @contextmanager
-def _naming(checkpoint: Path) -> Iterator[None]:
+def _opened(checkpoint: Path) -> Iterator[BinaryIO]:
     """An error of reading what is no checkpoint says which file that is."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:  # of many kinds, by what is wrong with it
-        raise ValueError(
-            f"{checkpoint} is damaged: {error}. Delete it to begin this training anew"
-        ) from error
+    with checkpoint.open("rb") as file:
+        try:
+            yield file
+        except Exception as error:  # of many kinds, by what is wrong with it
+            raise ValueError(
+                f"{checkpoint} is damaged: {error}. Delete it to begin this training anew"
+            ) from error
 
 
 def _files(checkpoint: Path | None) -> tuple[Path | None, Path | None]:

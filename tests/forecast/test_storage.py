@@ -118,6 +118,16 @@ def test_damaged_files(small, series, tmp_path):
             Forecaster.load(path)
 
 
+def test_a_file_that_was_cut_off(small, series, tmp_path):
+    path = tmp_path / "model.pt"
+    small(levels=()).fit(series).save(path)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), len(whole) // 20):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"model.pt is no file of a forecaster"):
+            Forecaster.load(path)
+
+
 def test_numbers_of_numpy_are_saved(small, series, tmp_path):
     options = {"h": np.int64(6), "dropout": np.float32(0.25), "log": np.bool_(True)}
     forecaster = small(**options).fit(series)
