@@ -113,8 +113,14 @@ def search(
     frame, freq = check_frame(df, options.get("freq"), fill, options.get("futr_exog_list", ()))
     h, season = int(options["h"]), int(options["season_length"])
     origins = list(rolling_origins(frame, df, fill, h, n_windows, h))
-    shortest = int(frame["unique_id"].value_counts().min()) - h * n_windows
+    rows = int(frame["unique_id"].value_counts().min())
+    shortest = rows - h * n_windows
+    # A forecast with the best settings has the rows of the windows too, but some calibrate it.
+    forecaster = Forecaster(**{**options, "input_size": season})
+    calibrating = int(forecaster.calibration_size or 0) if forecaster.levels else 0
+    longest_input = min(shortest - 2 * h, rows - h - calibrating)
     needed = season + h if season > 1 else 2 * h + 1
+    needed = max(needed, season + h + calibrating - h * n_windows)
     if shortest < needed:
         raise ValueError(
             f"a search of n_windows={n_windows}, h={h} and season_length={season} needs {needed} "
@@ -130,7 +136,7 @@ def search(
     fixed = {**options, "freq": freq, "fill": None, "levels": (), "n_models": 1}
 
     def objective(trial: optuna.Trial) -> float:
-        model = Forecaster(**{**fixed, **suggest(trial, season, shortest - 2 * h)})
+        model = Forecaster(**{**fixed, **suggest(trial, season, longest_input)})
         losses = []
         for k, (known, later, actual) in enumerate(scored):
             window = model.cross_validation(pd.concat([known, later[known.columns]]), n_windows=1)

@@ -47,6 +47,30 @@ def test_best_options_make_a_forecaster(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("more", "rows_less", "needed"),
+    [({}, 6 + 18, 30), ({"calibration_size": 24}, 6 + 24, 36), ({"levels": ()}, 6 + 12, 18)],
+)
+def test_one_window_leaves_the_rows_that_calibrate_a_forecast(
+    tmp_path, monkeypatch, more, rows_less, needed
+):
+    suggest, longest = tune.suggest, []
+
+    def watched(trial, season_length, longest_input):
+        longest.append(longest_input)
+        return suggest(trial, season_length, longest_input)
+
+    monkeypatch.setattr(tune, "suggest", watched)
+    df, options = monthly(60), {**OPTIONS, **more}
+    study = tune.open_study(tmp_path / "study.db", df, options, seed=0)
+    tune.search(study, df, options, n_trials=1, n_windows=1)
+    Forecaster(**options, input_size=longest[0]).fit(df)
+    assert longest == [60 - rows_less]
+    study = tune.open_study(tmp_path / "short.db", df, options, seed=0)
+    with pytest.raises(ValueError, match=f"needs {needed} rows before .* has {needed - 1}"):
+        tune.search(study, df[: needed + 5], options, n_trials=1, n_windows=1)
+
+
 def test_a_search_goes_on_in_another_process(tmp_path):
     path = tmp_path / "study.db"
     first = run(path, monthly(120), 2)
