@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ try:
     import optuna
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import QueuePool
 except ImportError as error:
     raise ImportError(
         f"tuning needs {error.name}: pip install --no-build-isolation '.[tune]'"
@@ -56,10 +59,13 @@ def open_study(storage: Path, df: pd.DataFrame, setup: dict[str, Any], seed: int
     """
     rows = pd.util.hash_pandas_object(df, index=False).to_numpy().tobytes()
     claim = {"setup": json.dumps(setup, sort_keys=True), "data": hashlib.sha256(rows).hexdigest()}
+    # Versions of SQLAlchemy differ in what they read out of a path that is part of an address.
+    connect = partial(sqlite3.connect, storage, check_same_thread=False)
+    engine = {"creator": connect, "poolclass": QueuePool}
     try:
         study = optuna.create_study(
             study_name=STUDY,
-            storage=f"sqlite:///{storage}",
+            storage=optuna.storages.RDBStorage("sqlite://", engine_kwargs=engine),
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
         )

@@ -97,6 +97,13 @@ def test_a_file_that_is_no_study(tmp_path):
     assert (tmp_path / "text.db").read_text() == "precious" * 100
 
 
+def test_a_study_may_have_any_name(tmp_path):
+    path = tmp_path / "what?100%20#{x} é.db"
+    run(path, monthly(120), 1)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert len(run(path, monthly(120), 1).trials) == 2
+
+
 def test_bad_trials_are_cut_off(tmp_path, monkeypatch):
     """After five trials, one that does ten times worse stops at its first window."""
     windows = []
