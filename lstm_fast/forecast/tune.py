@@ -52,13 +52,16 @@ def open_study(storage: Path, df: pd.DataFrame, setup: dict[str, Any], seed: int
     """The study in the SQLite file, new or to be gone on with.
 
     Args:
-        setup: what the losses of trials depend on, beside `df`.
+        setup: what the losses of trials depend on, beside `df` and the `n_windows` of `search`;
+            of what JSON can hold, NumPy's numbers and classes.
 
     Raises:
-        ValueError: if the file cannot be opened, or holds a study of other data or another setup.
+        ValueError: if the file cannot be opened, or holds a study of other data or another setup;
+            for a setup of anything else.
     """
     rows = pd.util.hash_pandas_object(df, index=False).to_numpy().tobytes()
-    claim = {"setup": json.dumps(setup, sort_keys=True), "data": hashlib.sha256(rows).hexdigest()}
+    told = json.dumps(setup, sort_keys=True, default=_told)
+    claim = {"setup": told, "data": hashlib.sha256(rows).hexdigest()}
     # Versions of SQLAlchemy differ in what they read out of a path that is part of an address.
     connect = partial(sqlite3.connect, storage, check_same_thread=False)
     engine = {"creator": connect, "poolclass": QueuePool}
@@ -108,12 +111,12 @@ def search(
     Args:
         options: arguments of `Forecaster` that are not searched; `h` and `season_length` are among
             them.
-        n_windows: origins of the backtest.
+        n_windows: origins of the backtest, as many as in the trials that `study` has.
         timeout: seconds after which no further trial begins.
 
     Raises:
-        ValueError: as `check_frame`, if a series is too short, or if no row of any window was
-            given.
+        ValueError: as `check_frame`, for another `n_windows`, if a series is too short, or if no
+            row of any window was given.
     """
     fill = options.get("fill")
     frame, freq = check_frame(df, options.get("freq"), fill, options.get("futr_exog_list", ()))
@@ -132,6 +135,9 @@ def search(
             f"a search of n_windows={n_windows}, h={h} and season_length={season} needs {needed} "
             f"rows before the first window. The shortest series has {shortest}"
         )
+    before = study.user_attrs.get("n_windows", n_windows)
+    if before != n_windows and study.get_trials(deepcopy=False):
+        raise ValueError(f"n_windows must be {before}, as in the study so far. Got {n_windows}")
     scale = _seasonal_difference(origins[0][0], season)
     scored = [origin for origin in origins if origin[2]["y"].notna().any()]
     if not scored:
@@ -139,6 +145,7 @@ def search(
             f"the last {h * n_windows} rows, which n_windows={n_windows} of h={h} forecast, were "
             f"all filled: fill={fill!r} leaves nothing to score"
         )
+    study.set_user_attr("n_windows", int(n_windows))
     fixed = {**options, "freq": freq, "fill": None, "levels": (), "n_models": 1}
 
     def objective(trial: optuna.Trial) -> float:
@@ -177,6 +184,17 @@ def best_options(study: optuna.Study, season_length: int) -> dict[str, Any]:
     if "input_seasons" in options:
         options["input_size"] = season_length * options.pop("input_seasons")
     return options
+
+
+def _told(value: Any) -> Any:
+    """Of a setup, what JSON cannot hold by itself."""
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, np.generic):
+        return value.item()
+    raise ValueError(
+        f"setup must hold what JSON can hold, NumPy's numbers or classes. Got {value!r}"
+    )
 
 
 def _seasonal_difference(frame: pd.DataFrame, season_length: int) -> pd.Series:

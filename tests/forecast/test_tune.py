@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from lstm_fast import LSTM
 from lstm_fast.forecast import Forecaster
 from lstm_fast.forecast.frame import check_frame
 from tests.forecast.series import monthly
@@ -87,6 +90,27 @@ def test_a_study_of_something_else_is_refused(tmp_path):
         tune.open_study(path, monthly(119), SETUP, seed=0)
     with pytest.raises(ValueError, match="a study of another setup, with other h: choose"):
         tune.open_study(path, monthly(120), {**SETUP, "h": 7}, seed=0)
+
+
+def test_losses_of_other_windows_are_not_compared(tmp_path):
+    path = tmp_path / "study.db"
+    study = run(path, monthly(120), 1)
+    with pytest.raises(ValueError, match=r"n_windows must be 2, as in the study so far. Got 3"):
+        tune.search(study, monthly(120), OPTIONS, n_trials=1, n_windows=3)
+    assert len(run(path, monthly(120), 1).trials) == 2
+
+
+def test_a_setup_may_hold_what_a_forecaster_takes(tmp_path):
+    path = tmp_path / "study.db"
+    setup = {"h": np.int64(6), "dropout": np.float64(0.5), "lstm_class": torch.nn.LSTM}
+    study = tune.open_study(path, monthly(120), setup, seed=0)
+    tune.search(study, monthly(120), {**OPTIONS, **setup}, n_trials=1, n_windows=1)
+    same = {**setup, "h": 6, "dropout": 0.5}
+    assert len(tune.open_study(path, monthly(120), same, seed=0).trials) == 1
+    with pytest.raises(ValueError, match="another setup, with other lstm_class"):
+        tune.open_study(path, monthly(120), {**same, "lstm_class": LSTM}, seed=0)
+    with pytest.raises(ValueError, match=r"setup must hold what JSON can hold.* Got \{6\}"):
+        tune.open_study(path, monthly(120), {"h": {6}}, seed=0)
 
 
 def test_a_file_that_is_no_study(tmp_path):
