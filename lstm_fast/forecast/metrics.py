@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from lstm_fast.forecast.frame import check_positive, without_index_names
+from lstm_fast.forecast.frame import as_numbers, check_positive, without_index_names
 
 # Of the columns of `evaluate`.
 POINT_METRICS = ("MAE", "RMSE", "sMAPE", "MASE")
@@ -114,7 +114,8 @@ def evaluate(forecasts: pd.DataFrame, df: pd.DataFrame, season_length: int) -> p
     """
     rows = []
     levels = levels_of(forecasts)
-    in_order = without_index_names(df).assign(ds=pd.to_datetime(df["ds"])).sort_values("ds")
+    read = {"ds": pd.to_datetime(df["ds"]), "y": as_numbers(df["y"])}
+    in_order = without_index_names(df).assign(**read).sort_values("ds")
     series = dict(iter(in_order.groupby("unique_id", observed=True)))
     for unique_id, windows in forecasts.groupby("unique_id", sort=False, observed=True):
         of_series = series[unique_id]

@@ -99,6 +99,13 @@ def test_rows_may_come_in_any_order(small):
     pd.testing.assert_frame_equal(evaluate(forecasts, shuffled, 12), expected)
 
 
+def test_values_may_be_text():
+    df = monthly(40)
+    forecasts = df[30:].assign(y_hat=df["y"][30:] + 1, cutoff=df["ds"][29])
+    text = df.assign(y=df["y"].map(repr), ds=df["ds"].astype(str))
+    pd.testing.assert_frame_equal(evaluate(forecasts, text, 12), evaluate(forecasts, df, 12))
+
+
 def test_what_is_no_number_has_no_error():
     assert math.isnan(smape([1, 2], [math.nan, 2]))
 
