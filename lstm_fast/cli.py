@@ -363,7 +363,9 @@ def backtest(
     results = {"seasonal naive": cross_validate_naive(reading.frame, **place)}
     for method in against or []:
         with _console.status(f"{method} ..."):
-            results[method] = cross_validate_statistical(reading.frame, method, **place)
+            results[method] = cross_validate_statistical(
+                reading.frame, method, **place, levels=forecaster.levels
+            )
     with _progress(forecaster, [], fits=windows):
         results["lstm-fast"] = forecaster.cross_validation(reading.frame, windows, step)
     if out is not None:

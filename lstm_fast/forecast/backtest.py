@@ -61,7 +61,7 @@ def cross_validate_statistical(
     model = getattr(models, method)(season_length=season_length, alias="y_hat")
     percents: Any = list(levels)  # the annotation there says whole numbers, the code takes any
     bounds = {
-        f"y_hat-{side}-{level:g}": f"{side}-{level:g}" for level in levels for side in ("lo", "hi")
+        f"y_hat-{side}-{level}": f"{side}-{level:g}" for level in levels for side in ("lo", "hi")
     }
 
     def forecast(known: pd.DataFrame, freq: str) -> pd.DataFrame:

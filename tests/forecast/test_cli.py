@@ -432,6 +432,20 @@ def test_more_windows_than_rows(csv):
     assert "series 'bb' is too short: n_windows=14 of h=6 rows, step_size=6" in result.stderr
 
 
+def test_backtest_against_a_method_has_its_levels(csv, tmp_path):
+    pytest.importorskip("statsforecast")
+    against = ("--windows", 1, "--against", "AutoETS")
+    result = invoke("backtest", csv, *SHORT, *against, "--level", 90)
+    assert result.exit_code == 0, result.output
+    rows = [line.split("│")[1:-1] for line in result.stdout.splitlines() if "AutoETS" in line]
+    assert len(rows[0]) == 6
+    assert "-" not in [cell.strip() for cell in rows[0]]
+    (tmp_path / "none.json").write_text('{"levels": []}')
+    result = invoke("backtest", csv, *SHORT, *against, "--options", tmp_path / "none.json")
+    assert result.exit_code == 0, result.output
+    assert "coverage" not in result.stdout
+
+
 def test_backtest_against_a_method_that_there_is_not(csv):
     result = invoke("backtest", csv, *SHORT, "--windows", 1, "--against", "Prophet")
     assert result.exit_code == 1
