@@ -217,7 +217,7 @@ class Forecaster:
         Raises:
             ValueError: naming the series and the row, if a series is too short or irregular, or
                 has missing, repeated or (with `log`) non-positive values; for `trainer_options`
-                that leave no step of training.
+                that leave no step of training, or that the trainer does not take.
         """
         before = dict(vars(self))
         try:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import lightning
 import pandas as pd
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -83,6 +84,8 @@ def train(
                     ckpt_path=part if part is not None and part.exists() else None,
                     weights_only=True,
                 )
+            except MisconfigurationException as error:
+                raise _unsuitable(error) from error
             except SIGTERMException as stop:  # an exit with the status of success
                 raise SystemExit(128 + signal.SIGTERM) from stop
             except SystemExit as stop:
@@ -323,7 +326,8 @@ class Checkpoint(Callback):
 
 
 def _trainer(options: TrainingOptions, validation: Windows | None) -> lightning.Trainer:
-    callbacks: list[Callback] = [_fresh(c) for c in options.trainer.get("callbacks", ())]
+    given = options.trainer.get("callbacks") or ()
+    callbacks = [_fresh(c) for c in ([given] if isinstance(given, Callback) else given)]
     if validation is not None:
         callbacks += [Patience("val_loss", patience=options.patience), BestWeights()]
     _, part = _files(options.checkpoint)
@@ -349,8 +353,15 @@ def _trainer(options: TrainingOptions, validation: Windows | None) -> lightning.
     }
     try:
         return lightning.Trainer(**arguments)
-    except TypeError as error:
-        raise ValueError(f"trainer_options must suit lightning.Trainer: {error}") from error
+    except (TypeError, MisconfigurationException) as error:
+        raise _unsuitable(error) from error
+
+
+def _unsuitable(error: Exception) -> ValueError:
+    """In one line, whatever the trainer's message has."""
+    return ValueError(
+        f"trainer_options must suit lightning.Trainer: {' '.join(str(error).split())}"
+    )
 
 
 def _fresh(callback: Callback) -> Callback:

@@ -227,6 +227,14 @@ def test_a_value_without_a_logarithm_is_named_by_its_line(csv, tmp_path):
         ({"season_length": "x"}, "season_length must be a number greater than 0. Got 'x'"),
         ({"futr_exog_list": 5}, "futr_exog_list must be a sequence of names. Got 5"),
         ({"trainer_options": {"foo": 5}}, "trainer_options must suit lightning.Trainer"),
+        (
+            {"trainer_options": {"fast_dev_run": -1}},
+            "error: trainer_options must suit lightning.Trainer: fast_dev_run=-1 is not",
+        ),
+        (
+            {"trainer_options": {"limit_train_batches": 0.5}},  # of batches that have no end
+            "error: trainer_options must suit lightning.Trainer: When using",
+        ),
     ],
 )
 def test_options_of_a_file_that_make_no_sense(csv, tmp_path, options, message):

@@ -309,6 +309,14 @@ def test_each_training_has_callbacks_of_its_own_and_one_history(small, series):
         assert steps == ([3, 3] if lock is None else [3, 9])
 
 
+def test_callbacks_are_those_that_a_trainer_takes(small, series):
+    history = History()
+    small(max_steps=3, trainer_options={"callbacks": history}).fit(series)
+    assert history.frame()["step"].max() == 3
+    forecast = small(trainer_options={"callbacks": None}).fit(series).predict()
+    pd.testing.assert_frame_equal(forecast, small().fit(series).predict(), check_exact=True)
+
+
 def test_early_stopping_of_a_user_beside_our_own(small, series):
     history = History()
     callbacks = [history, EarlyStopping("val_loss", stopping_threshold=1e9)]
