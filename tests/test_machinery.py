@@ -564,7 +564,7 @@ def skip_init(layer: Layer) -> None:
     assert_right(module)
 
 
-@tool("`torch.jit.script` and `trace` (as nn.LSTM)")
+@tool("`torch.jit.script` (of a copy: a model that is scripted is left with nn.LSTM) and `trace`")
 def torchscript(layer: Layer) -> None:
     module = layer(**SIZES)
     expected = in_float32(exact(module)(X.double()))
