@@ -113,7 +113,8 @@ def test_explain(monkeypatch):
         ((0, 2, 3), RuntimeError, "Expected sequence length to be larger than 0"),
         (torch.ones(0, 3), RuntimeError, "Expected sequence length to be larger than 0"),
         (torch.ones(5, 2, 3, device="meta"), RuntimeError, "not at the same device, found input"),
-        (torch.ones(5, 2, 3).double(), ValueError, "does not match weight dtype"),
+        # As torch 2.13 and 2.10 say it.
+        (torch.ones(5, 2, 3).double(), ValueError, "not match weight dtype|must have the type"),
         ((-5, 2, 3), ValueError, "without negative sizes"),
         (None, TypeError, "input must be a Tensor, a PackedSequence or a shape, got None"),
         (("5", 2, 3), TypeError, "input must be"),
