@@ -48,8 +48,10 @@ struct NarrowStepOperands {
   template <int R>
   INLINE void accumulate(Vec<float> (&acc)[R][4], const LayerShape& s,
                          const LayerWeights<BFloat16>& w, int64_t b, int64_t u) const {
-    accumulate_dots(acc, h + (b - b0) * narrow_row(s.P), w.weight_hh + u * s.P, s.H * s.P, s.P);
-    accumulate_dots(acc, x + (b - b0) * narrow_row(s.I), w.weight_ih + u * s.I, s.H * s.I, s.I);
+    accumulate_dots_of_rows(acc, h + (b - b0) * narrow_row(s.P), w.weight_hh + u * s.P, s.H * s.P,
+                            s.P);
+    accumulate_dots_of_rows(acc, x + (b - b0) * narrow_row(s.I), w.weight_ih + u * s.I, s.H * s.I,
+                            s.I);
   }
 };
 #endif

@@ -37,6 +37,21 @@ INLINE Vec<float> dot(PartVec a, PartVec b, Vec<float> sums) {
   return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
 
+// acc[R][W] += x y, of so many pairs: those of row r at x.data + r * x.row, x.step apart, times W
+// vectors of pairs, y_step apart.
+template <int R, int W>
+INLINE void accumulate_dots(Vec<float> (&acc)[R][W], Rows<uint16_t> x, const uint16_t* y,
+                            int64_t y_step, int64_t pairs) {
+  for (int64_t i = 0; i < pairs; ++i, y += y_step) {
+    PartVec columns[W];
+    for (int w = 0; w < W; ++w) columns[w] = _mm512_loadu_si512(y + w * kBlockTerms);
+    for (int r = 0; r < R; ++r) {
+      const PartVec pair = broadcast_pair(x.data + r * x.row + i * x.step);
+      for (int w = 0; w < W; ++w) acc[r][w] = dot(pair, columns[w], acc[r][w]);
+    }
+  }
+}
+
 // --- Operands from float32 matrices [rows, K] with rows `stride` apart.
 
 // Rows of numbers, zeros from K on.
@@ -66,8 +81,8 @@ INLINE void pair_rows(const float* m, int64_t stride, int64_t rows, int64_t K, u
 // acc[r][j] += a[row r][0:K] * w[row j][0:K], lane by lane, with `a` as narrow_rows writes it. Rows
 // of w are w_row apart.
 template <int R, int J>
-INLINE void accumulate_dots(Vec<float> (&acc)[R][J], const uint16_t* a, const BFloat16* w,
-                            int64_t w_row, int64_t K) {
+INLINE void accumulate_dots_of_rows(Vec<float> (&acc)[R][J], const uint16_t* a, const BFloat16* w,
+                                    int64_t w_row, int64_t K) {
   for (int64_t k = 0; k < K; k += kBlockTerms) {
     PartVec weights[J];
     for (int j = 0; j < J; ++j) weights[j] = load_terms(w + j * w_row + k, K - k);
@@ -144,14 +159,7 @@ INLINE void grad_tile(const uint16_t* a, int64_t a_row, const uint16_t* w, int64
       to_halves(acc[r][v], acc[r][v + 1]);
     }
   }
-  for (int64_t i = 0; i < pairs; ++i, w += W * kBlockTerms) {
-    PartVec weights[W];
-    for (int v = 0; v < W; ++v) weights[v] = _mm512_loadu_si512(w + v * kBlockTerms);
-    for (int r = 0; r < R; ++r) {
-      const PartVec x = broadcast_pair(a + r * a_row + 2 * i);
-      for (int v = 0; v < W; ++v) acc[r][v] = dot(x, weights[v], acc[r][v]);
-    }
-  }
+  accumulate_dots(acc, {a, a_row, 2}, w, W * kBlockTerms, pairs);
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < W; v += 2) {
       const int64_t c = v * 16;
@@ -212,16 +220,8 @@ __attribute__((noinline)) void outer_dots(const uint16_t* a, int64_t rows, const
         constexpr int W = decltype(vectors)::value;
         Vec<float> acc[R][W];
         clear_tile<R, W, float>(acc);
-        for (int64_t i = 0; i < ceil_div(B, 2); ++i) {
-          PartVec y[W];
-          for (int w = 0; w < W; ++w) {
-            y[w] = _mm512_loadu_si512(m + i * pair_row(C) + 2 * column + w * kBlockTerms);
-          }
-          for (int r = 0; r < R; ++r) {
-            const PartVec x = broadcast_pair(a + i * pair_row(rows) + 2 * (row + r));
-            for (int w = 0; w < W; ++w) acc[r][w] = dot(x, y[w], acc[r][w]);
-          }
-        }
+        accumulate_dots(acc, {a + 2 * row, 2, pair_row(rows)}, m + 2 * column, pair_row(C),
+                        ceil_div(B, 2));
         store_narrow<R, W>(acc, out + row * C, column, C);
       });
     }
