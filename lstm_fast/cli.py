@@ -437,7 +437,7 @@ def tune(
     import optuna
     import torch
 
-    from lstm_fast.forecast.frame import check_windows, plain
+    from lstm_fast.forecast.frame import check_windows, plain, without_last
     from lstm_fast.forecast.storage import replacing
     from lstm_fast.forecast.tune import best_options, open_study, search
 
@@ -450,8 +450,7 @@ def tune(
     searched_options = {**settings.options, "fill": fill}
     frame, df = settings.frame, reading.frame
     if holdout:
-        from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
-        frame = frame[from_end >= holdout]
+        frame = without_last(frame, holdout)
         last = frame.groupby("unique_id")["ds"].max().reindex(df["unique_id"].unique())
         if last.isna().any():
             name = plain(last.index[last.isna()][0])

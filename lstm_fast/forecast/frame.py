@@ -84,7 +84,7 @@ def check_frame(
     if fill is not None:
         frame = _fill(frame, position, freq, fill, numbers)
         if positive and fill == "zero":  # others make nothing that values beside a gap are not
-            known = frame[frame.groupby("unique_id").cumcount(ascending=False) >= held_out]
+            known = without_last(frame, held_out)
             _reject_without_logarithm(known, lambda _: f"from fill={fill!r}")
     return frame.reset_index(drop=True), freq
 
@@ -186,6 +186,11 @@ def rolling_origins(
         cutoff = actual["unique_id"].map(known.groupby("unique_id")["ds"].last())
         actual.insert(2, "cutoff", cutoff)
         yield known, later, actual
+
+
+def without_last(frame: pd.DataFrame, rows: int) -> pd.DataFrame:
+    """Without the last `rows` of each series of a frame that is in order."""
+    return frame[frame.groupby("unique_id", sort=False).cumcount(ascending=False) >= rows]
 
 
 def _is_given(frame: pd.DataFrame, df: pd.DataFrame, fill: str | None) -> pd.Series:

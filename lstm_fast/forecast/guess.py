@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
-from lstm_fast.forecast.frame import as_numbers, check_covariates, check_frame
+from lstm_fast.forecast.frame import as_numbers, check_covariates, check_frame, without_last
 
 _SEASONS = {"M": 12, "Q": 4, "W": 52, "B": 5, "D": 7}
 
@@ -70,8 +70,7 @@ def guess_settings(
         found["input_size"] = input_size_for(season_length, h, shortest)
         guesses.append(f"the network reads {found['input_size']} rows")
     if "log" not in found:
-        known = frame[frame.groupby("unique_id").cumcount(ascending=False) >= test_size]
-        found["log"] = bool((known["y"] > 0).all())
+        found["log"] = bool((without_last(frame, test_size)["y"] > 0).all())
         guesses.append("logarithms are forecast" if found["log"] else "not all values are above 0")
     return Settings(frame, found, guesses)
 
