@@ -4,8 +4,9 @@
     python -m benchmarks.onnx_runtime [--threads 1] [--seconds 1] [--json RESULTS.json]
     python -m benchmarks.onnx_runtime --show RESULTS.json
 
-The grid of `cases.py` without states, then single steps with the state carried, where ours is
-`lstm_fast.Stream`. Prints Markdown: microseconds, lowest decile of an interleaved run. What is kept
+The grid of `cases.py` without states, ours once as a module and once as an
+`lstm_fast.InferenceSession`, which packs its weights once, as ONNX Runtime does; then single steps
+with the state carried, where ours is an `lstm_fast.Stream`. Prints Markdown: microseconds, lowest decile of an interleaved run. What is kept
 in benchmarks/results/ holds all of it.
 """
 
@@ -92,6 +93,15 @@ def onnx_step(module: nn.LSTM, case: Case, x: Tensor, threads: int) -> Run:
     return step
 
 
+def session_inference(module: nn.LSTM, x: Tensor) -> Run:
+    session, sample = lstm_fast.InferenceSession(module), x.numpy()
+
+    def inference() -> None:
+        session.run(sample)
+
+    return inference
+
+
 def stream_step(module: nn.LSTM, case: Case, x: Tensor) -> Run:
     stream, sample = lstm_fast.Stream(module, case.B), x[0].numpy()
 
@@ -110,7 +120,7 @@ def timed(work: str, case: Case, runs: tuple[Run, Run, Run], seconds: float) -> 
 
 def measured(threads: int, seconds: float) -> list[Info]:
     rows = []
-    for work, cases in (("inference", GRID), ("step", STEPS)):
+    for work, cases in (("inference", GRID), ("session", GRID), ("step", STEPS)):
         for case in cases:
             ours, theirs = (
                 measure.build(of, case, torch.float32) for of in (lstm_fast.LSTM, nn.LSTM)
@@ -119,18 +129,13 @@ def measured(threads: int, seconds: float) -> list[Info]:
             theirs.eval()
             x = measure.inputs(case, torch.float32)
             if work == "step":
-                runs = (
-                    stream_step(theirs, case, x),
-                    measure.step(theirs, x),
-                    onnx_step(theirs, case, x, threads),
-                )
+                first = stream_step(theirs, case, x)
+                others = measure.step(theirs, x), onnx_step(theirs, case, x, threads)
             else:
-                runs = (
-                    measure.inference(ours, x),
-                    measure.inference(theirs, x),
-                    onnx_inference(theirs, case, x, threads),
-                )
-            rows.append(timed(work, case, runs, seconds))
+                session = work == "session"
+                first = session_inference(theirs, x) if session else measure.inference(ours, x)
+                others = measure.inference(theirs, x), onnx_inference(theirs, case, x, threads)
+            rows.append(timed(work, case, (first, *others), seconds))
     return rows
 
 
@@ -160,8 +165,13 @@ def report(results: Info) -> str:
         f"threads: {threads}; microseconds, lowest decile of an interleaved run: "
         f"`{results['command']}`"
     ]
-    for title, work in (("Inference:", "inference"), ("One step through Stream:", "step")):
-        parts += [title, table([row for row in results["rows"] if row["work"] == work])]
+    for title, work in (
+        ("Inference:", "inference"),
+        ("Inference through InferenceSession:", "session"),
+        ("One step through Stream:", "step"),
+    ):
+        if rows := [row for row in results["rows"] if row["work"] == work]:
+            parts += [title, table(rows)]
     return "\n\n".join(parts)
 
 

@@ -8,6 +8,7 @@ from lstm_fast import _flops  # noqa: E402, F401
 from lstm_fast.explain import explain  # noqa: E402
 from lstm_fast.lstm import LSTM  # noqa: E402
 from lstm_fast.lstm_cell import LSTMCell  # noqa: E402
+from lstm_fast.session import InferenceSession  # noqa: E402
 from lstm_fast.stream import Stream  # noqa: E402
 from lstm_fast.swap import accelerate, patch, restore  # noqa: E402
 
@@ -16,6 +17,7 @@ __version__ = build_info()["version"]
 __all__ = [
     "LSTM",
     "BuildInfo",
+    "InferenceSession",
     "LSTMCell",
     "Stream",
     "__version__",

@@ -109,15 +109,34 @@ def variant(
     parts: int = 0,
 ) -> list[_Array]: ...
 
-class _Stream:
-    state: tuple[_Array, _Array]
+class _Session:
     def __init__(
         self,
         params: Sequence[_Array],
         has_biases: bool,
         num_layers: int,
+        bidirectional: bool,
+        batch_first: bool,
+        parts: int,
+    ) -> None: ...
+    def run(
+        self, input: _Array, hx: tuple[_Array, _Array] | None
+    ) -> tuple[_Array, tuple[_Array, _Array]]: ...
+
+class SessionFloat32(_Session): ...
+class SessionFloat64(_Session): ...
+
+class _Stream:
+    state: tuple[_Array, _Array]
+    def __init__(
+        self,
+        params: Sequence[_Array],
+        handles: Sequence[Any],
+        has_biases: bool,
+        num_layers: int,
         input_size: int,
         batch_size: int,
+        parts: int,
     ) -> None: ...
     def step(self, input: _Array) -> _Array: ...
     def reset(self) -> None: ...

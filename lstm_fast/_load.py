@@ -140,6 +140,16 @@ def load_streams() -> ModuleType:
 
 
 @functools.cache
+def load_sessions() -> ModuleType:
+    """`load_kernels()` with sessions bound to torch's threads."""
+    load_ops()
+    kernels = load_kernels()
+    function = ctypes.CDLL(str(_OPS)).lstm_fast_find_threads
+    kernels.bind_session(ctypes.cast(function, ctypes.c_void_p).value)
+    return kernels
+
+
+@functools.cache
 def cuda_capability(device: int) -> int:
     """The compute capability that the CUDA kernels a device runs were compiled for, as
     10 * major + minor; 0, with a warning that says why, where it runs none."""

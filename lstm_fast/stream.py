@@ -8,11 +8,32 @@ from typing import Any
 import numpy
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lstm_fast import ops, options
 from lstm_fast._load import load_streams
 
 _Array = NDArray[numpy.floating[Any]]
+
+
+def parameters_of(module: torch.nn.LSTM) -> tuple[list[Tensor], str]:
+    """The parameters of a module as they are now, contiguous, in torch's order, and their dtype in
+    the names of the classes of `_kernels`.
+
+    Raises:
+        TypeError: `module` is not an LSTM.
+        ValueError: it cannot be run on NumPy arrays.
+    """
+    if not isinstance(module, torch.nn.LSTM):
+        raise TypeError(f"module must be a torch.nn.LSTM, got {type(module).__name__}")
+    if used := options.used(module):
+        raise ValueError(f"module must have no options beyond torch.nn.LSTM's, has {used}")
+    # Not `_flat_weights`, in which computed weights are those of the last call of the module.
+    params = [getattr(module, n).detach().contiguous() for n in module._flat_weights_names]
+    dtypes = {torch.float32: "Float32", torch.float64: "Float64"}
+    if not params[0].is_cpu or params[0].dtype not in dtypes:
+        raise ValueError("module must be on the CPU, in float32 or float64")
+    return params, dtypes[params[0].dtype]
 
 
 class Stream:
@@ -48,23 +69,15 @@ class Stream:
     """
 
     def __init__(self, module: torch.nn.LSTM, batch_size: int = 1) -> None:
-        if not isinstance(module, torch.nn.LSTM):
-            raise TypeError(f"module must be a torch.nn.LSTM, got {type(module).__name__}")
+        params, dtype = parameters_of(module)
         if module.bidirectional:
             raise ValueError("module must have one direction: the other begins at the end")
-        if used := options.used(module):
-            raise ValueError(f"module must have no options beyond torch.nn.LSTM's, has {used}")
-        # Not `_flat_weights`, in which computed weights are those of the last call of the module.
-        params = [getattr(module, n).detach().contiguous() for n in module._flat_weights_names]
-        dtypes = {torch.float32: "StreamFloat32", torch.float64: "StreamFloat64"}
-        if not params[0].is_cpu or params[0].dtype not in dtypes:
-            raise ValueError("module must be on the CPU, in float32 or float64")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}")
         too_large = f"batch_size={batch_size} takes more memory than there is"
         if 8 * batch_size * module.num_layers * module.hidden_size > sys.maxsize:
             raise MemoryError(too_large)
-        make = getattr(load_streams(), dtypes[params[0].dtype])
+        make = getattr(load_streams(), f"Stream{dtype}")
         arrays = [p.numpy() for p in params]
         handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(params)
         sizes = module.num_layers, module.input_size, batch_size

@@ -15,7 +15,7 @@ struct ForwardPlan {
   Division division;
   std::vector<LayerForward<T>> layers;  // [L][D]
   int64_t layers_per_stage;             // that are packed, and then computed, at a time
-  std::vector<T*> packed;               // [L][D] weights of the layers; none if plain
+  std::vector<T*> packed;               // [L][D] weights to be packed; none if plain or kept
   std::vector<T*> scratch;              // of the tasks of forward_rows, or of a step
   T* zeros;                             // [P]
   int64_t workspace_size;
@@ -53,7 +53,9 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
       const int64_t i = l * s.D + d;
       LayerForward<T> layer{};
       layer.shape = s.layer(l, d);
-      if (!p.plain) {
+      if (p.packed) {
+        layer.weights = p.packed[i];
+      } else if (!p.plain) {
         const int64_t size = k.forward_weights_size(by_layer ? widest_layer(s) : layer.shape);
         plan.packed.push_back(by_layer && l ? plan.packed[d] : arena.take(size));
         layer.weights = plan.packed.back();
@@ -315,7 +317,26 @@ bool multiplies_bfloat16(const Kernels& kernels, const StackForward<T>& p) {
          kernels.of(T()).unit != Bf16Unit::None;
 }
 
+template <typename T>
+bool is_ordinary(const Kernels& kernels, const T* m, int64_t n) {
+  return !m || kernels.of(T()).is_ordinary(m, n);
+}
+
 }  // namespace
+
+template <typename T>
+bool ordinary_weights(const Kernels& kernels, const StackShape& s, const LayerWeights<T>* weights) {
+  if (kernels.of(T()).unit != Bf16Unit::Matrix) return true;
+  for (int64_t i = 0; i < s.L * s.D; ++i) {
+    const LayerWeights<T>& w = weights[i];
+    if (!is_ordinary(kernels, w.weight_ih, 4 * s.H * s.input_size(i / s.D)) ||
+        !is_ordinary(kernels, w.weight_hh, 4 * s.H * s.P) ||
+        !is_ordinary(kernels, w.weight_hr, s.P * s.H)) {
+      return false;
+    }
+  }
+  return true;
+}
 
 template <typename T>
 bool takes_plain_step(const Kernels& kernels, const StackForward<T>& p, const Threads& threads) {
@@ -332,22 +353,16 @@ bool takes_plain_step(const Kernels& kernels, const StackForward<T>& p, const Th
 template <typename T>
 void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
-  const LayerKernels<T>& k = kernels.of(T());
-  s.unit = k.unit;
+  s.unit = kernels.of(T()).unit;
   p.plain = takes_plain_step(kernels, p, threads);
   const Threads team = threads_of(s, Pass::Forward, threads);
   const Division division = divide(s, Pass::Forward, team, sizeof(T));
-  const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
   bool unit = !p.plain && unit_pays(s, Pass::Forward, division);
   // Dot products take whatever bfloat16 holds.
-  const bool bounded = unit && s.unit == Bf16Unit::Matrix;
-  if (bounded) {
-    unit = ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, s.L * s.D * s.steps.B * s.P);
-  }
-  for (int64_t i = 0; bounded && unit && !p.has_packed && i < s.L * s.D; ++i) {
-    const LayerWeights<T>& w = p.weights[i];
-    unit = ordinary(w.weight_ih, 4 * s.H * s.input_size(i / s.D)) &&
-           ordinary(w.weight_hh, 4 * s.H * s.P) && ordinary(w.weight_hr, s.P * s.H);
+  if (unit && s.unit == Bf16Unit::Matrix) {
+    unit = is_ordinary(kernels, p.x, s.steps.total() * s.I) &&
+           is_ordinary(kernels, p.h0, s.L * s.D * s.steps.B * s.P) &&
+           (p.keeps_packed || ordinary_weights(kernels, s, p.weights));
   }
   // Another order of sums than that of parts 0. Recomputed gates are to be those of the forward
   // pass, bit for bit.
@@ -417,7 +432,7 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
   const Division& division = plan.division;
   for (int64_t l0 = 0; l0 < s.L; l0 += plan.layers_per_stage) {
     const int64_t l1 = l0 + plan.layers_per_stage;
-    if (!p.has_packed) {
+    if (!p.packed) {
       run(team, plan.layers_per_stage * s.D, [&](int64_t task) {
         const int64_t i = l0 * s.D + task;
         k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]);
@@ -539,6 +554,8 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   }
 }
 
+template bool ordinary_weights(const Kernels&, const StackShape&, const LayerWeights<float>*);
+template bool ordinary_weights(const Kernels&, const StackShape&, const LayerWeights<double>*);
 template bool takes_plain_step(const Kernels&, const StackForward<float>&, const Threads&);
 template bool takes_plain_step(const Kernels&, const StackForward<double>&, const Threads&);
 template void plan(const Kernels&, StackForward<float>&, const Threads&);

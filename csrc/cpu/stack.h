@@ -24,10 +24,11 @@ struct StackForward {
   bool plain;    // decided by `plan`: a single step, straight from torch's weights; y may be h_n
   bool sums_inputs;  // decided by `plan`: what x adds to the gates is summed for several steps at
                      // once
-  // Whether the workspace outlives the call, so that packed weights serve further steps; whether it
-  // holds them, of an earlier call that was planned alike.
+  // Whether packed weights serve further calls. Before `forward` their owner then gives them as
+  // pack_forward writes them, [L][D], and allows no parts of weights that are not
+  // `ordinary_weights`.
   bool keeps_packed;
-  bool has_packed;
+  const T* const* packed;
 };
 
 template <typename T>
@@ -64,6 +65,12 @@ template <typename T>
 void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads);
 template <typename T>
 void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads);
+
+// Whether products of these weights [L][D] can be made of several parts, where there is a unit for
+// them.
+template <typename T>
+bool ordinary_weights(const Kernels& kernels, const StackShape& shape,
+                      const LayerWeights<T>* weights);
 
 // Whether `plan` will take a single step from torch's own weights.
 template <typename T>

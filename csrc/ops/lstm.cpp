@@ -254,6 +254,11 @@ extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_backward
   }
 }
 
+extern "C" __attribute__((visibility("default"))) void lstm_fast_find_threads(
+    lstm_fast::Threads* threads) {
+  *threads = lstm_fast::torch_threads();
+}
+
 STABLE_TORCH_LIBRARY(lstm_fast, m) {
   m.def(lstm_fast::kForwardSchema);
   m.def(lstm_fast::kBackwardSchema);

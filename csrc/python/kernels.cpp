@@ -10,6 +10,7 @@
 #include "build_info.h"
 #include "direct.h"
 #include "numpy.h"
+#include "session.h"
 #include "stream.h"
 
 namespace lstm_fast {
@@ -326,6 +327,7 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("available_isas", &lstm_fast::available_isas,
         "Instruction sets built in that this machine has, best last.");
   lstm_fast::add_direct(m);
+  lstm_fast::add_session(m);
   lstm_fast::add_stream(m);
   lstm_fast::bind<float>(m);
   lstm_fast::bind<double>(m);

@@ -2,12 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "../cpu/stack.h"
-#include "numpy.h"
+#include "packed_weights.h"
 
 namespace lstm_fast {
 namespace {
@@ -68,7 +69,7 @@ class Stream {
     p_.shape.parts = parts;
     p_.keeps_packed = true;
     plan(active_kernels(), p_, serial(1));
-    allocate();
+    if (p_.plain) allocate();
   }
 
   Array<T> step(const Array<T>& x) {
@@ -85,7 +86,7 @@ class Stream {
     p_.h_n = states_[1].h.data();
     p_.c_n = states_[1].c.data();
     find_weights();
-    if (!p_.plain) prepare_packed();
+    if (!p_.plain) pack();
     forward(active_kernels(), p_, serial(1));
     std::swap(states_[0], states_[1]);
     return y;
@@ -134,23 +135,24 @@ class Stream {
     p_.weights = weights_.data();
   }
 
-  // Has the next step pack the weights if they are not those that were packed, or the numbers that
-  // it reads ask for another plan.
-  void prepare_packed() {
-    bool packed = true;
+  // Packs the weights if they are not those that were packed, or the numbers that the step reads
+  // ask for another plan.
+  void pack() {
+    bool changed = false;
     for (size_t i = 0; i < pointers_.size(); ++i) {
       const T* now = pointers_[i];
       std::vector<T>& before = packed_params_[i];
       if (!before.empty() && !std::memcmp(now, before.data(), sizes_[i] * sizeof(T))) continue;
       before.assign(now, now + sizes_[i]);
-      packed = false;
+      changed = true;
     }
-    const int parts = p_.shape.parts;
-    p_.has_packed = packed;
-    p_.shape.parts = parts_;
-    plan(active_kernels(), p_, serial(1));
-    if (p_.shape.parts == parts) return;
-    p_.has_packed = false;
+    const Kernels& kernels = active_kernels();
+    if (changed) ordinary_ = ordinary_weights(kernels, p_.shape, p_.weights);
+    p_.shape.parts = ordinary_ ? parts_ : 0;
+    plan(kernels, p_, serial(1));
+    if (!changed && packed_->parts() == p_.shape.parts) return;
+    packed_.emplace(kernels, p_.shape, weights_);
+    p_.packed = p_.plain ? nullptr : packed_->pieces();
     allocate();
   }
 
@@ -163,6 +165,8 @@ class Stream {
   std::vector<const T*> pointers_;
   std::vector<int64_t> sizes_;
   std::vector<std::vector<T>> packed_params_;  // copies of those that were packed
+  bool ordinary_ = false;                      // they are
+  std::optional<PackedWeights<T>> packed_;
   bool has_biases_;
   int parts_;  // that products may be made of
   std::vector<LayerWeights<T>> weights_;

@@ -1,0 +1,183 @@
+#include "session.h"
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../cpu/stack.h"
+#include "packed_weights.h"
+
+namespace lstm_fast {
+namespace {
+
+// The threads of torch, by `bind_session`.
+void (*find_threads)(Threads*) = nullptr;
+
+// Contiguous, with the first two axes in the other order if they are swapped.
+template <typename T>
+Array<T> contiguous(const std::string& name, const py::handle& object, bool swapped = false) {
+  if (!py::isinstance<py::array_t<T, 0>>(object)) {
+    throw py::type_error(name + " must be a NumPy array of " +
+                         std::string(py::str(py::dtype::of<T>())) + ", got " +
+                         (py::isinstance<py::array>(object)
+                              ? "one of " + std::string(py::str(object.attr("dtype")))
+                              : std::string(py::str(py::type::of(object).attr("__name__")))));
+  }
+  const py::object in_order =
+      swapped ? object.attr("swapaxes")(0, 1) : py::reinterpret_borrow<py::object>(object);
+  const auto array = Array<T>::ensure(in_order);
+  if (!array) throw py::error_already_set();
+  return array;
+}
+
+template <typename T>
+class Session {
+ public:
+  // Reads the arrays as long as it lives.
+  Session(std::vector<Array<T>> params, bool has_biases, int64_t num_layers, bool bidirectional,
+          bool batch_first, int parts)
+      : params_(std::move(params)), batch_first_(batch_first) {
+    std::vector<const T*> pointers;
+    for (const auto& param : params_) {
+      arguments_.params.push_back(dims(param));
+      pointers.push_back(param.data());
+    }
+    arguments_.has_biases = has_biases;
+    arguments_.num_layers = num_layers;
+    arguments_.bidirectional = bidirectional;
+    arguments_.input = {3, {1, 1, input_size()}};
+    const StackShape s = shape_of(arguments_);
+    weights_ = group_params<LayerWeights<T>>(s, has_biases, pointers);
+    parts_ = ordinary_weights(active_kernels(), s, weights_.data()) ? parts : 0;
+  }
+
+  // (output, (h_n, c_n)) as torch.nn.LSTM returns them.
+  py::tuple run(const py::object& input, const py::object& hx) {
+    const int64_t dim = py::isinstance<py::array>(input) ? input.cast<py::array>().ndim() : 3;
+    if (dim != 2 && dim != 3) {
+      throw std::invalid_argument("LSTM: Expected input to be 2D or 3D, got " +
+                                  std::to_string(dim) + "D instead");
+    }
+    const bool batched = dim == 3, swapped = batched && batch_first_;
+    const Array<T> x = contiguous<T>("input", input, swapped);
+    StackArguments a = arguments_;
+    a.input = as_batch(dims(x));
+    if (a.input.size[2] != input_size()) {
+      throw std::runtime_error("input.size(-1) must be equal to input_size. Expected " +
+                               std::to_string(input_size()) + ", got " +
+                               std::to_string(a.input.size[2]));
+    }
+    Array<T> h0, c0;
+    Dims h0_dims, c0_dims;
+    if (!hx.is_none()) {
+      if (!(PyTuple_Check(hx.ptr()) || PyList_Check(hx.ptr())) || py::len(hx) != 2)
+        throw py::type_error("hx must be a pair of arrays, (h_0, c_0)");
+      h0 = contiguous<T>("hx[0]", hx[py::int_(0)]), c0 = contiguous<T>("hx[1]", hx[py::int_(1)]);
+      if (h0.ndim() != dim || c0.ndim() != dim) {
+        throw std::runtime_error("For " + std::string(batched ? "batched 3-D" : "unbatched 2-D") +
+                                 " input, hx and cx should also be " + std::to_string(dim) +
+                                 "-D but got (" + std::to_string(h0.ndim()) + "-D, " +
+                                 std::to_string(c0.ndim()) + "-D) arrays");
+      }
+      h0_dims = as_batch(dims(h0)), c0_dims = as_batch(dims(c0));
+      a.h0 = &h0_dims, a.c0 = &c0_dims;
+    }
+    StackForward<T> p{};
+    p.shape = shape_of(a);
+    const StackShape& s = p.shape;
+    const auto result = [&](int64_t rows, int64_t columns) {
+      return batched ? Array<T>({rows, s.steps.B, columns}) : Array<T>({rows, columns});
+    };
+    Array<T> y = result(s.steps.T, s.D * s.P), h_n = result(s.L * s.D, s.P),
+             c_n = result(s.L * s.D, s.H);
+    p.x = x.data();
+    p.h0 = a.h0 ? h0.data() : nullptr;
+    p.c0 = a.c0 ? c0.data() : nullptr;
+    p.y = y.mutable_data();
+    p.h_n = h_n.mutable_data();
+    p.c_n = c_n.mutable_data();
+    if (s.steps.B) compute(p);
+    py::object output = std::move(y);
+    if (swapped) output = output.attr("swapaxes")(0, 1);
+    return py::make_tuple(output, py::make_tuple(h_n, c_n));
+  }
+
+ private:
+  int64_t input_size() const { return params_.at(0).ndim() == 2 ? params_[0].shape(1) : 0; }
+
+  static StackShape shape_of(const StackArguments& a) {
+    std::vector<int64_t> offsets;
+    return infer_shape(a, offsets);
+  }
+
+  // With an axis of one row where there is none.
+  static Dims as_batch(const Dims& d) {
+    return d.dim == 3 ? d : Dims{3, {d.size[0], 1, d.size[1]}};
+  }
+
+  void compute(StackForward<T>& p) {
+    const Kernels& kernels = active_kernels();
+    Threads threads;
+    find_threads(&threads);
+    p.shape.parts = parts_;
+    p.weights = weights_.data();
+    p.keeps_packed = true;
+    plan(kernels, p, threads);
+    if (!p.plain) {
+      const auto made = packed_.try_emplace(p.shape.parts, kernels, p.shape, weights_);
+      p.packed = made.first->second.pieces();
+    }
+    Workspace<T> workspace = take_workspace(forward_workspace_size(kernels, p, threads));
+    p.workspace = workspace.get();
+    {
+      const py::gil_scoped_release others_may_run;
+      forward(kernels, p, threads);
+    }
+    idle_.push_back(std::move(workspace));
+  }
+
+  // Of an earlier call if it is large enough. Several calls may run at the same time.
+  Workspace<T> take_workspace(int64_t elements) {
+    Workspace<T> workspace(0);
+    if (!idle_.empty()) {
+      workspace = std::move(idle_.back());
+      idle_.pop_back();
+    }
+    if (workspace.size() < elements) workspace = Workspace<T>(elements);
+    return workspace;
+  }
+
+  std::vector<Array<T>> params_;
+  StackArguments arguments_;  // but for those of a call
+  bool batch_first_;
+  int parts_;  // that products may be made of
+  std::vector<LayerWeights<T>> weights_;
+  std::map<int, PackedWeights<T>> packed_;  // by their parts, when they are first needed
+  std::vector<Workspace<T>> idle_;          // as this, touched by who has Python's lock
+};
+
+void bind_session(uintptr_t threads) {
+  find_threads = reinterpret_cast<decltype(find_threads)>(threads);
+}
+
+template <typename T>
+void add(py::module_& m, const char* name) {
+  using py::literals::operator""_a;
+  py::class_<Session<T>>(m, name)
+      .def(py::init<std::vector<Array<T>>, bool, int64_t, bool, bool, int>(), "params"_a,
+           "has_biases"_a, "num_layers"_a, "bidirectional"_a, "batch_first"_a, "parts"_a)
+      .def("run", &Session<T>::run, "input"_a, "hx"_a);
+}
+
+}  // namespace
+
+void add_session(py::module_& m) {
+  using py::literals::operator""_a;
+  m.def("bind_session", &bind_session, "threads"_a,
+        "Takes the address of the function that finds torch's threads.");
+  add<float>(m, "SessionFloat32");
+  add<double>(m, "SessionFloat64");
+}
+
+}  // namespace lstm_fast

@@ -1,0 +1,11 @@
+// A stack of layers on NumPy arrays, whose weights are packed once.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace lstm_fast {
+
+// Adds the classes `SessionFloat32` and `SessionFloat64` to the module.
+void add_session(pybind11::module_& m);
+
+}  // namespace lstm_fast
