@@ -6,8 +6,8 @@
 
 The grid of `cases.py` without states, ours once as a module and once as an
 `lstm_fast.InferenceSession`, which packs its weights once, as ONNX Runtime does; then single steps
-with the state carried, where ours is an `lstm_fast.Stream`. Prints Markdown: microseconds, lowest decile of an interleaved run. What is kept
-in benchmarks/results/ holds all of it.
+with the state carried, where ours is an `lstm_fast.Stream`. Prints Markdown: microseconds, lowest
+decile of an interleaved run. What is kept in benchmarks/results/ holds all of it.
 """
 
 from __future__ import annotations
