@@ -62,6 +62,11 @@ void check_params(const StackArguments& a, const StackShape& s) {
   }
 }
 
+void check_states(const StackShape& s, const Dims* h0, const Dims* c0) {
+  if (h0) expect("hidden[0]", {3, {s.L * s.D, s.steps.B, s.P}}, *h0);
+  if (c0) expect("hidden[1]", {3, {s.L * s.D, s.steps.B, s.H}}, *c0);
+}
+
 }  // namespace
 
 bool Dims::operator==(const Dims& other) const {
@@ -107,8 +112,21 @@ StackShape infer_shape(const StackArguments& a, std::vector<int64_t>& offsets) {
   s.P = s.projected ? weight_hh.size[1] : s.H;
   if (s.I == 0) fail("input.size(-1) must be greater than zero");
   check_params(a, s);
-  if (a.h0) expect("hidden[0]", {3, {s.L * s.D, s.steps.B, s.P}}, *a.h0);
-  if (a.c0) expect("hidden[1]", {3, {s.L * s.D, s.steps.B, s.H}}, *a.c0);
+  check_states(s, a.h0, a.c0);
+  return s;
+}
+
+StackShape infer_shape(const StackShape& stack, const Dims& input, const Dims* h0, const Dims* c0) {
+  StackArguments a;
+  a.input = input;
+  std::vector<int64_t> offsets;
+  StackShape s = stack;
+  s.steps = infer_steps(a, offsets);
+  if (input.size[2] != s.I) {
+    fail("input.size(-1) must be equal to input_size. Expected ", std::to_string(s.I), ", got ",
+         std::to_string(input.size[2]));
+  }
+  check_states(s, h0, c0);
   return s;
 }
 

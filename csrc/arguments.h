@@ -36,6 +36,9 @@ struct StackArguments {
 // the shape points to for packed input.
 StackShape infer_shape(const StackArguments& arguments, std::vector<int64_t>& offsets);
 
+// Likewise for the padded input and the states of a further call of a stack of this shape.
+StackShape infer_shape(const StackShape& stack, const Dims& input, const Dims* h0, const Dims* c0);
+
 // Parameters of a layer in one direction, in nn.LSTM's order: weight_ih, weight_hh, (bias_ih,
 // bias_hh), (weight_hr).
 inline int64_t params_per_layer(bool has_biases, bool projected) {

@@ -38,18 +38,20 @@ class Session {
   Session(std::vector<Array<T>> params, bool has_biases, int64_t num_layers, bool bidirectional,
           bool batch_first, int parts)
       : params_(std::move(params)), batch_first_(batch_first) {
+    StackArguments a;
     std::vector<const T*> pointers;
     for (const auto& param : params_) {
-      arguments_.params.push_back(dims(param));
+      a.params.push_back(dims(param));
       pointers.push_back(param.data());
     }
-    arguments_.has_biases = has_biases;
-    arguments_.num_layers = num_layers;
-    arguments_.bidirectional = bidirectional;
-    arguments_.input = {3, {1, 1, input_size()}};
-    const StackShape s = shape_of(arguments_);
-    weights_ = group_params<LayerWeights<T>>(s, has_biases, pointers);
-    parts_ = ordinary_weights(active_kernels(), s, weights_.data()) ? parts : 0;
+    a.has_biases = has_biases;
+    a.num_layers = num_layers;
+    a.bidirectional = bidirectional;
+    a.input = {3, {1, 1, params_.empty() ? 0 : dims(params_[0]).size[1]}};
+    std::vector<int64_t> offsets;
+    stack_ = infer_shape(a, offsets);
+    weights_ = group_params<LayerWeights<T>>(stack_, has_biases, pointers);
+    if (ordinary_weights(active_kernels(), stack_, weights_.data())) stack_.parts = parts;
   }
 
   // (output, (h_n, c_n)) as torch.nn.LSTM returns them.
@@ -61,16 +63,10 @@ class Session {
     }
     const bool batched = dim == 3, swapped = batched && batch_first_;
     const Array<T> x = contiguous<T>("input", input, swapped);
-    StackArguments a = arguments_;
-    a.input = as_batch(dims(x));
-    if (a.input.size[2] != input_size()) {
-      throw std::runtime_error("input.size(-1) must be equal to input_size. Expected " +
-                               std::to_string(input_size()) + ", got " +
-                               std::to_string(a.input.size[2]));
-    }
+    const bool has_state = !hx.is_none();
     Array<T> h0, c0;
     Dims h0_dims, c0_dims;
-    if (!hx.is_none()) {
+    if (has_state) {
       if (!(PyTuple_Check(hx.ptr()) || PyList_Check(hx.ptr())) || py::len(hx) != 2)
         throw py::type_error("hx must be a pair of arrays, (h_0, c_0)");
       h0 = contiguous<T>("hx[0]", hx[py::int_(0)]), c0 = contiguous<T>("hx[1]", hx[py::int_(1)]);
@@ -81,10 +77,10 @@ class Session {
                                  std::to_string(c0.ndim()) + "-D) arrays");
       }
       h0_dims = as_batch(dims(h0)), c0_dims = as_batch(dims(c0));
-      a.h0 = &h0_dims, a.c0 = &c0_dims;
     }
     StackForward<T> p{};
-    p.shape = shape_of(a);
+    p.shape = infer_shape(stack_, as_batch(dims(x)), has_state ? &h0_dims : nullptr,
+                          has_state ? &c0_dims : nullptr);
     const StackShape& s = p.shape;
     const auto result = [&](int64_t rows, int64_t columns) {
       return batched ? Array<T>({rows, s.steps.B, columns}) : Array<T>({rows, columns});
@@ -92,8 +88,8 @@ class Session {
     Array<T> y = result(s.steps.T, s.D * s.P), h_n = result(s.L * s.D, s.P),
              c_n = result(s.L * s.D, s.H);
     p.x = x.data();
-    p.h0 = a.h0 ? h0.data() : nullptr;
-    p.c0 = a.c0 ? c0.data() : nullptr;
+    p.h0 = has_state ? h0.data() : nullptr;
+    p.c0 = has_state ? c0.data() : nullptr;
     p.y = y.mutable_data();
     p.h_n = h_n.mutable_data();
     p.c_n = c_n.mutable_data();
@@ -104,13 +100,6 @@ class Session {
   }
 
  private:
-  int64_t input_size() const { return params_.at(0).ndim() == 2 ? params_[0].shape(1) : 0; }
-
-  static StackShape shape_of(const StackArguments& a) {
-    std::vector<int64_t> offsets;
-    return infer_shape(a, offsets);
-  }
-
   // With an axis of one row where there is none.
   static Dims as_batch(const Dims& d) {
     return d.dim == 3 ? d : Dims{3, {d.size[0], 1, d.size[1]}};
@@ -120,7 +109,6 @@ class Session {
     const Kernels& kernels = active_kernels();
     Threads threads;
     find_threads(&threads);
-    p.shape.parts = parts_;
     p.weights = weights_.data();
     p.keeps_packed = true;
     plan(kernels, p, threads);
@@ -149,9 +137,8 @@ class Session {
   }
 
   std::vector<Array<T>> params_;
-  StackArguments arguments_;  // but for those of a call
   bool batch_first_;
-  int parts_;  // that products may be made of
+  StackShape stack_{};  // but for the steps of a call; parts that products may be made of
   std::vector<LayerWeights<T>> weights_;
   std::map<int, PackedWeights<T>> packed_;  // by their parts, when they are first needed
   std::vector<Workspace<T>> idle_;          // as this, touched by who has Python's lock
