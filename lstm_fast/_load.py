@@ -95,20 +95,20 @@ def load_kernels() -> ModuleType:
         raise _not_compiled(f"there is no _kernels for {python} in {_PACKAGE}") from error
 
 
+def _addresses(*functions: str) -> list[int | None]:
+    """Of functions of the library of the ops."""
+    ops = ctypes.CDLL(str(_OPS))
+    return [ctypes.cast(getattr(ops, name), ctypes.c_void_p).value for name in functions]
+
+
 @functools.cache
 def load_direct() -> ModuleType:
     """`load_kernels()` with `direct_forward` and `direct_backward` bound to the ops."""
     torch = _require_torch()
     load_ops()
     kernels = load_kernels()
-    ops = ctypes.CDLL(str(_OPS))
-    forward, backward = (
-        ctypes.cast(function, ctypes.c_void_p).value
-        for function in (ops.lstm_fast_direct_forward, ops.lstm_fast_direct_backward)
-    )
     kernels.bind_direct(
-        forward,
-        backward,
+        *_addresses("lstm_fast_direct_forward", "lstm_fast_direct_backward"),
         torch.Tensor,
         torch.nn.Parameter,
         torch.Tensor.is_neg,
@@ -129,11 +129,14 @@ def load_streams() -> ModuleType:
     """`load_kernels()` with streams bound to torch, which may move weights that they read."""
     load_ops()
     kernels = load_kernels()
-    torch = ctypes.CDLL(str(_OPS))  # which finds those of torch, too
     kernels.bind_stream(
-        *(
-            ctypes.cast(function, ctypes.c_void_p).value
-            for function in (torch.aoti_torch_get_data_ptr, torch.aoti_torch_delete_tensor_object)
+        *_addresses(  # of torch's, which are found through the ops, too
+            "aoti_torch_get_data_ptr",
+            "aoti_torch_delete_tensor_object",
+            "aoti_torch_get_dtype",
+            "aoti_torch_get_device_type",
+            "aoti_torch_get_numel",
+            "aoti_torch_is_contiguous",
         )
     )
     return kernels
@@ -141,11 +144,12 @@ def load_streams() -> ModuleType:
 
 @functools.cache
 def load_sessions() -> ModuleType:
-    """`load_kernels()` with sessions bound to torch's threads."""
+    """`load_kernels()` with sessions bound to the threads and the memory of the ops."""
     load_ops()
     kernels = load_kernels()
-    function = ctypes.CDLL(str(_OPS)).lstm_fast_find_threads
-    kernels.bind_session(ctypes.cast(function, ctypes.c_void_p).value)
+    kernels.bind_session(
+        *_addresses("lstm_fast_find_threads", "lstm_fast_take_memory", "lstm_fast_give_memory")
+    )
     return kernels
 
 

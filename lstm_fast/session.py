@@ -21,8 +21,8 @@ class InferenceSession:
     A call of the module packs the weights anew each time, so that no change to them is missed; here
     they are packed once. Small and short sequences gain most: at 1 row, 24 steps, 1 input and 32
     units a call takes a third of the module's time, of which most is torch's. It runs on torch's
-    threads (`torch.set_num_threads`), without gradients and without dropout. Several Python threads
-    may use one session at the same time.
+    threads (`torch.set_num_threads`), without gradients, dropout, hooks and what a subclass does in
+    its forward. Several Python threads may use one session at the same time.
 
     As in a call of the module, `torch.set_float32_matmul_precision` and
     `torch.use_deterministic_algorithms` say how sums may be made: as they are set when the session
@@ -45,7 +45,7 @@ class InferenceSession:
         params, dtype = parameters_of(module)
         make = getattr(load_sessions(), f"Session{dtype}")
         self._session = make(
-            [p.clone().numpy() for p in params],
+            [p.detach().clone().numpy() for p in params],
             module.bias,
             module.num_layers,
             module.bidirectional,

@@ -9,16 +9,23 @@ import numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.parameter import Parameter
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lstm_fast import ops, options
 from lstm_fast._load import load_streams
 
 _Array = NDArray[numpy.floating[Any]]
 
+# Hooks that compute weights before each call.
+_COMPUTES_WEIGHTS: Any = (WeightNorm, SpectralNorm, BasePruningMethod)
+
 
 def parameters_of(module: torch.nn.LSTM) -> tuple[list[Tensor], str]:
-    """The parameters of a module as they are now, contiguous, in torch's order, and their dtype in
-    the names of the classes of `_kernels`.
+    """The weights of a module as they are now, contiguous, in torch's order, and their dtype in the
+    names of the classes of `_kernels`. Parameters are given themselves where they can be.
 
     Raises:
         TypeError: `module` is not an LSTM.
@@ -28,12 +35,20 @@ def parameters_of(module: torch.nn.LSTM) -> tuple[list[Tensor], str]:
         raise TypeError(f"module must be a torch.nn.LSTM, got {type(module).__name__}")
     if used := options.used(module):
         raise ValueError(f"module must have no options beyond torch.nn.LSTM's, has {used}")
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, _COMPUTES_WEIGHTS):
+            hook(module, None)
     # Not `_flat_weights`, in which computed weights are those of the last call of the module.
-    params = [getattr(module, n).detach().contiguous() for n in module._flat_weights_names]
-    dtypes = {torch.float32: "Float32", torch.float64: "Float64"}
-    if not params[0].is_cpu or params[0].dtype not in dtypes:
+    weights = [getattr(module, name) for name in module._flat_weights_names]
+    weights = [
+        w if isinstance(w, Parameter) and w.is_contiguous() else w.detach().contiguous()
+        for w in weights
+    ]
+    names = {torch.float32: "Float32", torch.float64: "Float64"}
+    dtypes = {w.dtype for w in weights}
+    if not all(w.is_cpu for w in weights) or len(dtypes) > 1 or not dtypes <= names.keys():
         raise ValueError("module must be on the CPU, in float32 or float64")
-    return params, dtypes[params[0].dtype]
+    return weights, names[dtypes.pop()]
 
 
 class Stream:
@@ -48,9 +63,10 @@ class Stream:
     `batch_size`.
 
     The weights are those of the module: changed in place, the next step uses them, and so it does
-    after `share_memory` has moved them. A parameter that is replaced needs a new `Stream`; so does
-    a change of one that is parametrized or that is not contiguous, which are read when the `Stream`
-    is made.
+    after `share_memory`, `vector_to_parameters` or an assignment to `data` has moved them. A
+    parameter that is replaced needs a new `Stream`; so does a change of one that is parametrized,
+    pruned or not contiguous, which are read when the `Stream` is made. Hooks of the module, and
+    what a subclass does in its forward, are left out.
 
         stream = lstm_fast.Stream(module)
         for x in samples:  # [B, I]
@@ -78,7 +94,7 @@ class Stream:
         if 8 * batch_size * module.num_layers * module.hidden_size > sys.maxsize:
             raise MemoryError(too_large)
         make = getattr(load_streams(), f"Stream{dtype}")
-        arrays = [p.numpy() for p in params]
+        arrays = [p.detach().numpy() for p in params]
         handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(params)
         sizes = module.num_layers, module.input_size, batch_size
         try:
@@ -87,7 +103,8 @@ class Stream:
             raise MemoryError(too_large) from error
         self.step = self._stream.step
         """One step: input [B, I] of the module's dtype, C-contiguous, to output [B, P]. Raises
-        TypeError for another dtype or layout, ValueError for another shape."""
+        TypeError for another dtype or layout, ValueError for another shape, RuntimeError where the
+        module has been given another dtype or device."""
 
     def reset(self) -> None:
         """Set the state to zero, as it is at first."""

@@ -198,3 +198,9 @@ def test_wrong_arguments():
         with pytest.raises(error, match=message):
             session.run(input, hx)
     assert session.run(x, (h, h))[0].shape == (5, 4, 3)
+
+
+def test_an_input_beyond_memory():
+    session = lstm_fast.InferenceSession(torch.nn.LSTM(2, 3))
+    with pytest.raises(MemoryError):
+        session.run(numpy.broadcast_to(numpy.zeros(2, "float32"), (2**20, 2**20, 2)))

@@ -1,5 +1,6 @@
 """`Stream` against the module that it was made of."""
 
+import functools
 import gc
 import weakref
 from typing import Any
@@ -90,6 +91,27 @@ def test_weights_that_torch_moves_are_found(B: int):
     torch.testing.assert_close(run(stream, x), expected)
 
 
+@pytest.mark.parametrize("B", [1, 50])
+def test_weights_given_other_memory_are_found(B: int):
+    module = torch.nn.LSTM(4, 70)
+    stream = lstm_fast.Stream(module, B)
+    x = torch.randn(T, B, 4)
+    run(stream, x)
+    doubled = 2 * torch.nn.utils.parameters_to_vector(module.parameters())
+    torch.nn.utils.vector_to_parameters(doubled, module.parameters())
+    stream.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(run(stream, x), module(x)[0])
+    for other in (torch.float64, torch.bfloat16):
+        module.to(other)
+        with pytest.raises(RuntimeError, match="a weight of the module has another dtype"):
+            run(stream, x)
+    module.float()
+    stream.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(run(stream, x), module(x)[0])
+
+
 def test_weights_are_freed_after_their_last_reader():
     module = torch.nn.LSTM(4, 8)
     array = numpy.zeros((32, 4), "float32")
@@ -103,17 +125,30 @@ def test_weights_are_freed_after_their_last_reader():
     assert alive() is None
 
 
+@pytest.mark.parametrize(
+    "compute",
+    [
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.weight_norm,
+        functools.partial(torch.nn.utils.prune.l1_unstructured, amount=0.3),
+    ],
+    ids=["parametrized", "weight_norm", "pruned"],
+)
 @pytest.mark.parametrize("kind", [torch.nn.LSTM, lstm_fast.LSTM])
-def test_computed_weights_are_those_of_now(kind: type[torch.nn.LSTM]):
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_computed_weights_are_those_of_now(kind: type[torch.nn.LSTM], compute: Any):
     module = kind(4, 5)
-    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    compute(module, "weight_hh_l0")
     module(torch.zeros(1, 1, 4))
     for p in module.parameters():
         p.data.mul_(2)
     x = torch.randn(T, 1, 4)
     got = run(lstm_fast.Stream(module), x)
+    output, _ = lstm_fast.InferenceSession(module).run(x.numpy())
     with torch.no_grad():
-        torch.testing.assert_close(got, module(x)[0])
+        expected = module(x)[0]
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.from_numpy(output), expected)
 
 
 def test_numbers_too_large_for_a_matrix_unit():
@@ -142,12 +177,21 @@ def test_outlives_the_module():
     torch.testing.assert_close(run(stream, x), expected)
 
 
+def mixed(other: Any) -> torch.nn.LSTM:
+    """An LSTM of which one weight has another dtype or device."""
+    module = torch.nn.LSTM(2, 3)
+    module.weight_hh_l0 = torch.nn.Parameter(module.get_parameter("weight_hh_l0").to(other))
+    return module
+
+
 @pytest.mark.parametrize(
     ("module", "error", "message"),
     [
         (torch.nn.GRU(2, 3), TypeError, "module must be a torch.nn.LSTM, got GRU"),
         (torch.nn.LSTM(2, 3, bidirectional=True), ValueError, "one direction"),
         (torch.nn.LSTM(2, 3, dtype=torch.bfloat16), ValueError, "float32 or float64"),
+        (mixed(torch.float64), ValueError, "float32 or float64"),
+        (mixed("meta"), ValueError, "on the CPU"),
         (torch.nn.LSTM(2, 3, device="meta"), ValueError, "on the CPU"),
         (lstm_fast.LSTM(2, 3, zoneout=0.1), ValueError, "no options beyond .* zoneout"),
     ],

@@ -128,6 +128,18 @@ void give_memory(void* p) {
 
 }  // namespace lstm_fast
 
+extern "C" __attribute__((visibility("default"))) void* lstm_fast_take_memory(int64_t bytes) {
+  try {
+    return lstm_fast::take_memory(bytes, lstm_fast::Need::Call);
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+extern "C" __attribute__((visibility("default"))) void lstm_fast_give_memory(void* p) {
+  lstm_fast::give_memory(p);
+}
+
 extern "C" __attribute__((visibility("default"))) void lstm_fast_empty_cache() {
   lstm_fast::kept().release_all();
 }

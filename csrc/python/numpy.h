@@ -57,15 +57,13 @@ inline Threads serial(int64_t slices) {
 template <typename T>
 class Workspace {
  public:
-  explicit Workspace(int64_t elements) : storage_(elements + kMargin) {}
-  int64_t size() const { return static_cast<int64_t>(storage_.size()) - kMargin; }
+  explicit Workspace(int64_t elements) : storage_(elements + 64 / sizeof(T)) {}
   T* get() {
     const auto address = reinterpret_cast<uintptr_t>(storage_.data());
     return storage_.data() + ((address + 63) / 64 * 64 - address) / sizeof(T);
   }
 
  private:
-  static constexpr int64_t kMargin = 64 / sizeof(T);
   std::vector<T> storage_;
 };
 

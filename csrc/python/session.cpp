@@ -1,6 +1,8 @@
 #include "session.h"
 
 #include <map>
+#include <memory>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,8 +13,12 @@
 namespace lstm_fast {
 namespace {
 
-// The threads of torch, by `bind_session`.
-void (*find_threads)(Threads*) = nullptr;
+// Functions of the ops, by `bind_session`.
+struct Ops {
+  void (*find_threads)(Threads*) = nullptr;
+  void* (*take_memory)(int64_t bytes) = nullptr;  // null if there is not so much
+  void (*give_memory)(void*) = nullptr;
+} ops;
 
 // Contiguous, with the first two axes in the other order if they are swapped.
 template <typename T>
@@ -26,9 +32,7 @@ Array<T> contiguous(const std::string& name, const py::handle& object, bool swap
   }
   const py::object in_order =
       swapped ? object.attr("swapaxes")(0, 1) : py::reinterpret_borrow<py::object>(object);
-  const auto array = Array<T>::ensure(in_order);
-  if (!array) throw py::error_already_set();
-  return array;
+  return Array<T>(in_order);
 }
 
 template <typename T>
@@ -108,7 +112,7 @@ class Session {
   void compute(StackForward<T>& p) {
     const Kernels& kernels = active_kernels();
     Threads threads;
-    find_threads(&threads);
+    ops.find_threads(&threads);
     p.weights = weights_.data();
     p.keeps_packed = true;
     plan(kernels, p, threads);
@@ -116,36 +120,27 @@ class Session {
       const auto made = packed_.try_emplace(p.shape.parts, kernels, p.shape, weights_);
       p.packed = made.first->second.pieces();
     }
-    Workspace<T> workspace = take_workspace(forward_workspace_size(kernels, p, threads));
-    p.workspace = workspace.get();
-    {
-      const py::gil_scoped_release others_may_run;
-      forward(kernels, p, threads);
-    }
-    idle_.push_back(std::move(workspace));
-  }
-
-  // Of an earlier call if it is large enough. Several calls may run at the same time.
-  Workspace<T> take_workspace(int64_t elements) {
-    Workspace<T> workspace(0);
-    if (!idle_.empty()) {
-      workspace = std::move(idle_.back());
-      idle_.pop_back();
-    }
-    if (workspace.size() < elements) workspace = Workspace<T>(elements);
-    return workspace;
+    const int64_t elements = forward_workspace_size(kernels, p, threads);
+    const std::unique_ptr<void, void (*)(void*)> workspace(
+        ops.take_memory(elements * static_cast<int64_t>(sizeof(T))), ops.give_memory);
+    if (!workspace) throw std::bad_alloc();
+    p.workspace = static_cast<T*>(workspace.get());
+    const py::gil_scoped_release others_may_run;
+    forward(kernels, p, threads);
   }
 
   std::vector<Array<T>> params_;
   bool batch_first_;
   StackShape stack_{};  // but for the steps of a call; parts that products may be made of
   std::vector<LayerWeights<T>> weights_;
-  std::map<int, PackedWeights<T>> packed_;  // by their parts, when they are first needed
-  std::vector<Workspace<T>> idle_;          // as this, touched by who has Python's lock
+  // By their parts, when they are first needed; touched by who has Python's lock.
+  std::map<int, PackedWeights<T>> packed_;
 };
 
-void bind_session(uintptr_t threads) {
-  find_threads = reinterpret_cast<decltype(find_threads)>(threads);
+void bind_session(uintptr_t find_threads, uintptr_t take_memory, uintptr_t give_memory) {
+  ops.find_threads = reinterpret_cast<decltype(ops.find_threads)>(find_threads);
+  ops.take_memory = reinterpret_cast<decltype(ops.take_memory)>(take_memory);
+  ops.give_memory = reinterpret_cast<decltype(ops.give_memory)>(give_memory);
 }
 
 template <typename T>
@@ -161,8 +156,8 @@ void add(py::module_& m, const char* name) {
 
 void add_session(py::module_& m) {
   using py::literals::operator""_a;
-  m.def("bind_session", &bind_session, "threads"_a,
-        "Takes the address of the function that finds torch's threads.");
+  m.def("bind_session", &bind_session, "find_threads"_a, "take_memory"_a, "give_memory"_a,
+        "Takes the addresses of functions of the ops that sessions need.");
   add<float>(m, "SessionFloat32");
   add<double>(m, "SessionFloat64");
 }

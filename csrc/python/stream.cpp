@@ -4,6 +4,7 @@
 #include <cstring>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -17,13 +18,19 @@ namespace {
 struct Torch {
   int32_t (*data_ptr)(void* tensor, void** data) = nullptr;
   int32_t (*release)(void* tensor) = nullptr;
+  int32_t (*dtype)(void* tensor, int32_t* dtype) = nullptr;
+  int32_t (*device_type)(void* tensor, int32_t* type) = nullptr;
+  int32_t (*numel)(void* tensor, int64_t* numel) = nullptr;
+  int32_t (*is_contiguous)(void* tensor, bool* is_contiguous) = nullptr;
 } torch;
 
 // A tensor of torch, by a handle of its own.
 class Tensor {
  public:
-  explicit Tensor(const py::capsule& handle) : handle_(handle.get_pointer()) {}
-  Tensor(Tensor&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  explicit Tensor(const py::capsule& handle)
+      : handle_(handle.get_pointer()), layout_(layout_now()) {}
+  Tensor(Tensor&& other) noexcept
+      : handle_(std::exchange(other.handle_, nullptr)), layout_(other.layout_) {}
   ~Tensor() {
     if (handle_) torch.release(handle_);
   }
@@ -35,8 +42,24 @@ class Tensor {
     return data;
   }
 
+  // Torch may give a tensor other memory.
+  bool keeps_layout() const { return layout_now() == layout_; }
+
  private:
+  using Layout = std::tuple<int32_t, int32_t, int64_t, bool>;
+  Layout layout_now() const {
+    int32_t dtype, device_type;
+    int64_t numel;
+    bool is_contiguous;
+    if (torch.dtype(handle_, &dtype) || torch.device_type(handle_, &device_type) ||
+        torch.numel(handle_, &numel) || torch.is_contiguous(handle_, &is_contiguous)) {
+      throw std::runtime_error("the layout of a weight cannot be found");
+    }
+    return {dtype, device_type, numel, is_contiguous};
+  }
+
   void* handle_;
+  Layout layout_;  // when the stream was made
 };
 
 template <typename T>
@@ -125,12 +148,18 @@ class Stream {
   // Torch moves the memory of a tensor that it shares with other processes, say.
   void find_weights() {
     bool moved = false;
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-      const T* now = static_cast<const T*>(tensors_[i].data());
-      moved |= now != pointers_[i];
-      pointers_[i] = now;
-    }
+    for (size_t i = 0; i < tensors_.size(); ++i) moved |= tensors_[i].data() != pointers_[i];
     if (!moved) return;
+    for (const Tensor& tensor : tensors_) {
+      if (!tensor.keeps_layout()) {
+        throw std::runtime_error(
+            "a weight of the module has another dtype, device, size or strides than when the "
+            "Stream "
+            "was made");
+      }
+    }
+    for (size_t i = 0; i < tensors_.size(); ++i)
+      pointers_[i] = static_cast<const T*>(tensors_[i].data());
     weights_ = group_params<LayerWeights<T>>(p_.shape, has_biases_, pointers_);
     p_.weights = weights_.data();
   }
@@ -175,9 +204,14 @@ class Stream {
   State states_[2];  // before and after a step
 };
 
-void bind_stream(uintptr_t data_ptr, uintptr_t release) {
+void bind_stream(uintptr_t data_ptr, uintptr_t release, uintptr_t dtype, uintptr_t device_type,
+                 uintptr_t numel, uintptr_t is_contiguous) {
   torch.data_ptr = reinterpret_cast<decltype(torch.data_ptr)>(data_ptr);
   torch.release = reinterpret_cast<decltype(torch.release)>(release);
+  torch.dtype = reinterpret_cast<decltype(torch.dtype)>(dtype);
+  torch.device_type = reinterpret_cast<decltype(torch.device_type)>(device_type);
+  torch.numel = reinterpret_cast<decltype(torch.numel)>(numel);
+  torch.is_contiguous = reinterpret_cast<decltype(torch.is_contiguous)>(is_contiguous);
 }
 
 template <typename T>
@@ -197,7 +231,8 @@ void add(py::module_& m, const char* name) {
 
 void add_stream(py::module_& m) {
   using py::literals::operator""_a;
-  m.def("bind_stream", &bind_stream, "data_ptr"_a, "release"_a,
+  m.def("bind_stream", &bind_stream, "data_ptr"_a, "release"_a, "dtype"_a, "device_type"_a,
+        "numel"_a, "is_contiguous"_a,
         "Takes the addresses of torch's functions of these names that streams need.");
   add<float>(m, "StreamFloat32");
   add<double>(m, "StreamFloat64");

@@ -51,7 +51,7 @@ def check_frame(
     """
     numbers = ["y", *covariates]
     columns = ["unique_id", "ds", *numbers]
-    _check_columns(df, columns)
+    check_columns(df, columns)
     check_fill(fill)
     ids = df["unique_id"]
     if isinstance(ids.dtype, pd.CategoricalDtype):
@@ -235,7 +235,7 @@ def check_future(
         ValueError: if a column, a row or a value is missing, or times are of a zone in one of both
             alone.
     """
-    _check_columns(futr_df, ["unique_id", "ds", *covariates], "futr_df")
+    check_columns(futr_df, ["unique_id", "ds", *covariates], "futr_df")
     columns = without_index_names(futr_df[["unique_id", "ds", *covariates]])
     given = in_zone_of(ds, columns, "futr_df")
     if given.duplicated(["unique_id", "ds"]).any():
@@ -264,7 +264,7 @@ def in_zone_of(fitted: pd.Series, df: pd.DataFrame, name: str) -> pd.DataFrame:
     Raises:
         ValueError: if one of both has no time zone.
     """
-    _check_columns(df, ["ds"], name)
+    check_columns(df, ["ds"], name)
     ds, zone = _timestamps(df, name), fitted.dt.tz
     if (ds.dt.tz is None) != (zone is None):
         wanted = "no time zone" if zone is None else f"the time zone {zone}, or another"
@@ -326,7 +326,8 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _check_columns(df: pd.DataFrame, columns: Sequence[str], name: str = "df") -> None:
+def check_columns(df: pd.DataFrame, columns: Sequence[str], name: str = "df") -> None:
+    """Raises what `check_frame` raises where a frame has no rows, or not each of these columns."""
     if not isinstance(df, pd.DataFrame):
         raise TypeError(f"{name} must be a pandas.DataFrame, got {type(df).__name__}")
     found = Counter(df.columns)

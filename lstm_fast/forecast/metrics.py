@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from lstm_fast.forecast.frame import as_numbers, check_positive, without_index_names
+from lstm_fast.forecast.frame import as_numbers, check_columns, check_positive, without_index_names
 
 # Of the columns of `evaluate`.
 POINT_METRICS = ("MAE", "RMSE", "sMAPE", "MASE")
@@ -111,13 +111,21 @@ def evaluate(forecasts: pd.DataFrame, df: pd.DataFrame, season_length: int) -> p
         A frame with the columns ``unique_id``, ``MAE``, ``RMSE``, ``sMAPE`` and ``MASE``, and
         ``coverage-80`` and so on for each level, in per cent. MASE is NaN for a series that
         repeats itself exactly, all is NaN for one without a ``y``.
+
+    Raises:
+        TypeError: an argument is not a frame.
+        ValueError: it has no rows, or lacks a column or a series; the message says which.
     """
+    check_columns(forecasts, ("unique_id", "ds", "cutoff", "y", "y_hat"), "forecasts")
+    check_columns(df, ("unique_id", "ds", "y"))
     rows = []
     levels = levels_of(forecasts)
     read = {"ds": pd.to_datetime(df["ds"]), "y": as_numbers(df["y"])}
     in_order = without_index_names(df).assign(**read).sort_values("ds")
     series = dict(iter(in_order.groupby("unique_id", observed=True)))
     for unique_id, windows in forecasts.groupby("unique_id", sort=False, observed=True):
+        if unique_id not in series:
+            raise ValueError(f"df must have each series of forecasts. Missing: {unique_id!r}")
         of_series = series[unique_id]
         before = of_series.loc[of_series["ds"] <= windows["cutoff"].min(), "y"].to_numpy()
         scaled = _naive_error(before, season_length) > 0

@@ -122,3 +122,20 @@ def test_a_series_that_repeats_itself_has_no_mase():
     scores = evaluate(last, df, 1).set_index("unique_id")
     assert scores["MASE"].isna().tolist() == [True, False]
     assert scores.loc["b", "MASE"] == pytest.approx(5 / 1.5)
+
+
+def test_evaluate_says_what_is_missing():
+    ds = pd.date_range("2000-01-01", periods=4, freq="MS")
+    df = pd.DataFrame({"unique_id": "a", "ds": ds, "y": [1.0, 2.0, 4.0, 3.0]})
+    forecasts = df[2:].assign(y_hat=3.0, cutoff=ds[1])
+    evaluate(forecasts, df, 1)
+    with pytest.raises(
+        ValueError, match=r"forecasts must have the columns .* Missing: \['cutoff'\]"
+    ):
+        evaluate(forecasts.drop(columns="cutoff"), df, 1)
+    with pytest.raises(ValueError, match=r"df must have the columns .* Missing: \['y'\]"):
+        evaluate(forecasts, df.drop(columns="y"), 1)
+    with pytest.raises(ValueError, match="df must have each series of forecasts"):
+        evaluate(forecasts.assign(unique_id="b"), df, 1)
+    with pytest.raises(ValueError, match="df must have rows"):
+        evaluate(forecasts, df[:0], 1)
