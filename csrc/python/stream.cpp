@@ -153,9 +153,7 @@ class Stream {
     for (const Tensor& tensor : tensors_) {
       if (!tensor.keeps_layout()) {
         throw std::runtime_error(
-            "a weight of the module has another dtype, device, size or strides than when the "
-            "Stream "
-            "was made");
+            "a weight of the module has another dtype, device, size or strides than at first");
       }
     }
     for (size_t i = 0; i < tensors_.size(); ++i)
