@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -443,6 +444,8 @@ def tune(
 
     torch.set_num_threads(threads)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for handler in logging.getLogger("optuna").handlers:
+        handler.addFilter(_without_traceback)
     reading = _read(file, id_col, time_col, target_col, covariates)
     options = _options(None, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss, seed=seed)
     settings = _guess(reading, horizon, season, options, holdout, tuned=("input_size",))
@@ -642,6 +645,11 @@ def _read(
     return reading
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
+
+
 def _options(path: Path | None, **given: Any) -> dict[str, Any]:
     """Arguments of `Forecaster`: from a file, then from the command line."""
     options: dict[str, Any] = {}
@@ -653,8 +661,8 @@ def _options(path: Path | None, **given: Any) -> dict[str, Any]:
 
         try:
             options = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} must be JSON: {error}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} must be JSON in UTF-8: {error}") from error
         if not isinstance(options, dict):
             raise ValueError(f"{path} must hold an object of JSON. Got {options!r:.40}")
         known = {field.name for field in fields(Forecaster)} - {"checkpoint_dir", "lstm_class"}

@@ -225,6 +225,7 @@ def plot_training(losses: pd.DataFrame, *, title: str) -> Figure:
             last, first = k == losses["training"].max(), k == losses["training"].min()
             shown = f"{label} loss" + ("" if last else ", earlier")
             axes.plot(one["step"], smooth, color=color, lw=1.4, ls="-" if last else "--",
+                      marker="o" if len(one) == 1 else None, ms=4,
                       label=shown if last or first else None)  # fmt: skip
     _style(axes)
     if (losses["loss"] > 0).all():  # those of a distribution may be below 0

@@ -121,7 +121,8 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     to read it. All of it stays text: as numbers, 007 would be 7 and October 2020, written 2020.10,
     would be January."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        found = f"{path} is no regular file" if path.exists() else f"there is no file {path}"
+        raise FileNotFoundError(found)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             sample = [line for line, _ in zip(file, range(_SAMPLE_ROWS), strict=False)]
@@ -496,12 +497,16 @@ def _first_of_month(dates: pd.Series) -> pd.Series:
     return dates - pd.to_timedelta(dates.dt.day - 1, unit="D")
 
 
-def _missing_rows(ds: pd.DatetimeIndex) -> float:
-    """How many timestamps there are not between the first and the last, about."""
-    if infer_freq(ds):
-        return 0.0
-    steps = ds.to_series().diff().dropna()
-    return float((ds[-1] - ds[0]) / steps.median()) - len(steps) if len(steps) else 0.0
+def _missing_rows(ds: pd.DatetimeIndex) -> tuple[float, bool]:
+    """How many timestamps there are not between the first and the last, about; of as many, those
+    of a frequency and those of firsts of months are likelier than others."""
+    if len(ds) < 2 or infer_freq(ds):
+        return 0.0, False
+    by_month = bool((ds.day == ds[0].day).all())
+    times = (12 * ds.year + ds.month if by_month else ds).to_series()
+    steps = times.diff().dropna()
+    missing = float((times.iloc[-1] - times.iloc[0]) / steps.median()) - len(steps)
+    return max(0.0, missing), not (by_month and ds[0].day == 1)
 
 
 def _parsed(text: pd.Series, form: str, day_first: bool = False, utc: bool = False) -> pd.Series:

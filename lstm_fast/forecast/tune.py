@@ -88,7 +88,8 @@ def open_study(storage: Path, df: pd.DataFrame, setup: dict[str, Any], seed: int
             "another file"
         )
     # The same random numbers again would only repeat the first trials.
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+    seed = (seed + len(study.trials)) % 2**32  # NumPy takes no others
+    study.sampler = optuna.samplers.TPESampler(seed=seed)
     return study
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -298,11 +299,12 @@ def test_a_saved_forecaster_knows_its_covariates(csv, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (("none.csv", *SHORT), "there is no file none.csv"),
+        ((".", *SHORT), ". is no regular file"),
         (("{csv}", *SHORT, "--out", "/nowhere/f.csv"), "there is no folder /nowhere"),
         (("{csv}", *SHORT, "--loss", "rmse"), "loss must be one of mse"),
         (("{csv}", *SHORT, "--id-col", "shop"), "no column 'shop'"),
         (("{csv}", *SHORT, "--covariate", ""), "no column ''"),
-        (("{csv}", *SHORT, "--options", "{csv}"), "must be JSON"),
+        (("{csv}", *SHORT, "--options", "{csv}"), "must be JSON in UTF-8"),
         (("{csv}", *SHORT[:2], "--model", "{csv}"), "is no file of a forecaster"),
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--season", 4), "--season is for training"),
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--seed", 3), "--seed is for training"),
@@ -527,6 +529,27 @@ def test_tune_then_forecast(csv, tmp_path, monkeypatch):
     result = invoke(*arguments, "--season", 4, "--holdout", 84)
     assert result.exit_code == 1
     assert "series 'bb' has no row before the last 84" in result.stderr
+
+
+def test_a_tuning_that_is_interrupted_shows_no_traceback(csv, tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    from lstm_fast.forecast import tune
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "suggest", interrupted)
+    told = io.StringIO()
+    handler = logging.getLogger(optuna.__name__).handlers[0]
+    assert isinstance(handler, logging.StreamHandler)
+    before = handler.setStream(told)
+    try:
+        result = invoke("tune", csv, "--horizon", 6, "--study", tmp_path / "s.db", "--windows", 1)
+    finally:
+        handler.setStream(before)
+    assert result.exit_code == 130
+    assert "KeyboardInterrupt" in told.getvalue()
+    assert "Traceback" not in told.getvalue()
 
 
 def test_a_tuning_that_cannot_begin_claims_no_study(csv, tmp_path, monkeypatch):

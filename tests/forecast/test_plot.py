@@ -138,6 +138,22 @@ def test_losses_below_0_are_drawn_too(tmp_path):
     assert figure.axes[0].get_yscale() == "log"
 
 
+def test_a_single_loss_is_drawn(tmp_path):
+    losses = pd.DataFrame(
+        {
+            "training": 0,
+            "step": [*range(20), 19],
+            "loss": 1.0,
+            "name": ["train_loss"] * 20 + ["val_loss"],
+        }
+    )
+    figure = plot_training(losses, title="t")
+    draw(figure, tmp_path)
+    shown = {line.get_label(): line.get_marker() for line in figure.axes[0].lines}
+    assert shown["validation loss"] == "o"
+    assert shown["training loss"] == "None"
+
+
 @pytest.mark.parametrize(("windows", "axes"), [(1, 1), (5, 5), (12, 6)])
 def test_backtest(tmp_path, windows, axes):
     df = monthly(100)

@@ -90,6 +90,36 @@ def test_formats_of_dates(write, dates, expected):
     assert reading.frame["ds"].tolist() == [*pd.to_datetime(expected)]
 
 
+TWELVE = range(1, 13)
+MARCH = pd.date_range("2020-03-01", periods=12)
+
+
+@pytest.mark.parametrize(
+    ("dates", "expected"),
+    [
+        # As months these fall on a third, which series of months hardly do.
+        ([f"{day:02}.03.2020" for day in TWELVE], MARCH),
+        ([f"{day:02}/03/2020" for day in TWELVE], MARCH),
+        ([f"03/{day:02}/2020" for day in reversed(TWELVE)], MARCH[::-1]),
+        ([f"{day:02}.03.2020" for day in range(2, 11)], MARCH[1:10]),
+        ([f"{day:02}.03.2020" for day in TWELVE if day != 5], MARCH.delete(4)),
+        (
+            [f"01/{month:02}/2020" for month in TWELVE if month != 5],
+            pd.date_range("2020-01-01", periods=12, freq="MS").delete(4),
+        ),
+        (
+            [f"01.{month:02}.{year}" for year in (2019, 2020) for month in (1, 4, 7, 10)][:-2]
+            + ["01.10.2020"],
+            pd.date_range("2019-01-01", periods=8, freq="QS").delete(6),
+        ),
+    ],
+)
+def test_days_or_months(write, dates, expected):
+    rows = "".join(f"{date},{k}\n" for k, date in enumerate(dates))
+    reading = read_series(write(f"date,value\n{rows}"))
+    assert reading.frame["ds"].tolist() == [*expected]
+
+
 def test_the_regular_reading_of_ambiguous_dates_is_taken(write):
     rows = "".join(f"01/{month:02}/20{year},1\n" for year in (20, 21) for month in range(1, 13))
     reading = read_series(write(f"date,value\n{rows}"))

@@ -38,6 +38,12 @@ def run(path, df, n_trials, **more):
     return study
 
 
+@pytest.mark.parametrize("seed", [-5, 2**40])
+def test_any_seed_of_a_forecaster_will_do(tmp_path, seed):
+    study = tune.open_study(tmp_path / "study.db", monthly(120), SETUP, seed=seed)
+    assert study.ask().suggest_float("x", 0, 1) < 1
+
+
 def test_best_options_make_a_forecaster(tmp_path):
     study = run(tmp_path / "study.db", monthly(120), 3)
     options = tune.best_options(study, 12)
