@@ -35,7 +35,7 @@ struct Arguments {
             const OptionalArray<int64_t>& batch_sizes, const OptionalArray<T>& h0,
             const OptionalArray<T>& c0, bool has_biases_, int64_t num_layers, bool bidirectional)
       : has_biases(has_biases_) {
-    StackArguments a;
+    StackArguments a = stack_arguments(params, has_biases, num_layers, bidirectional);
     a.input = dims(x);
     if (batch_sizes) {
       if (batch_sizes->ndim() != 1)
@@ -46,16 +46,8 @@ struct Arguments {
     Dims h0_dims, c0_dims;
     if (h0) h0_dims = dims(*h0), a.h0 = &h0_dims;
     if (c0) c0_dims = dims(*c0), a.c0 = &c0_dims;
-    std::vector<const T*> pointers;
-    for (const auto& param : params) {
-      a.params.push_back(dims(param));
-      pointers.push_back(param.data());
-    }
-    a.has_biases = has_biases;
-    a.num_layers = num_layers;
-    a.bidirectional = bidirectional;
     shape = infer_shape(a, offsets);
-    weights = group_params<LayerWeights<T>>(shape, has_biases, pointers);
+    weights = group_params<LayerWeights<T>>(shape, has_biases, pointers(params));
   }
 
   std::vector<py::ssize_t> output_shape(int64_t columns) const {

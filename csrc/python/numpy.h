@@ -34,6 +34,25 @@ const T* data(const OptionalArray<T>& array) {
   return array ? array->data() : nullptr;
 }
 
+template <typename T>
+std::vector<const T*> pointers(const std::vector<Array<T>>& arrays) {
+  std::vector<const T*> pointers;
+  for (const auto& array : arrays) pointers.push_back(array.data());
+  return pointers;
+}
+
+// But for the input and the states.
+template <typename T>
+StackArguments stack_arguments(const std::vector<Array<T>>& params, bool has_biases,
+                               int64_t num_layers, bool bidirectional) {
+  StackArguments a;
+  for (const auto& param : params) a.params.push_back(dims(param));
+  a.has_biases = has_biases;
+  a.num_layers = num_layers;
+  a.bidirectional = bidirectional;
+  return a;
+}
+
 inline const Kernels& kernels_named(const std::optional<std::string>& isa) {
   if (!isa) return active_kernels();
   const Kernels* const* list;

@@ -42,19 +42,11 @@ class Session {
   Session(std::vector<Array<T>> params, bool has_biases, int64_t num_layers, bool bidirectional,
           bool batch_first, int parts)
       : params_(std::move(params)), batch_first_(batch_first) {
-    StackArguments a;
-    std::vector<const T*> pointers;
-    for (const auto& param : params_) {
-      a.params.push_back(dims(param));
-      pointers.push_back(param.data());
-    }
-    a.has_biases = has_biases;
-    a.num_layers = num_layers;
-    a.bidirectional = bidirectional;
+    StackArguments a = stack_arguments(params_, has_biases, num_layers, bidirectional);
     a.input = {3, {1, 1, params_.empty() ? 0 : dims(params_[0]).size[1]}};
     std::vector<int64_t> offsets;
     stack_ = infer_shape(a, offsets);
-    weights_ = group_params<LayerWeights<T>>(stack_, has_biases, pointers);
+    weights_ = group_params<LayerWeights<T>>(stack_, has_biases, pointers(params_));
     if (ordinary_weights(active_kernels(), stack_, weights_.data())) stack_.parts = parts;
   }
 

@@ -73,14 +73,9 @@ class Stream {
         packed_params_(params.size()),
         has_biases_(has_biases),
         parts_(parts) {
-    StackArguments a;
+    StackArguments a = stack_arguments(params, has_biases, num_layers, false);
     a.input = {3, {1, batch_size, input_size}};
-    for (const auto& param : params) {
-      a.params.push_back(dims(param));
-      sizes_.push_back(param.size());
-    }
-    a.has_biases = has_biases;
-    a.num_layers = num_layers;
+    for (const auto& param : params) sizes_.push_back(param.size());
     std::vector<int64_t> offsets;
     p_.shape = infer_shape(a, offsets);
     // Before the plan, whose sums a batch too large for any memory would overflow.
