@@ -17,8 +17,9 @@ struct DirectCall {
   int64_t count;
   bool has_biases, bidirectional, recompute_gates;
   int64_t num_layers, parts;
-  bool cell;  // whose tensors lack the dimensions of T and of L * D, and whose output is h_n
-  bool save;  // forward
+  bool cell;   // whose tensors lack the dimensions of T and of L * D, and whose output is h_n
+  bool save;   // forward
+  void* kept;  // forward: of lstm_fast_keep_weights(), for calls with these very weights; or null
   bool need_input, need_hx, need_params;  // backward
   // Handles of the results in the order of the schema, which the caller releases. Set if the call
   // succeeds: null where not wanted.

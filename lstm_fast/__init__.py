@@ -6,6 +6,7 @@ load_ops()
 
 from lstm_fast import _flops  # noqa: E402, F401
 from lstm_fast.explain import explain  # noqa: E402
+from lstm_fast.freeze import freeze  # noqa: E402
 from lstm_fast.lstm import LSTM  # noqa: E402
 from lstm_fast.lstm_cell import LSTMCell  # noqa: E402
 from lstm_fast.session import InferenceSession  # noqa: E402
@@ -25,6 +26,7 @@ __all__ = [
     "build_info",
     "empty_cache",
     "explain",
+    "freeze",
     "patch",
     "restore",
 ]

@@ -103,7 +103,8 @@ def _addresses(*functions: str) -> list[int | None]:
 
 @functools.cache
 def load_direct() -> ModuleType:
-    """`load_kernels()` with `direct_forward` and `direct_backward` bound to the ops."""
+    """`load_kernels()` with `direct_forward`, `direct_backward` and `FrozenWeights` bound to torch
+    and the ops."""
     torch = _require_torch()
     load_ops()
     kernels = load_kernels()
@@ -120,6 +121,12 @@ def load_direct() -> ModuleType:
             torch._C._get_tracing_state,
             torch._C._autograd._profiler_enabled,
         ],
+    )
+    kernels.bind_frozen_weights(
+        torch.Tensor.detach,
+        *_addresses(
+            "aoti_torch_get_data_ptr", "lstm_fast_keep_weights", "lstm_fast_forget_weights"
+        ),
     )
     return kernels
 

@@ -98,6 +98,7 @@ class LSTM(torch.nn.LSTM):
     # None for a module that does what torch's does; swapped ones never see __init__.
     _lstm_options: options.Options | None = None
     _lstm_forget_bias: float | None = None
+    _frozen_weights: ops.FrozenWeights | None = None
     recompute_gates: bool = False
     initial_h: Tensor
     initial_c: Tensor
@@ -273,13 +274,15 @@ class LSTM(torch.nn.LSTM):
         if ops.records_grad():
             # Backward reads copies of what has gaps: it may change until then, as with torch's.
             input, h0, c0 = ops.contiguous(input), ops.contiguous(h0), ops.contiguous(c0)
+        frozen = self._frozen_weights
         if torch._C._is_any_autocast_enabled():
             input, h0, c0, *weights = ops.autocast(input, h0, c0, *weights)
+            frozen = None  # of other weights
         num_layers, bidirectional = state["num_layers"], state["bidirectional"]
         drops = state["dropout"] and state["training"] and num_layers > 1
         options = state["bias"], num_layers, bidirectional, self.recompute_gates
         if not drops and input.size(-1) == state["input_size"]:
-            results = ops.attempt(input, batch_sizes, h0, c0, weights, *options)
+            results = ops.attempt(input, batch_sizes, h0, c0, weights, *options, frozen)
             if results is not None:
                 return results
         if (

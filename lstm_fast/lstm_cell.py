@@ -49,6 +49,7 @@ class LSTMCell(torch.nn.LSTMCell):
 
     _lstm_options: options.Options | None = None
     _lstm_forget_bias: float | None = None
+    _frozen_weights: ops.FrozenWeights | None = None
     initial_h: Tensor
     initial_c: Tensor
 
@@ -149,7 +150,9 @@ class LSTMCell(torch.nn.LSTMCell):
             and _is_state(hx, dim=2)
         ):
             h0, c0 = (None, None) if hx is None else hx
-            results = ops.attempt_cell(input, h0, c0, params, has_biases, most_parts)
+            results = ops.attempt_cell(
+                input, h0, c0, params, has_biases, most_parts, self._frozen_weights
+            )
             if results is not None:
                 return results
         if not self._is_fused(input, hx, params):

@@ -29,6 +29,9 @@ _cuda = _load.build_info()["cuda"]
 
 _direct: Any = _load.load_direct()
 
+FrozenWeights: Any = _direct.FrozenWeights
+"""What is kept of the weights of a module that `freeze` froze; copies keep nothing yet."""
+
 _Module = TypeVar("_Module", bound=type[torch.nn.Module])
 
 
@@ -249,9 +252,10 @@ def attempt(
     num_layers: int,
     bidirectional: bool,
     recompute_gates: bool,
+    frozen: FrozenWeights | None = None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """`lstm` for the arguments that are common, in less time than their checks in Python take;
-    None for others, wrong ones among them."""
+    None for others, wrong ones among them. What `frozen` keeps of params is used."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or not input.is_cpu:
         return None
     save = records_grad()
@@ -261,7 +265,10 @@ def attempt(
     tensors = input, batch_sizes, h0, c0
     options = has_biases, num_layers, bidirectional
     how = _cpu_parts(), save and recompute_gates
-    results = _direct.direct_forward(*tensors, params, *options, save, *how)
+    if frozen is not None and save:
+        frozen.forget()
+        frozen = None
+    results = _direct.direct_forward(*tensors, params, *options, save, *how, False, frozen)
     if results is None:
         return None
     if not save:
@@ -277,6 +284,7 @@ def attempt_cell(
     params: list[Tensor],
     has_biases: bool,
     most_parts: int,
+    frozen: FrozenWeights | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Likewise for one step of one layer: h and c, given input [B, I], h0 [B, H] and c0 [B, H]."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or not input.is_cpu:
@@ -285,8 +293,11 @@ def attempt_cell(
     if save and not getattr(params[0], "requires_grad", False):
         return None
     parts = min(_cpu_parts(), most_parts)
+    if frozen is not None and save:
+        frozen.forget()
+        frozen = None
     results = _direct.direct_forward(
-        input, None, h0, c0, params, has_biases, 1, False, save, parts, False, True
+        input, None, h0, c0, params, has_biases, 1, False, save, parts, False, True, frozen
     )
     if results is None or not save:
         return results and results[1:3]

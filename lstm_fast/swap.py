@@ -58,7 +58,10 @@ def restore(model: _Model) -> _Model:
                 f"{name or 'the model itself'} cannot be restored: torch.nn has no module with "
                 f"{used}"
             )
-    return _swap(model, _torch_type, "restored")
+    model = _swap(model, _torch_type, "restored")
+    for module in model.modules():
+        module.__dict__.pop("_frozen_weights", None)
+    return model
 
 
 class patch:  # noqa: N801 (used like a function)

@@ -4,9 +4,10 @@
 #include "lstm.h"
 
 #include <iterator>
+#include <new>
 #include <utility>
 
-#include "../cpu/stack.h"
+#include "../cpu/kept_weights.h"
 #include "../direct.h"
 #include "cpu.h"
 
@@ -40,6 +41,7 @@ class Weights {
   }
   // In the compute type.
   const LayerWeights<T>* prepared() {
+    if (!prepared_.empty()) return prepared_.data();
     for (const Tensor& t : arguments_.params) params_.push_back(prepare(t));
     prepared_ = grouped<T>(params_);
     return prepared_.data();
@@ -58,9 +60,18 @@ class Weights {
   std::vector<LayerWeights<T>> prepared_;
 };
 
-// The last result is only there to be saved.
+// What is kept of the weights of a module, in the compute type.
+struct KeptOfModule {
+  KeptWeights<float> in_float;
+  KeptWeights<double> in_double;
+
+  KeptWeights<float>* of(float) { return &in_float; }
+  KeptWeights<double>* of(double) { return &in_double; }
+};
+
+// The last result is only there to be saved. With `kept`, weights are those that it is of.
 template <typename T>
-ForwardResult run_forward(const Arguments& a, bool save, int parts) {
+ForwardResult run_forward(const Arguments& a, bool save, int parts, KeptOfModule* kept) {
   const StackShape& s = a.shape;
   const ScalarType type = compute_type(a.dtype);
   const SavedLayout layout = saved_layout(a);
@@ -82,7 +93,6 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   p.shape.parts = parts;
   p.bfloat16_weights = weights.bfloat16();
   p.recompute_gates = a.recompute_gates;
-  if (!p.bfloat16_weights || !takes_plain_step(kernels, p, threads)) p.weights = weights.prepared();
   p.x = const_data<T>(a.input);
   p.h0 = const_data<T>(a.h0);
   p.c0 = const_data<T>(a.c0);
@@ -90,7 +100,14 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   p.y = y_in_saved ? p.saved + layout.output(s.L - 1) : mutable_data<T>(y);
   p.h_n = mutable_data<T>(h_n);
   p.c_n = mutable_data<T>(c_n);
-  plan(kernels, p, threads);
+  if (kept) {
+    kept->of(T())->plan(kernels, p, threads, [&] { return weights.prepared(); });
+    if (p.plain && !p.bfloat16_weights) p.weights = weights.prepared();
+  } else {
+    if (!p.bfloat16_weights || !takes_plain_step(kernels, p, threads))
+      p.weights = weights.prepared();
+    plan(kernels, p, threads);
+  }
   const auto workspace = allocate<T>(forward_workspace_size(kernels, p, threads));
   p.workspace = workspace.get();
   forward(kernels, p, threads);
@@ -107,10 +124,11 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts) {
   return {a.cell ? h_n : cast(y, a.dtype), h_n, cast(c_n, a.dtype), saved};
 }
 
-ForwardResult compute_forward(const Arguments& a, bool save, int64_t parts) {
+ForwardResult compute_forward(const Arguments& a, bool save, int64_t parts,
+                              KeptOfModule* kept = nullptr) {
   return compute_type(a.dtype) == ScalarType::Double
-             ? run_forward<double>(a, save, static_cast<int>(parts))
-             : run_forward<float>(a, save, parts_for(a.dtype, parts));
+             ? run_forward<double>(a, save, static_cast<int>(parts), kept)
+             : run_forward<float>(a, save, parts_for(a.dtype, parts), kept);
 }
 
 template <typename T>
@@ -221,7 +239,8 @@ extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_forward(
     const Arguments a(prepare, *t[0], t[1], t[2], t[3], params_of(t, kDirectForwardTensors),
                       call.has_biases, call.num_layers, call.bidirectional, call.recompute_gates,
                       call.cell);
-    const auto [output, h_n, c_n, saved] = compute_forward(a, call.save, call.parts);
+    const auto [output, h_n, c_n, saved] =
+        compute_forward(a, call.save, call.parts, static_cast<KeptOfModule*>(call.kept));
     if (!call.cell) call.results[0] = give(output);
     call.results[1] = give(h_n);
     call.results[2] = give(c_n);
@@ -252,6 +271,14 @@ extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_backward
   } catch (const std::exception&) {
     return false;
   }
+}
+
+extern "C" __attribute__((visibility("default"))) void* lstm_fast_keep_weights() {
+  return new (std::nothrow) lstm_fast::KeptOfModule;
+}
+
+extern "C" __attribute__((visibility("default"))) void lstm_fast_forget_weights(void* kept) {
+  delete static_cast<lstm_fast::KeptOfModule*>(kept);
 }
 
 extern "C" __attribute__((visibility("default"))) void lstm_fast_find_threads(

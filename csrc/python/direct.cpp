@@ -1,9 +1,11 @@
 #include "direct.h"
 
 #include <array>
+#include <memory>
 #include <vector>
 
 #include "../direct.h"
+#include "frozen_weights.h"
 
 namespace py = pybind11;
 
@@ -88,8 +90,10 @@ PyObject* tuple_of(const std::vector<void*>& handles) {
   return tuple;
 }
 
-// The results of a call, or None if the dispatcher must make it.
-PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssize_t results) {
+// The results of a call, or None if the dispatcher must make it. `frozen`, if not null, is of the
+// tensors in the list `params`, the last ones.
+PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssize_t results,
+               FrozenWeights* frozen = nullptr, PyObject* params = nullptr) {
   if (PyErr_Occurred()) return nullptr;  // by an argument that is no number
   for (PyObject* busy : torch.busy) {
     const Reference answer{PyObject_CallNoArgs(busy)};
@@ -101,6 +105,11 @@ PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssiz
   if (!arguments.tensors) return nullptr;
   arguments.count = tensors.count();
   arguments.results = of_results.data();
+  std::shared_ptr<void> kept;
+  if (frozen) {
+    kept = frozen->of(params, arguments.tensors + arguments.count - PyList_GET_SIZE(params));
+    arguments.kept = kept.get();
+  }
   bool done;
   Py_BEGIN_ALLOW_THREADS;
   done = function(arguments);
@@ -112,7 +121,7 @@ PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssiz
 bool truth(PyObject* object) { return PyObject_IsTrue(object) == 1; }
 
 // (input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional, save, parts
-// [, recompute_gates[, cell]])
+// [, recompute_gates[, cell[, frozen]]])
 PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   constexpr int before = kDirectForwardTensors;
   if (!torch.forward || count < before + 6 || !PyList_Check(args[before])) Py_RETURN_NONE;
@@ -129,7 +138,10 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   arguments.parts = PyLong_AsLongLong(args[before + 5]);
   arguments.recompute_gates = count > before + 6 && truth(args[before + 6]);
   arguments.cell = count > before + 7 && truth(args[before + 7]);
-  return call(torch.forward, tensors, arguments, kDirectForwardResults);
+  FrozenWeights* frozen = nullptr;
+  if (count > before + 8 && args[before + 8] != Py_None)
+    frozen = py::handle(args[before + 8]).cast<FrozenWeights*>();
+  return call(torch.forward, tensors, arguments, kDirectForwardResults, frozen, args[before]);
 }
 
 // (grad_output, grad_h_n, grad_c_n, input, batch_sizes, h0, c0, params, has_biases, num_layers,

@@ -13,6 +13,7 @@
 #include "../arguments.h"
 #include "../cpu/kernels.h"
 #include "../cpu/tasks.h"
+#include "../cpu/workspace.h"
 
 namespace py = pybind11;
 
@@ -71,20 +72,6 @@ inline Threads serial(int64_t slices) {
             for (int64_t task = tasks - 1; task >= 0; --task) f(context, task);
           }};
 }
-
-// A workspace that begins on a cache line.
-template <typename T>
-class Workspace {
- public:
-  explicit Workspace(int64_t elements) : storage_(elements + 64 / sizeof(T)) {}
-  T* get() {
-    const auto address = reinterpret_cast<uintptr_t>(storage_.data());
-    return storage_.data() + ((address + 63) / 64 * 64 - address) / sizeof(T);
-  }
-
- private:
-  std::vector<T> storage_;
-};
 
 void bind_variant(py::module_& m);  // variant.cpp
 

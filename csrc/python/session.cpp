@@ -1,14 +1,13 @@
 #include "session.h"
 
-#include <map>
 #include <memory>
 #include <new>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "../cpu/stack.h"
-#include "packed_weights.h"
+#include "../cpu/kept_weights.h"
+#include "numpy.h"
 
 namespace lstm_fast {
 namespace {
@@ -46,8 +45,8 @@ class Session {
     a.input = {3, {1, 1, params_.empty() ? 0 : dims(params_[0]).size[1]}};
     std::vector<int64_t> offsets;
     stack_ = infer_shape(a, offsets);
+    stack_.parts = parts;
     weights_ = group_params<LayerWeights<T>>(stack_, has_biases, pointers(params_));
-    if (ordinary_weights(active_kernels(), stack_, weights_.data())) stack_.parts = parts;
   }
 
   // (output, (h_n, c_n)) as torch.nn.LSTM returns them.
@@ -106,12 +105,7 @@ class Session {
     Threads threads;
     ops.find_threads(&threads);
     p.weights = weights_.data();
-    p.keeps_packed = true;
-    plan(kernels, p, threads);
-    if (!p.plain) {
-      const auto made = packed_.try_emplace(p.shape.parts, kernels, p.shape, weights_);
-      p.packed = made.first->second.pieces();
-    }
+    kept_.plan(kernels, p, threads, [this] { return weights_.data(); });
     const int64_t elements = forward_workspace_size(kernels, p, threads);
     const std::unique_ptr<void, void (*)(void*)> workspace(
         ops.take_memory(elements * static_cast<int64_t>(sizeof(T))), ops.give_memory);
@@ -125,8 +119,7 @@ class Session {
   bool batch_first_;
   StackShape stack_{};  // but for the steps of a call; parts that products may be made of
   std::vector<LayerWeights<T>> weights_;
-  // By their parts, when they are first needed; touched by who has Python's lock.
-  std::map<int, PackedWeights<T>> packed_;
+  KeptWeights<T> kept_;
 };
 
 void bind_session(uintptr_t find_threads, uintptr_t take_memory, uintptr_t give_memory) {

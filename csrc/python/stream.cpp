@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "../cpu/stack.h"
-#include "packed_weights.h"
+#include "../cpu/kept_weights.h"
+#include "numpy.h"
 
 namespace lstm_fast {
 namespace {
@@ -173,7 +173,7 @@ class Stream {
     p_.shape.parts = ordinary_ ? parts_ : 0;
     plan(kernels, p_, serial(1));
     if (!changed && packed_->parts() == p_.shape.parts) return;
-    packed_.emplace(kernels, p_.shape, weights_);
+    packed_.emplace(kernels, p_.shape, weights_.data());
     p_.packed = p_.plain ? nullptr : packed_->pieces();
     allocate();
   }

@@ -1,0 +1,90 @@
+// The weights of a stack, packed once for any number of calls.
+#pragma once
+
+#include <atomic>
+#include <vector>
+
+#include "stack.h"
+#include "workspace.h"
+
+namespace lstm_fast {
+
+template <typename T>
+class PackedWeights {
+ public:
+  // For calls of shape.parts, of any number of rows and steps.
+  PackedWeights(const Kernels& kernels, const StackShape& shape, const LayerWeights<T>* weights)
+      : parts_(shape.parts), memory_(lay_out(kernels, shape, nullptr)) {
+    lay_out(kernels, shape, memory_.get());
+    for (size_t i = 0; i < pieces_.size(); ++i)
+      kernels.of(T()).pack_forward(layer(shape, i), weights[i], pieces_[i]);
+  }
+
+  int parts() const { return parts_; }
+  // As StackForward::packed.
+  const T* const* pieces() const { return pieces_.data(); }
+
+ private:
+  static LayerShape layer(const StackShape& s, int64_t i) { return s.layer(i / s.D, i % s.D); }
+
+  int64_t lay_out(const Kernels& kernels, const StackShape& s, T* memory) {
+    Arena<T> arena(memory);
+    pieces_.clear();
+    for (int64_t i = 0; i < s.L * s.D; ++i)
+      pieces_.push_back(arena.take(kernels.of(T()).forward_weights_size(layer(s, i))));
+    return arena.used();
+  }
+
+  int parts_;
+  std::vector<T*> pieces_;
+  Workspace<T> memory_;
+};
+
+// Weights that do not change, packed when a call first needs them so. Calls may be made by several
+// threads, and in a child that was forked meanwhile: there is no lock.
+template <typename T>
+class KeptWeights {
+ public:
+  KeptWeights() = default;
+  KeptWeights(const KeptWeights&) = delete;
+  KeptWeights& operator=(const KeptWeights&) = delete;
+  ~KeptWeights() {
+    for (const auto& packed : packed_) delete packed.load();
+  }
+
+  // `plan`, after which p needs no weights but for a plain step. `weights` returns those that
+  // StackForward has.
+  template <typename GetWeights>
+  void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads,
+            const GetWeights& weights) {
+    p.keeps_packed = true;
+    if (p.shape.parts && !is_ordinary(kernels, p.shape, weights)) p.shape.parts = 0;
+    lstm_fast::plan(kernels, p, threads);
+    if (!p.plain) p.packed = packed(kernels, p.shape, weights).pieces();
+  }
+
+ private:
+  template <typename GetWeights>
+  bool is_ordinary(const Kernels& kernels, const StackShape& shape, const GetWeights& weights) {
+    enum { Unknown, Ordinary, Other };
+    if (kind_ == Unknown) kind_ = ordinary_weights(kernels, shape, weights()) ? Ordinary : Other;
+    return kind_ == Ordinary;
+  }
+
+  template <typename GetWeights>
+  const PackedWeights<T>& packed(const Kernels& kernels, const StackShape& shape,
+                                 const GetWeights& weights) {
+    std::atomic<const PackedWeights<T>*>& kept = packed_[shape.parts];
+    if (!kept.load()) {
+      const auto* made = new PackedWeights<T>(kernels, shape, weights());
+      const PackedWeights<T>* none = nullptr;
+      if (!kept.compare_exchange_strong(none, made)) delete made;
+    }
+    return *kept.load();
+  }
+
+  std::atomic<int> kind_{0};
+  std::atomic<const PackedWeights<T>*> packed_[4] = {};  // by their parts
+};
+
+}  // namespace lstm_fast

@@ -1,0 +1,55 @@
+"""`freeze`: weights that no longer change, packed once instead of at each call."""
+
+from __future__ import annotations
+
+import logging
+from typing import TypeVar
+
+from torch.nn import Module
+
+from lstm_fast import ops
+from lstm_fast.lstm import LSTM
+from lstm_fast.lstm_cell import LSTMCell
+
+_log = logging.getLogger("lstm_fast")
+_Model = TypeVar("_Model", bound=Module)
+
+
+def freeze(model: _Model) -> _Model:
+    """Freeze the weights of every LSTM and LSTMCell of ours in `model`, in place, and return it.
+
+    A call packs the weights, so that no change to them is missed. Frozen ones, whose
+    `requires_grad` is set to False here, are packed at the first call without gradients
+    (`torch.no_grad`, `torch.inference_mode`) on the CPU, and kept until they change. The results
+    are the same, in less time: small batches, short sequences and bfloat16 gain most. It takes
+    about as much memory as the weights do, twice that for bfloat16 and float16.
+
+    Changes that torch counts are noticed (an assignment, `load_state_dict`, operations in place),
+    and so is other memory (`weight.data = ...`). What is written through `weight.data`, NumPy's
+    arrays or shared memory is not: freeze again after it. To train again, call
+    `model.requires_grad_()`, and afterwards freeze again.
+
+    Weights are packed at each call all the same under autocast, in a compiled or exported graph,
+    under torch's profiler and where a parametrization or pruning computes them. Options beyond
+    torch's are left as they are.
+
+        model = lstm_fast.freeze(lstm_fast.accelerate(model).eval())
+        with torch.inference_mode():
+            model(x)
+
+    For NumPy's arrays without torch there is `InferenceSession`.
+
+    Raises:
+        TypeError: `model` is not a module.
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    frozen = []
+    for name, module in model.named_modules():
+        if isinstance(module, (LSTM, LSTMCell)):
+            module.requires_grad_(False)
+            module._frozen_weights = ops.FrozenWeights()
+            frozen.append(name or "the model itself")
+    names = ", ".join(frozen) or "there are none"
+    _log.info("froze %d modules of %s: %s", len(frozen), type(model).__name__, names)
+    return model
