@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+import lstm_fast
 from benchmarks.cases import Case
 
 Run = Callable[[], None]
@@ -113,6 +114,11 @@ def inference(module: nn.Module, x: Input) -> Run:
     return run
 
 
+def frozen(module: nn.Module, x: Input) -> Run:
+    """`inference` of weights that no longer change, which ours packs once."""
+    return inference(lstm_fast.freeze(module), x)
+
+
 def training(module: nn.Module, x: Input) -> Run:
     """Forward and backward with a loss on the outputs of all steps."""
     if isinstance(x, PackedSequence):
@@ -179,6 +185,7 @@ def loop(cell: nn.Module, x: Tensor) -> Run:
 
 WORKS: dict[str, Callable[[nn.Module, Input], Run]] = {
     "inference": inference,
+    "frozen": frozen,
     "training": training,
     "training_last": training_last,
 }

@@ -4,8 +4,8 @@
     python -m benchmarks.onnx_runtime [--threads 1] [--seconds 1] [--json RESULTS.json]
     python -m benchmarks.onnx_runtime --show RESULTS.json
 
-The grid of `cases.py` without states, ours once as a module and once as an
-`lstm_fast.InferenceSession`, which packs its weights once, as ONNX Runtime does; then single steps
+The grid of `cases.py` without states, ours as a module, as one that is frozen and as an
+`lstm_fast.InferenceSession`, which pack their weights once, as ONNX Runtime does; then single steps
 with the state carried, where ours is an `lstm_fast.Stream`. Prints Markdown: microseconds, lowest
 decile of an interleaved run. What is kept in benchmarks/results/ holds all of it.
 """
@@ -120,8 +120,8 @@ def timed(work: str, case: Case, runs: tuple[Run, Run, Run], seconds: float) -> 
 
 def measured(threads: int, seconds: float) -> list[Info]:
     rows = []
-    for work, cases in (("inference", GRID), ("session", GRID), ("step", STEPS)):
-        for case in cases:
+    for work in ("inference", "frozen", "session", "step"):
+        for case in STEPS if work == "step" else GRID:
             ours, theirs = (
                 measure.build(of, case, torch.float32) for of in (lstm_fast.LSTM, nn.LSTM)
             )
@@ -132,8 +132,10 @@ def measured(threads: int, seconds: float) -> list[Info]:
                 first = stream_step(theirs, case, x)
                 others = measure.step(theirs, x), onnx_step(theirs, case, x, threads)
             else:
-                session = work == "session"
-                first = session_inference(theirs, x) if session else measure.inference(ours, x)
+                if work == "session":
+                    first = session_inference(theirs, x)
+                else:
+                    first = measure.WORKS[work](ours, x)
                 others = measure.inference(theirs, x), onnx_inference(theirs, case, x, threads)
             rows.append(timed(work, case, (first, *others), seconds))
     return rows
@@ -167,6 +169,7 @@ def report(results: Info) -> str:
     ]
     for title, work in (
         ("Inference:", "inference"),
+        ("Inference, frozen:", "frozen"),
         ("Inference through InferenceSession:", "session"),
         ("One step through Stream:", "step"),
     ):

@@ -14,6 +14,7 @@ from benchmarks.measure import WORKS
 RESULTS = Path(__file__).parent / "results"
 TITLES = {
     "inference": "inference",
+    "frozen": "inference, frozen",
     "training": "training, loss on all outputs",
     "training_last": "training, loss on the last output",
 }

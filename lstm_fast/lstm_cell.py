@@ -155,7 +155,7 @@ class LSTMCell(torch.nn.LSTMCell):
             )
             if results is not None:
                 return results
-        if not self._is_fused(input, hx, params):
+        if not self._is_fused(input, hx, params) or ops.is_exported_to_onnx():
             return None
         h0, c0 = (None, None) if hx is None else hx
         return ops.cell(input, h0, c0, params, has_biases, most_parts)

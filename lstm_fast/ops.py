@@ -69,6 +69,11 @@ def records_grad() -> bool:
     return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
+def is_exported_to_onnx() -> bool:
+    """Whether torch.export captures a model for ONNX, which has an LSTM and not our ops."""
+    return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
+
+
 def wants_grad(tensors: Sequence[Tensor | None]) -> bool:
     return records_grad() and any([t is not None and t.requires_grad for t in tensors])
 

@@ -43,7 +43,7 @@ def accelerate(model: _Model) -> _Model:
 
 
 def restore(model: _Model) -> _Model:
-    """Undo `accelerate`, for what must not depend on us (TorchScript, ONNX, a pickle), in place.
+    """Undo `accelerate`, for what must not depend on us (a pickle, quantization), in place.
 
     Modules that were constructed as ours become torch's too.
 

@@ -254,3 +254,15 @@ def test_copies_of_a_compiled_model():
     compiled(model)(x)
     twin = copy.deepcopy(model)
     assert_equal(compiled(twin)(x), model(x))
+
+
+@pytest.mark.parametrize("cls", [LSTM, LSTMCell])
+def test_onnx_has_torchs_layers(cls: type[torch.nn.Module], monkeypatch: pytest.MonkeyPatch):
+    module, x = cls(4, 5), torch.randn(3, 4)  # type: ignore[call-arg]
+
+    def operators() -> str:
+        return str(torch.export.export(module, (x,)).graph)
+
+    assert "lstm_fast" in operators()
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert "lstm_fast" not in operators()

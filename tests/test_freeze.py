@@ -80,7 +80,7 @@ def test_any_batch_and_length_in_turn(I: int, dtype: torch.dtype):  # noqa: E741
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 def test_cells(dtype: torch.dtype):
-    cell = LSTMCell(8, 64, dtype=dtype)
+    cell: Any = LSTMCell(8, 64, dtype=dtype)
     frozen = freeze(copy.deepcopy(cell))
     with torch.no_grad():
         for B in (1, 20, 64, 300):
@@ -109,7 +109,7 @@ def test_precision_may_change_between_calls(parts: str):
 
 
 def test_numbers_too_large_for_a_matrix_unit():
-    module = freeze(LSTM(64, 70))
+    module: Any = freeze(LSTM(64, 70))
     x = torch.randn(7, 80, 64)
     x[2, 10, 3] = 1e30
     for _ in range(2):

@@ -642,7 +642,7 @@ def test_transforms_and_tracing():
     x = draw(3, T, B, I)
     mapped = torch.func.vmap(lambda x: module(x)[0])(x)
     torch.testing.assert_close(mapped, torch.stack([module(x)[0] for x in x]))
-    traced = torch.jit.trace(module, x[0], check_trace=False)
+    traced = torch.jit.trace(module, x[0])
     torch.testing.assert_close(parts(traced(x[1])), parts(module(x[1])))
 
 

@@ -275,7 +275,7 @@ def test_swapped_modules():
 def test_torch_jit():
     module = LSTM(4, 5, recompute_gates=True)
     scripted = torch.jit.script(torch.nn.Sequential(module))
-    traced = torch.jit.trace(module, (X,), check_trace=False)
+    traced = torch.jit.trace(module, (X,))
     for compiled in (scripted, traced):
         torch.testing.assert_close(compiled(X), module(X))
 
