@@ -258,7 +258,7 @@ def test_copies_of_a_compiled_model():
 
 @pytest.mark.parametrize("cls", [LSTM, LSTMCell])
 def test_onnx_has_torchs_layers(cls: type[torch.nn.Module], monkeypatch: pytest.MonkeyPatch):
-    module, x = cls(4, 5), torch.randn(3, 4)  # type: ignore[call-arg]
+    module, x = cls(4, 5), torch.randn(3, 4)
 
     def operators() -> str:
         return str(torch.export.export(module, (x,)).graph)
