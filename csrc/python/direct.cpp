@@ -34,20 +34,21 @@ class Tensors {
     positions_.reserve(count);
   }
 
-  // False if the dispatcher has something to do for it.
-  bool add(PyObject* tensor) {
+  // False if the dispatcher has something to do for it. Of a known tensor a call has found before
+  // that it is not to be negated.
+  bool add(PyObject* tensor, bool known = false) {
     if (tensor != Py_None) {
       if (Py_TYPE(tensor) != torch.tensor && Py_TYPE(tensor) != torch.parameter) return false;
-      const Reference is_neg{PyObject_CallOneArg(torch.is_neg, tensor)};
-      if (is_neg.object != Py_False || PyList_Append(given_.object, tensor)) return false;
+      if (!known && is_neg(tensor)) return false;
+      if (PyList_Append(given_.object, tensor)) return false;
       positions_.push_back(next_);
     }
     ++next_;
     return true;
   }
-  bool add_all(PyObject* list) {
+  bool add_all(PyObject* list, bool known = false) {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) {
-      if (!add(PyList_GET_ITEM(list, i))) return false;
+      if (!add(PyList_GET_ITEM(list, i), known)) return false;
     }
     return true;
   }
@@ -64,6 +65,11 @@ class Tensors {
   int64_t count() const { return static_cast<int64_t>(handles_.size()); }
 
  private:
+  static bool is_neg(PyObject* tensor) {
+    const Reference answer{PyObject_CallOneArg(torch.is_neg, tensor)};
+    return answer.object != Py_False;
+  }
+
   std::vector<void*> handles_;
   std::vector<Py_ssize_t> positions_;
   Reference given_;
@@ -129,7 +135,10 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   for (int i = 0; i < before; ++i) {
     if (!tensors.add(args[i])) Py_RETURN_NONE;
   }
-  if (!tensors.add_all(args[before])) Py_RETURN_NONE;
+  FrozenWeights* frozen = nullptr;
+  if (count > before + 8 && args[before + 8] != Py_None)
+    frozen = py::handle(args[before + 8]).cast<FrozenWeights*>();
+  if (!tensors.add_all(args[before], frozen && frozen->has(args[before]))) Py_RETURN_NONE;
   DirectCall arguments{};
   arguments.has_biases = truth(args[before + 1]);
   arguments.num_layers = PyLong_AsLongLong(args[before + 2]);
@@ -138,9 +147,6 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   arguments.parts = PyLong_AsLongLong(args[before + 5]);
   arguments.recompute_gates = count > before + 6 && truth(args[before + 6]);
   arguments.cell = count > before + 7 && truth(args[before + 7]);
-  FrozenWeights* frozen = nullptr;
-  if (count > before + 8 && args[before + 8] != Py_None)
-    frozen = py::handle(args[before + 8]).cast<FrozenWeights*>();
   return call(torch.forward, tensors, arguments, kDirectForwardResults, frozen, args[before]);
 }
 

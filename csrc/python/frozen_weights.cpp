@@ -60,15 +60,22 @@ std::shared_ptr<void> FrozenWeights::of(PyObject* tensors, void* const* handles)
   }
 }
 
-bool FrozenWeights::is_of(PyObject* tensors, void* const* handles) const {
+bool FrozenWeights::has(PyObject* tensors) const {
   if (weights_.empty() || static_cast<size_t>(PyList_GET_SIZE(tensors)) != weights_.size())
     return false;
   for (size_t i = 0; i < weights_.size(); ++i) {
+    if (PyList_GET_ITEM(tensors, static_cast<Py_ssize_t>(i)) != weights_[i].tensor.ptr())
+      return false;
+  }
+  return true;
+}
+
+bool FrozenWeights::is_of(PyObject* tensors, void* const* handles) const {
+  if (!has(tensors)) return false;
+  for (size_t i = 0; i < weights_.size(); ++i) {
     const Weight& weight = weights_[i];
-    PyObject* tensor = PyList_GET_ITEM(tensors, static_cast<Py_ssize_t>(i));
-    if (tensor != weight.tensor.ptr() || data_of(handles[i]) != weight.data ||
-        version_of(tensor) != weight.version ||
-        attribute(tensor, bound.requires_grad).ptr() == Py_True) {
+    if (data_of(handles[i]) != weight.data || version_of(weight.tensor.ptr()) != weight.version ||
+        attribute(weight.tensor.ptr(), bound.requires_grad).ptr() == Py_True) {
       return false;
     }
   }

@@ -16,6 +16,8 @@ class FrozenWeights {
   // they are as they were then. Null for weights that may change without torch counting it: those
   // that a gradient may be wanted of, since fused optimisers do so, and inference tensors.
   std::shared_ptr<void> of(PyObject* tensors, void* const* handles);
+  // Whether these were the tensors of the last call.
+  bool has(PyObject* tensors) const;
   void forget();
 
  private:
@@ -25,7 +27,7 @@ class FrozenWeights {
     const void* data;
     long version;
   };
-  bool is_of(PyObject* tensors, void* const* handles) const;
+  bool is_of(PyObject* tensors, void* const* handles) const;  // as they were then
 
   std::vector<Weight> weights_;
   std::shared_ptr<void> kept_;
