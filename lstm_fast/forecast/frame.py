@@ -68,9 +68,7 @@ def check_frame(
             f"{_series(row)} has {row['ds']} more than once in ds ({_place(df, row.name)})"
         )
     frame = frame.sort_values(["unique_id", "ds"])
-    freq = freq or _infer_freq(frame)
-    if to_offset(freq).n < 1:
-        raise ValueError(f"freq must go forwards. Got {freq!r}")
+    freq = _checked_freq(freq or _infer_freq(frame))
     _reject_far(df, frame, freq)
     position = grid_positions(frame["ds"], freq)
     if fill is None:
@@ -227,34 +225,43 @@ def _without_later_values(
 
 
 def check_future(
-    futr_df: pd.DataFrame, unique_id: pd.Series, ds: pd.Series, covariates: Sequence[str]
+    futr_df: pd.DataFrame,
+    unique_id: pd.Series,
+    ds: pd.Series,
+    covariates: Sequence[str],
+    name: str = "futr_df",
 ) -> pd.DataFrame:
     """The covariates of the rows that are to be forecast, in their order.
+
+    Args:
+        name: what errors call `futr_df`.
 
     Raises:
         ValueError: if a column, a row or a value is missing, or times are of a zone in one of both
             alone.
     """
-    check_columns(futr_df, ["unique_id", "ds", *covariates], "futr_df")
+    check_columns(futr_df, ["unique_id", "ds", *covariates], name)
     columns = without_index_names(futr_df[["unique_id", "ds", *covariates]])
-    given = in_zone_of(ds, columns, "futr_df")
+    given = in_zone_of(ds, columns, name)
     if given.duplicated(["unique_id", "ds"]).any():
         row = given[given.duplicated(["unique_id", "ds"])].iloc[0]
-        raise ValueError(f"futr_df has {_series(row)} at {row['ds']} more than once")
+        raise ValueError(f"{name} has {_series(row)} at {row['ds']} more than once")
     wanted = pd.DataFrame({"unique_id": unique_id.to_numpy(), "ds": ds.to_numpy()})
     try:
         found = wanted.astype({"ds": given["ds"].dtype}).merge(given, how="left")
     except ValueError as error:
         raise ValueError(
-            f"futr_df['unique_id'] must hold ids such as {plain(unique_id.iloc[0])!r}. "
+            f"{name}['unique_id'] must hold ids such as {plain(unique_id.iloc[0])!r}. "
             f"Got {plain(given['unique_id'].iloc[0])!r}"
         ) from error
-    for name in covariates:
-        found[name] = as_numbers(found[name])
-        bad = ~np.isfinite(found[name])
+    for column in covariates:
+        found[column] = as_numbers(found[column])
+        bad = ~np.isfinite(found[column])
         if bad.any():
             row = found[bad].iloc[0]
-            raise ValueError(f"futr_df must give a finite {name} for {_series(row)} at {row['ds']}")
+            raise ValueError(
+                f"{name} must give a finite {column} for {_series(row)} at {row['ds']}"
+            )
     return found
 
 
@@ -396,6 +403,21 @@ def _reject_without_logarithm(frame: pd.DataFrame, place: Callable[[pd.Series], 
         )
 
 
+def _checked_freq(freq: str) -> str:
+    """By the name that pandas has for it now: it warns of older ones, such as M for ME."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            step = to_offset(freq)
+        except ValueError as error:
+            raise ValueError(
+                f"freq must be a frequency of pandas, such as MS. Got {freq!r}"
+            ) from error
+    if step.n < 1:
+        raise ValueError(f"freq must go forwards. Got {freq!r}")
+    return step.freqstr
+
+
 def _infer_freq(frame: pd.DataFrame) -> str:
     unique_id = frame["unique_id"].value_counts().idxmax()
     ds = pd.DatetimeIndex(frame["ds"][frame["unique_id"] == unique_id])
@@ -409,7 +431,7 @@ def _infer_freq(frame: pd.DataFrame) -> str:
             f"series {plain(unique_id)!r} must have regular timestamps, but no frequency fits "
             f"{ds[0]}, {ds[1]}, {ds[2]} ...; give freq"
         )
-    return to_offset(freq).freqstr
+    return freq
 
 
 def infer_freq(ds: pd.DatetimeIndex) -> str | None:

@@ -72,6 +72,15 @@ def test_freq_is_taken_where_it_is_given():
     for freq in ("0D", "-1MS"):
         with pytest.raises(ValueError, match=f"freq must go forwards. Got '{freq}'"):
             check_frame(monthly(), freq=freq)
+    with pytest.raises(ValueError, match=r"freq must be a frequency of pandas, .* Got 'often'"):
+        check_frame(monthly(), freq="often")
+
+
+@pytest.mark.skipif(pd.__version__ >= "3", reason="pandas has forgotten the name")
+@pytest.mark.filterwarnings("error")
+def test_an_older_name_of_a_frequency_gives_no_warning():
+    df = monthly().assign(ds=lambda df: df["ds"] + pd.offsets.MonthEnd(0))
+    assert check_frame(df, freq="M")[1] == "ME"
 
 
 @pytest.mark.filterwarnings("ignore:In a future version of pandas")
