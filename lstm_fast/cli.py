@@ -46,7 +46,8 @@ _console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 _File = Annotated[
     Path,
     typer.Argument(
-        metavar="FILE.csv", help="A header, then a row for each timestamp of each series."
+        metavar="FILE.csv",
+        help="A header, then a row for each timestamp of each series; - for the standard input.",
     ),
 ]
 _Horizon = Annotated[int, typer.Option("--horizon", "-h", min=1, help="Rows to forecast.")]
@@ -65,6 +66,10 @@ _IdCol = Annotated[
 ]
 _TimeCol = Annotated[str | None, typer.Option(help="Column of the timestamps. (default: guessed)")]
 _TargetCol = Annotated[str | None, typer.Option(help="Column of the values. (default: guessed)")]
+_Decimal = Annotated[
+    str | None,
+    typer.Option(help="Sign before decimals, . or , (the other: of thousands). (default: guessed)"),
+]
 _Covariates = Annotated[
     list[str] | None,
     typer.Option("--covariate", help="Column whose future is known too; may be repeated."),
@@ -202,6 +207,7 @@ def forecast(
     id_col: _IdCol = None,
     time_col: _TimeCol = None,
     target_col: _TargetCol = None,
+    decimal: _Decimal = None,
     covariates: _Covariates = None,
     future: Annotated[
         Path | None, typer.Option(help="CSV file with the covariates of the rows to forecast.")
@@ -242,6 +248,7 @@ def forecast(
     import torch
 
     from lstm_fast.forecast import Forecaster, History
+    from lstm_fast.forecast.reading import name_of
 
     torch.set_num_threads(threads)
     history = History()
@@ -261,14 +268,14 @@ def forecast(
         if covariates and covariates != saved:
             raise ValueError(f"the saved forecaster has the covariates {saved}, not {covariates}")
         forecaster.fill = fill
-        reading = _read(file, id_col, time_col, target_col, saved)
+        reading = _read(file, id_col, time_col, target_col, decimal, saved)
         known = reading.frame.sort_values(["unique_id", "ds"])
     else:
         options = _options(
             options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
             levels=levels, max_steps=steps, n_models=models, seed=seed,
         )  # fmt: skip
-        reading = _read(file, id_col, time_col, target_col, options.get("futr_exog_list"))
+        reading = _read(file, id_col, time_col, target_col, decimal, options.get("futr_exog_list"))
         settings = _guess(reading, horizon, season, options)
         known = settings.frame
         forecaster = Forecaster(**settings.options, checkpoint_dir=checkpoints)
@@ -299,7 +306,8 @@ def forecast(
         if losses.empty:
             raise ValueError(f"{checkpoints} holds a training that is finished: {plot_training} "
                              "would show nothing")  # fmt: skip
-        _save_picture(draw(losses, title=f"training on {file.name}"), plot_training)
+        title = f"training on {name_of(file, short=True)}"
+        _save_picture(draw(losses, title=title), plot_training)
 
 
 @app.command()
@@ -321,6 +329,7 @@ def backtest(
     id_col: _IdCol = None,
     time_col: _TimeCol = None,
     target_col: _TargetCol = None,
+    decimal: _Decimal = None,
     covariates: _Covariates = None,
     loss: _Loss = None,
     levels: _Levels = None,
@@ -351,7 +360,7 @@ def backtest(
         options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
         levels=levels, max_steps=steps, n_models=models, seed=seed,
     )  # fmt: skip
-    reading = _read(file, id_col, time_col, target_col, options.get("futr_exog_list"))
+    reading = _read(file, id_col, time_col, target_col, decimal, options.get("futr_exog_list"))
     step = step or horizon
     settings = _guess(reading, horizon, season, options, horizon + (windows - 1) * step)
     df, season_length = settings.frame, settings.options["season_length"]
@@ -416,6 +425,7 @@ def tune(
     id_col: _IdCol = None,
     time_col: _TimeCol = None,
     target_col: _TargetCol = None,
+    decimal: _Decimal = None,
     covariates: _Covariates = None,
     loss: _Loss = None,
     seed: _Seed = None,
@@ -439,6 +449,7 @@ def tune(
     import torch
 
     from lstm_fast.forecast.frame import check_windows, plain, without_last
+    from lstm_fast.forecast.reading import name_of
     from lstm_fast.forecast.storage import replacing
     from lstm_fast.forecast.tune import best_options, open_study, search
 
@@ -446,7 +457,7 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for handler in logging.getLogger("optuna").handlers:
         handler.addFilter(_without_traceback)
-    reading = _read(file, id_col, time_col, target_col, covariates)
+    reading = _read(file, id_col, time_col, target_col, decimal, covariates)
     options = _options(None, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss, seed=seed)
     settings = _guess(reading, horizon, season, options, holdout, tuned=("input_size",))
     # The search fills gaps itself, as it has to know what an origin hides.
@@ -487,10 +498,8 @@ def tune(
     if plot is not None:
         from lstm_fast.forecast.plot import plot_search
 
-        picture = plot_search(
-            searched.trials_dataframe(), title=f"{file.name}: search for settings"
-        )
-        _save_picture(picture, plot)
+        title = f"{name_of(file, short=True)}: search for settings"
+        _save_picture(plot_search(searched.trials_dataframe(), title=title), plot)
 
 
 @app.command()
@@ -633,15 +642,16 @@ def _read(
     id_col: str | None,
     time_col: str | None,
     target_col: str | None,
+    decimal: str | None,
     covariates: Sequence[str] | None,
 ) -> Reading:
-    from lstm_fast.forecast.reading import Columns, read_series
+    from lstm_fast.forecast.reading import Columns, name_of, read_series
 
     names = () if covariates is None else covariates
-    reading = read_series(file, Columns(id_col, time_col, target_col, names))
+    reading = read_series(file, Columns(id_col, time_col, target_col, names), decimal)
     _tell(reading.guesses)
     rows, series = len(reading.frame), reading.frame["unique_id"].nunique()
-    _console.print(f"{file}: {rows:,} rows, {series:,} series")
+    _console.print(f"{name_of(file)}: {rows:,} rows, {series:,} series")
     return reading
 
 

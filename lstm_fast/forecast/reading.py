@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 
@@ -20,6 +22,7 @@ _ID_NAMES = ("unique_id", "id", "series", "series_id", "item", "item_id", "sku",
 _TARGET_NAMES = ("y", "value", "target", "sales", "demand", "quantity", "count")
 # Numbers in columns so named say which row it is; pandas calls a column Unnamed that has no name.
 _ROW_NAMES = (*_TIME_NAMES, "quarter", "weekday", "hour", "minute", "index", "row", "")
+_STANDARD_INPUT = Path("-")
 _SEPARATORS = (",", ";", "\t", "|")
 _SAMPLE_ROWS = 200
 # How programs write that a value is missing.
@@ -50,18 +53,26 @@ class Reading:
     there are no such times."""
     of_months: bool
     """Whether dates are of one day of the month, and taken as its first."""
+    decimal: str | None
+    """The sign before decimals, if that was given."""
     guesses: list[str] = field(default_factory=list)
     """One sentence for each thing that was guessed."""
 
 
-def read_series(path: Path, columns: Columns = Columns()) -> Reading:
+def read_series(path: Path, columns: Columns = Columns(), decimal: str | None = None) -> Reading:
     """Read a file with a header and one row for each timestamp of each series.
+
+    Args:
+        path: ``-`` for the standard input.
+        decimal: the sign before decimals, ``"."`` or ``","``; the other one may set off thousands.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming the line, if a row cannot be read.
     """
-    written, table, guesses = _read_table(path)
+    if decimal not in (None, ".", ","):
+        raise ValueError(f"decimal must be '.' or ','. Got {decimal!r}")
+    written, table, guesses = _read_table(path, decimal)
     columns = _guess_columns(table, columns, guesses)
     assert columns.ds is not None
     assert columns.y is not None
@@ -70,7 +81,11 @@ def read_series(path: Path, columns: Columns = Columns()) -> Reading:
         guesses.append(f"no column names a series: all rows are of one, called {columns.y!r}")
     else:
         ids = _ids(written[columns.unique_id])
-    ds = table[columns.ds]
+    ds = written[columns.ds]
+    if _are_weeks(ds.drop_duplicates().str.strip()):
+        guesses.append(
+            f"dates such as {ds.iloc[0]!r} are weeks of ISO 8601, taken as their Mondays"
+        )
     day_first = _is_day_first(ds)
     if day_first is not None:
         order = "day before month" if day_first else "month before day"
@@ -86,8 +101,8 @@ def read_series(path: Path, columns: Columns = Columns()) -> Reading:
         dates = _first_of_month(dates)
     frame = pd.DataFrame({"unique_id": ids, "ds": dates})
     for name, column in (("y", columns.y), *((name, name) for name in columns.covariates)):
-        frame[name] = _numbers(table[column], written[column])
-    return Reading(frame, columns, day_first, of_clocks, of_months, guesses)
+        frame[name] = _numbers(table[column], written[column], decimal, guesses)
+    return Reading(frame, columns, day_first, of_clocks, of_months, decimal, guesses)
 
 
 def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFrame:
@@ -99,11 +114,11 @@ def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFr
     """
     names = reading.names
     assert names.ds is not None
-    written, table, _ = _read_table(path)
+    written, table, _ = _read_table(path, reading.decimal)
     wanted = [names.ds, *names.covariates, *([names.unique_id] if names.unique_id else [])]
     _check_names(table, wanted)
     ids = _ids(written[names.unique_id]) if names.unique_id else names.y
-    ds, day_first = table[names.ds], reading.day_first
+    ds, day_first = written[names.ds], reading.day_first
     if day_first is None:
         day_first = _is_day_first(ds)
     of_clocks = _is_of_clocks(ds) if reading.of_clocks is None else reading.of_clocks
@@ -112,28 +127,33 @@ def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFr
         dates = _first_of_month(dates)
     frame = pd.DataFrame({"unique_id": ids, "ds": dates})
     for name in names.covariates:
-        frame[name] = _numbers(table[name], written[name])
-    return check_future(frame, future["unique_id"], future["ds"], names.covariates)
+        frame[name] = _numbers(table[name], written[name], reading.decimal, [])
+    wanted_rows = future["unique_id"], future["ds"]
+    return check_future(frame, *wanted_rows, names.covariates, name_of(path))
 
 
-def _read_table(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+def name_of(path: Path, short: bool = False) -> str:
+    """As messages call it; without its folder if `short`."""
+    if path == _STANDARD_INPUT:
+        return "the standard input"
+    return path.name if short else str(path)
+
+
+def _read_table(path: Path, decimal: str | None) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """What is written in the file, the same with decimals that follow a point, and what was guessed
     to read it. All of it stays text: as numbers, 007 would be 7 and October 2020, written 2020.10,
     would be January."""
-    if not path.is_file():
-        found = f"{path} is no regular file" if path.exists() else f"there is no file {path}"
-        raise FileNotFoundError(found)
+    name = name_of(path)
+    content = _content(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            sample = [line for line, _ in zip(file, range(_SAMPLE_ROWS), strict=False)]
-        separator = _separator(sample, path)
+        sample = [line for line, _ in zip(_lines_of(content), range(_SAMPLE_ROWS), strict=False)]
+        separator = _separator(sample, name)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             table = pd.read_csv(
-                path,
+                io.BytesIO(content),
                 sep=separator,
                 encoding="utf-8-sig",
-                compression=None,  # it was read as text just now, whatever its name
                 dtype=str,
                 keep_default_na=False,
                 na_values=[""],
@@ -141,41 +161,72 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
                 index_col=False,
             )
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be text in UTF-8: {error}") from error
+        raise ValueError(f"{name} must be text in UTF-8: {error}") from error
     except pd.errors.ParserError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        if "EOF inside string" in str(error):
+            line = _last_row(content, separator)
+            raise ValueError(f"line {line} of {name} has a quotation that does not end") from error
+        raise ValueError(f"{name} cannot be read: {error}") from error
     table = table.fillna("")
     table.index = _lines(table)
     written = table[(table != "").any(axis=1)]
     if written.empty:
-        raise ValueError(f"{path} has a header and no rows")
-    with_decimal_commas = [] if separator == "," else _with_decimal_commas(written)
+        raise ValueError(f"{name} has a header and no rows")
     table = written.copy()
-    for name in with_decimal_commas:
-        table[name] = table[name].str.replace(",", ".", regex=False)
+    with_decimal_commas = []
+    if decimal is not None:
+        table = table.apply(_with_points, decimal=decimal)
+    elif separator != ",":
+        with_decimal_commas = _with_decimal_commas(written)
+        for column in with_decimal_commas:
+            table[column] = table[column].str.replace(",", ".", regex=False)
     guesses = []
     if separator != ",":
         guesses.append(f"columns are separated by {separator!r}")
     if with_decimal_commas:
         guesses.append("decimals follow a comma")
     if any(warning.category is pd.errors.ParserWarning for warning in warned):
-        _reject_surplus(path, separator)
+        _reject_surplus(content, separator)
     return written, table, guesses
 
 
-def _reject_surplus(path: Path, separator: str) -> None:
+def _content(path: Path) -> bytes:
+    if path == _STANDARD_INPUT:
+        return sys.stdin.buffer.read()
+    if not (path.is_file() or path.is_fifo()):
+        found = f"{path} is no regular file" if path.exists() else f"there is no file {path}"
+        raise FileNotFoundError(found)
+    return path.read_bytes()
+
+
+def _lines_of(content: bytes) -> TextIO:
+    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
+
+
+def _reject_surplus(content: bytes, separator: str) -> None:
     """Lines with more cells than the header, as numbers with a comma of their own make them; not
     those that end in a separator, after which nothing stands."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter=separator)
-        names = next(lines)
-        for cells in lines:
-            if any(cell.strip() for cell in cells[len(names) :]):
-                raise ValueError(
-                    f"line {lines.line_num} has {len(cells)} cells, and the header names "
-                    f"{len(names)} columns. Got {cells}. A number that holds a {separator!r} must "
-                    "stand in quotes, or columns be separated by another sign"
-                )
+    lines = csv.reader(_lines_of(content), delimiter=separator)
+    names = next(lines)
+    for cells in lines:
+        if any(cell.strip() for cell in cells[len(names) :]):
+            raise ValueError(
+                f"line {lines.line_num} has {len(cells)} cells, and the header names "
+                f"{len(names)} columns. Got {cells}. A number that holds a {separator!r} must "
+                "stand in quotes, or columns be separated by another sign"
+            )
+
+
+def _last_row(content: bytes, separator: str) -> int:
+    """The line in which the last row begins: of a quotation that does not end, all the rest."""
+    lines = csv.reader(_lines_of(content), delimiter=separator)
+    begin = after = 1
+    try:
+        for _ in lines:
+            begin, after = after, lines.line_num + 1
+    except csv.Error:  # the rest is more than it takes for a cell
+        return after
+    return begin
 
 
 def _lines(table: pd.DataFrame) -> pd.Index:
@@ -191,16 +242,16 @@ def _lines(table: pd.DataFrame) -> pd.Index:
     return pd.Index(lines + in_header + before, name="line")
 
 
-def _separator(sample: list[str], path: Path) -> str:
+def _separator(sample: list[str], name: str) -> str:
     if not "".join(sample).strip():
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{name} is empty")
     header = next(csv.reader(sample[:1]))
     if all(re.fullmatch(r"[-+.\d/: ]+", cell.strip()) for cell in header):
-        raise ValueError(f"{path} must begin with a header that names the columns. Got {header}")
+        raise ValueError(f"{name} must begin with a header that names the columns. Got {header}")
     unquoted = re.sub('"[^"]*"', "", sample[0])
     found = max(_SEPARATORS, key=unquoted.count)
     if found not in unquoted:
-        raise ValueError(f"{path} must have two columns at least. Got the header {header}")
+        raise ValueError(f"{name} must have two columns at least. Got the header {header}")
     return found
 
 
@@ -216,21 +267,37 @@ def _with_decimal_commas(table: pd.DataFrame) -> list[str]:
     return found
 
 
-def _reject_thousands(numbers: pd.Series) -> None:
-    """Numbers such as 1,001 or 1.001 beside 953, whose signs may be of thousands."""
+def _with_points(column: pd.Series, decimal: str) -> pd.Series:
+    """Numbers with a point before decimals, where `decimal` is before them, and thousands that
+    nothing sets off; a column of anything else as it is."""
+    thousands = "," if decimal == "." else "."
+    digits = rf"(\d*|\d{{1,3}}(\{thousands}\d{{3}})+)(\{decimal}\d*)?([eE][-+]?\d+)?"
+    is_number = column.str.fullmatch(rf"\s*[-+]?{digits}\s*")
+    plain = column.str.replace(thousands, "", regex=False).str.replace(decimal, ".", regex=False)
+    # 10.5 is none where decimals follow a comma.
+    is_other = ~is_number & pd.to_numeric(column, errors="coerce").notna()
+    plain = plain.where(is_number, column).mask(is_other, "")
+    return plain if _holds_numbers(column) or _holds_numbers(plain) else column
+
+
+def _check_thousands(numbers: pd.Series, guesses: list[str]) -> None:
+    """Refuse numbers such as 1,001 or 1.001 beside 953, whose signs may be of thousands; by
+    themselves they are told."""
     for sign, name in ((",", "comma"), (".", "point")):
         with_sign = numbers[numbers.str.contains(sign, regex=False)]
         of_thousands = rf"\s*-?[1-9]\d{{0,2}}(\{sign}\d{{3}})+\s*"
-        if (
-            len(with_sign)
-            and with_sign.head(_SAMPLE_ROWS).str.fullmatch(of_thousands).all()
-            and numbers.str.fullmatch(r"\s*-?\d{1,3}\s*").any()
-        ):
-            line = with_sign.index[0]
+        if with_sign.empty or not with_sign.head(_SAMPLE_ROWS).str.fullmatch(of_thousands).all():
+            continue
+        line = with_sign.index[0]
+        if numbers.str.fullmatch(r"\s*-?\d{1,3}\s*").any():
             raise ValueError(
                 f"line {line}: {numbers.name} must be a number without a {name} for thousands. "
-                f"Got {with_sign[line]!r}"
+                f"Got {with_sign[line]!r}; give decimal, '.' or ',', if it is one"
             )
+        guesses.append(
+            f"numbers such as {with_sign[line]!r} in column {numbers.name!r} have decimals, not "
+            "thousands"
+        )
 
 
 def _check_names(table: pd.DataFrame, names: Iterable[str]) -> None:
@@ -318,11 +385,15 @@ def _to_numbers(column: pd.Series) -> pd.Series:
     return numbers.fillna(column.map(_TRUTH)) if numbers.isna().any() else numbers
 
 
-def _numbers(column: pd.Series, written: pd.Series) -> pd.Series:
-    """Of a column whose decimals follow a point, and as it stands in the file."""
-    _reject_thousands(written)
+def _numbers(
+    column: pd.Series, written: pd.Series, decimal: str | None, guesses: list[str]
+) -> pd.Series:
+    """Of a column whose decimals follow a point, and as it stands in the file, where they follow
+    `decimal` if that was given."""
+    if decimal is None:
+        _check_thousands(written, guesses)
     numbers = _to_numbers(column)
-    bad = numbers.isna() & ~column.str.strip().isin(_MISSING)
+    bad = numbers.isna() & ~written.str.strip().isin(_MISSING)
     if bad.any():
         line = column.index[bad][0]
         raise ValueError(f"line {line}: {column.name} must be a number. Got {written[line]!r}")
@@ -353,6 +424,8 @@ def _parsed_dates(text: pd.Series, day_first: bool | None, of_clocks: bool | Non
         raise ValueError(f"line {text.index[missing][0]} has no {text.name}")
     if text.str.fullmatch(r"\d{4}").all():
         return _parsed(text, "%Y")
+    if _are_weeks(text):
+        return _parsed(text.str.replace(r"\D", "", regex=True) + "1", "%G%V%u")
     if text.str.fullmatch(r"\d{6}").all():
         _reject_days_of_six_digits(text)
         return _parsed(text, "%Y%m")
@@ -379,6 +452,12 @@ def _parsed_dates(text: pd.Series, day_first: bool | None, of_clocks: bool | Non
     except (ValueError, TypeError):
         _reject_several_orders(text, parts.notna().all(axis=1))
         return _parsed(text, "mixed")
+
+
+def _are_weeks(text: pd.Series) -> bool:
+    """Dates such as 2018-W01, or 201801 in a column that is named after weeks."""
+    mark = "W?" if "week" in str(text.name).lower() else "W"
+    return bool(text.str.fullmatch(rf"\d{{4}}-?{mark}\d{{2}}").all())
 
 
 def _reject_days_of_six_digits(text: pd.Series) -> None:

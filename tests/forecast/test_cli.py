@@ -633,3 +633,29 @@ def test_help_needs_no_heavy_import():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "set()"
+
+
+def test_a_file_may_come_from_the_standard_input_or_a_pipe(csv, tmp_path):
+    expected = invoke("forecast", csv, *SHORT).stdout
+    command = ["forecast", "-", *map(str, SHORT)]
+    result = CliRunner().invoke(app, command, input=csv.read_bytes())
+    assert result.exit_code == 0, result.output
+    assert result.stdout == expected
+    assert "the standard input: 170 rows, 2 series" in result.stderr
+    result = CliRunner().invoke(app, command, input=b"")
+    assert result.exit_code == 1
+    assert "error: the standard input is empty" in result.stderr
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cp", csv, pipe]):
+        assert invoke("forecast", pipe, *SHORT).stdout == expected
+
+
+@pytest.mark.parametrize("command", ["forecast", "backtest", "tune"])
+def test_the_sign_before_decimals_is_handed_on(tmp_path, command):
+    path = tmp_path / "numbers.csv"
+    monthly(90).assign(y="1.5").to_csv(path, index=False)
+    study = ("--study", tmp_path / "study.db") if command == "tune" else ()
+    result = invoke(command, path, "--horizon", 6, *study, "--decimal", ",")
+    assert result.exit_code == 1
+    assert "line 2: y must be a number. Got '1.5'" in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 
@@ -439,3 +440,110 @@ def test_three_decimals_are_not_thousands(write, numbers):
     more = ["1.5"] if numbers[1] == "2" else []
     rows = "".join(f"2020-01-0{k},{n}\n" for k, n in enumerate(numbers + more, 1))
     assert read_series(write("ds,y\n" + rows)).frame["y"].tolist() == [*map(float, numbers + more)]
+
+
+def decimals_of(text: str) -> str:
+    return f"numbers such as '{text}' in column 'y' have decimals, not thousands"
+
+
+def test_how_three_digits_after_a_sign_are_read_is_told(write):
+    for text, told in (
+        ("ds,y\n2020-01-01,10.000\n2020-01-02,10.500\n", "10.000"),
+        ("ds;y\n2020-01-01;-1,250\n2020-01-02;1,500\n", "-1,250"),
+    ):
+        reading = read_series(write(text))
+        assert decimals_of(told) in reading.guesses
+        assert reading.frame["y"].abs().max() < 11
+    for text in ("10.00", "0.500", "1000"):
+        reading = read_series(write(f"ds,y\n2020-01-01,{text}\n2020-01-02,{text}\n"))
+        assert not any("thousands" in guess for guess in reading.guesses)
+
+
+@pytest.mark.parametrize(
+    ("decimal", "written", "numbers"),
+    [
+        (",", ["10.000", "10.500"], [10000, 10500]),
+        (".", ["10.000", "10.500"], [10, 10.5]),
+        (",", ["1.234.567,5", "-12", "3,25", "1e3"], [1234567.5, -12, 3.25, 1000]),
+        (".", ["1,234,567.5", "-12", "3.25", ".5"], [1234567.5, -12, 3.25, 0.5]),
+        (".", ["1.001", "953"], [1.001, 953]),
+        (",", ["1.001", "953"], [1001, 953]),
+        (".", ["True", ""], [1, math.nan]),
+    ],
+)
+def test_the_sign_before_decimals_can_be_given(write, decimal, written, numbers):
+    """Which changes neither dates nor names."""
+    rows = "".join(f'1.250;2020.{k:02};{n};"{n}"\n' for k, n in enumerate(written, 1))
+    columns = Columns(y="y", covariates=("price",))
+    reading = read_series(write("id;ds;y;price\n" + rows), columns, decimal)
+    assert reading.frame["unique_id"].eq("1.250").all()
+    assert reading.frame["ds"].tolist() == [
+        *pd.date_range("2020-01-01", periods=len(written), freq="MS")
+    ]
+    assert reading.frame["y"].tolist() == pytest.approx(numbers, nan_ok=True)
+    assert not any("thousands" in guess for guess in reading.guesses)
+    rows = reading.frame[["unique_id", "ds"]][:1]
+    path = write(f'id,ds,price\n1.250,2020.01,"{written[0]}"\n')
+    assert read_future(path, reading, rows)["price"].tolist() == numbers[:1]
+
+
+@pytest.mark.parametrize(
+    ("decimal", "number"),
+    [(",", "10.5"), (",", "1.0000"), (".", "10,5"), (",", "1,5,5"), (".", "1.234,5")],
+)
+def test_numbers_that_the_given_sign_forbids(write, decimal, number):
+    for rows in (f"2020-01-01;{number}\n", f"2020-01-01;5\n2020-01-02;5\n2020-01-03;{number}\n"):
+        with pytest.raises(ValueError, match=rf"line .: y must be a number\. Got '{number}'"):
+            read_series(write("ds;y\n" + rows), decimal=decimal)
+    with pytest.raises(ValueError, match=r"decimal must be '\.' or ','\. Got 'comma'"):
+        read_series(write("ds;y\n2020-01-01;5\n"), decimal="comma")
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (['2020-01-01,"5', "2020-01-02,6"], 2),
+        (['2020-01-01,"5"', '"2020-01-02",6', '2020-01-03,"7'], 4),
+        (['2020-01-01,"5\n"', '2020-01-02,"7', "2020-01-03,6"], 4),
+        (
+            ["2020-01-01,5", '2020-01-02,"6', *["2020-01-03,6"] * 20_000],
+            3,
+        ),  # csv reads no such cell
+    ],
+)
+def test_a_quotation_without_an_end_is_named_by_its_line(write, rows, line):
+    with pytest.raises(ValueError, match=rf"line {line} of .*series.csv has a quotation that does"):
+        read_series(write("ds,y\n" + "\n".join(rows) + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("week", "%G%V"), ("Week", "%G-%V"), ("iso_week", "%G%V"), ("ds", "%G-W%V"), ("ds", "%GW%V")],
+)
+def test_weeks(write, name, form):
+    mondays = pd.date_range("2018-01-01", periods=60, freq="W-MON")
+    rows = "".join(f"{monday.strftime(form)},1,2\n" for monday in mondays)
+    columns = Columns(ds=name, y="y", covariates=("price",))
+    reading = read_series(write(f"{name},y,price\n{rows}"), columns)
+    assert reading.frame["ds"].tolist() == [*mondays]
+    first = mondays[0].strftime(form)
+    assert (
+        f"dates such as '{first}' are weeks of ISO 8601, taken as their Mondays" in reading.guesses
+    )
+    future = pd.DataFrame({"unique_id": ["y"], "ds": [pd.Timestamp("2020-01-06")]})
+    later = pd.Timestamp("2020-01-06").strftime(form)
+    assert len(read_future(write(f"{name},price\n{later},3\n"), reading, future)) == 1
+    with pytest.raises(ValueError, match=f"line 2: {name} must be a date"):
+        read_series(write(f"{name},y,price\n{first[:-2]}54,1,2\n"), columns)
+
+
+def test_errors_about_the_future_name_its_file(write):
+    reading = read_series(write("ds,y,x\n2020-01-01,1,5\n"), Columns(y="y", covariates=("x",)))
+    rows = pd.DataFrame({"unique_id": ["y"], "ds": [pd.Timestamp("2020-01-02")]})
+    for text, message in (
+        ("ds,x\n2020-01-03,1\n", "series.csv must give a finite x for series 'y' at 2020-01-02"),
+        ("ds,x\n" + 2 * "2020-01-02,1\n", "series.csv has series 'y' at .* more than once"),
+        ("ds,x\n2020-01-02T00:00Z,1\n", r"series.csv\['ds'\] must have no time zone"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_future(write(text), reading, rows)
