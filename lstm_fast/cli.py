@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ try:
     import typer
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 except ModuleNotFoundError as error:
     raise SystemExit(
@@ -120,17 +121,26 @@ def commands(version: _Version = False) -> None:
 
 
 def _explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors of the user's input end with one line and status 1; others are shown in full."""
+    """Errors of the user's input end with one line and status 1; others are shown in full. Warnings
+    are a line each, without the source that gave them."""
 
     @functools.wraps(command)
     def explained(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                command(*args, **kwargs)
+        except BrokenPipeError:  # its reader has seen enough: typer ends without a word
+            raise
         except (ValueError, ArithmeticError, OSError, ImportError) as error:
             _console.print(Text.assemble(("error:", "red"), f" {error}"))
             raise typer.Exit(1) from error
 
     return explained
+
+
+def _warn(message: object, *_: Any, **__: Any) -> None:
+    _console.print(Text.assemble(("warning:", "yellow"), f" {message}"))
 
 
 @app.command()
@@ -396,10 +406,11 @@ def backtest(
         from lstm_fast.forecast.plot import plot_backtest
 
         first = df["unique_id"].iloc[0]
+        shown = "" if series == 1 else f" (first of {series} series)"
         picture = plot_backtest(
             df[df["unique_id"] == first],
             results["lstm-fast"][results["lstm-fast"]["unique_id"] == first],
-            title=f"{first}: forecast as if not known",
+            title=f"{first}: forecast as if not known{shown}",
             ylabel=str(reading.names.y),
         )
         _save_picture(picture, plot)
@@ -417,7 +428,7 @@ def tune(
         int, typer.Option(min=0, help="Last rows that the search must not see, for a backtest.")
     ] = 0,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds after which no further trial begins.")
+        float | None, typer.Option(min=0, help="Seconds after which no further trial begins.")
     ] = None,
     season: _Season = None,
     freq: _Freq = None,
@@ -592,7 +603,7 @@ def info(
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{size} does not fit into {place}: {reason}") from error
         facts[f"{size}, {dtype}, {place}"] = path
-    table = Table(show_header=False)
+    table = Table(Column(overflow="fold"), Column(overflow="fold"), show_header=False)
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         table.add_row(name, shown)
@@ -748,7 +759,8 @@ def _write(forecasts: pd.DataFrame, out: Path | None) -> None:
     text = forecasts.astype({"y": object} if "y" in forecasts else {})
     text = text.to_csv(index=False, float_format="%.12g")
     if out is None:
-        print(text, end="")
+        # In UTF-8, as in a file, whatever the signs of the terminal are.
+        typer.echo(text.encode(), nl=False)
     else:
         from lstm_fast.forecast.storage import replacing
 
@@ -758,8 +770,15 @@ def _write(forecasts: pd.DataFrame, out: Path | None) -> None:
 
 
 def _save_picture(picture: Any, path: Path) -> None:
-    picture.savefig(path)
+    with warnings.catch_warnings(record=True) as warned:
+        picture.savefig(path)
     _console.print(f"Picture: {path}")
+    lacking = [one for one in warned if str(one.message).startswith("Glyph ")]  # one for each sign
+    for one in warned:
+        if one not in lacking:
+            _warn(one.message)
+    if lacking:
+        _warn(f"the font of {path} lacks signs, which are drawn as boxes")
 
 
 def _finished(study: Any) -> bool:

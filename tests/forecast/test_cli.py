@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -9,11 +10,13 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import lstm_fast
@@ -659,3 +662,80 @@ def test_the_sign_before_decimals_is_handed_on(tmp_path, command):
     result = invoke(command, path, "--horizon", 6, *study, "--decimal", ",")
     assert result.exit_code == 1
     assert "line 2: y must be a number. Got '1.5'" in result.stderr
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_a_line_each(csv, tmp_path, monkeypatch):
+    df = pd.read_csv(csv).replace({"unique_id": {"a": "\u65e5\u672c"}})
+    df.to_csv(tmp_path / "signs.csv", index=False)
+    arguments = ("forecast", tmp_path / "signs.csv", *SHORT, "--plot", tmp_path / "f.png")
+    fit = Forecaster.fit
+
+    def warn(*given):
+        warnings.warn("take care", stacklevel=1)
+        return fit(*given)
+
+    monkeypatch.setattr(Forecaster, "fit", warn)
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    told = [line for line in result.stderr.splitlines() if not line.startswith("guessed")]
+    assert told == [
+        f"{tmp_path / 'signs.csv'}: 170 rows, 2 series",
+        "warning: take care",
+        f"Picture: {tmp_path / 'f.png'}",
+        f"warning: the font of {tmp_path / 'f.png'} lacks signs, which are drawn as boxes",
+    ]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch):
+    show = Console.print
+
+    def broken(self, *given):
+        if not self.stderr:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        show(self, *given)
+
+    monkeypatch.setattr(Console, "print", broken)
+    result = invoke("info")
+    assert result.exit_code == 1
+    assert result.output == ""
+
+
+def test_forecasts_are_printed_in_utf_8(csv):
+    df = pd.read_csv(csv).replace({"unique_id": {"a": "\u00e9"}})
+    df.to_csv(csv, index=False)
+    arguments = [sys.executable, "-m", "lstm_fast.cli", "forecast", csv, *map(str, SHORT)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(arguments, env=environment, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert "\n\u00e9,2007-07-01," in result.stdout.decode()
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1"])
+def test_a_time_limit_is_at_least_0(csv, tmp_path, seconds):
+    search = ("--horizon", 6, "--study", tmp_path / "s.db", "--timeout", seconds)
+    result = invoke("tune", csv, *search)
+    assert result.exit_code == 2
+    assert "'--timeout'" in result.output
+
+
+def test_a_picture_of_a_backtest_says_that_it_shows_one_series(csv, tmp_path, monkeypatch):
+    titles = []
+
+    def draw(*_, title, **__):
+        titles.append(title)
+        return Figure()
+
+    monkeypatch.setattr(plot, "plot_backtest", draw)
+    one = tmp_path / "one.csv"
+    monthly(90, "a").to_csv(one, index=False)
+    for k, path in enumerate((csv, one)):
+        picture = ("--windows", 1, "--plot", tmp_path / f"{k}.png")
+        assert invoke("backtest", path, *SHORT, *picture).exit_code == 0
+    told = "a: forecast as if not known"
+    assert titles == [f"{told} (first of 2 series)", told]
+
+
+def test_info_is_whole_in_a_narrow_terminal():
+    shown = re.sub(r"[\s│]", "", invoke("info", columns=20).stdout)
+    assert "…" not in shown
