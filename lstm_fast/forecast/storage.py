@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,10 +99,14 @@ def replacing(path: Path) -> Iterator[Path]:
 def load(cls: type[Forecaster], path: Path) -> Forecaster:
     with path.open("rb") as file:
         try:
+            damaged = zipfile.ZipFile(file).testzip()  # torch.load compares no checksums
+            file.seek(0)
             state = torch.load(file, weights_only=True, map_location="cpu")
             settings = json.loads(state["settings"])
         except Exception as error:  # whose advice may be to load it without safety
             raise ValueError(f"{path} is no file of a forecaster") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: {damaged} in it has another checksum")
     found = settings.get("format") if isinstance(settings, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path} must be of format {FORMAT!r}. Got {found!r}")
@@ -109,7 +114,7 @@ def load(cls: type[Forecaster], path: Path) -> Forecaster:
         # Networks are made with random weights first, which is nobody else's business.
         with torch.random.fork_rng(devices=[]):
             return _restored(cls, state, settings)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
 
 

@@ -116,6 +116,20 @@ def test_damaged_files(small, series, tmp_path):
         torch.save({k: v for k, v in state.items() if k != name}, path)
         with pytest.raises(ValueError, match=f"model.pt is damaged: .*{name}"):
             Forecaster.load(path)
+    torch.save({**state, "values": state["values"][1:]}, path)
+    with pytest.raises(ValueError, match=r"model.pt is damaged: .*length"):
+        Forecaster.load(path)
+
+
+def test_a_number_that_changed_in_a_file_is_noticed(small, series, tmp_path):
+    path = tmp_path / "model.pt"
+    small().fit(series).save(path)
+    scale = torch.load(path, weights_only=True)["scale"].numpy().tobytes()
+    whole = path.read_bytes()
+    assert whole.count(scale) == 1
+    path.write_bytes(whole.replace(scale, scale[:1] + b"\x7f" + scale[2:]))
+    with pytest.raises(ValueError, match=r"model.pt is damaged: .* has another checksum"):
+        Forecaster.load(path)
 
 
 def test_a_file_that_was_cut_off(small, series, tmp_path):
