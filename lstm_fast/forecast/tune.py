@@ -73,7 +73,8 @@ def open_study(storage: Path, df: pd.DataFrame, setup: dict[str, Any], seed: int
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
         )
     except (SQLAlchemyError, StorageInternalError) as error:
-        raise ValueError(f"{storage} cannot be used for a search: {error}") from error
+        reason = str(error).partition("\n")[0]  # without the SQL and the address of its manual
+        raise ValueError(f"{storage} cannot be used for a search: {reason}") from error
     if not study.get_trials(deepcopy=False):
         for name, value in claim.items():
             study.set_user_attr(name, value)
