@@ -8,9 +8,8 @@
 #if defined(LSTM_FAST_AVX512_BF16) || defined(LSTM_FAST_AMX)
 #include <cpuid.h>
 #endif
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
+#if defined(LSTM_FAST_AMX)
+#include "amx.h"
 #endif
 
 namespace lstm_fast {
@@ -48,22 +47,6 @@ bool has_avx512_bf16() {
   constexpr unsigned kAvx512Bf16 = 1u << 5;  // of leaf 7.1, eax
   unsigned eax, ebx, ecx, edx;
   return has_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kAvx512Bf16);
-}
-#endif
-
-#if defined(LSTM_FAST_AMX)
-// AMX needs the CPU, and the system's consent to a larger register state of this process.
-bool amx_usable() {
-#if defined(__linux__)
-  constexpr unsigned kTileBf16 = 1u << 22 | 1u << 24;  // of leaf 7, edx
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;
-  unsigned eax, ebx, ecx, edx;
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kTileBf16) != kTileBf16)
-    return false;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
 }
 #endif
 

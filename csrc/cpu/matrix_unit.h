@@ -1,28 +1,11 @@
 // Products on Intel's matrix unit (AMX), of the operands of split.h.
 #pragma once
 
+#include "amx.h"
 #include "split.h"
 
 namespace lstm_fast {
 namespace {
-
-// The unit's registers, by number.
-template <int Tile>
-INLINE void tile_zero() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(Tile));
-}
-template <int Tile>
-INLINE void tile_load(const void* p, int64_t row_bytes) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(row_bytes), "i"(Tile) : "memory");
-}
-template <int Tile>
-INLINE void tile_store(void* p, int64_t row_bytes) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(row_bytes), "i"(Tile) : "memory");
-}
-template <int Sum, int Left, int Right>
-INLINE void tile_multiply() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(Left), "i"(Right));
-}
 
 // sums[rows, 4 vectors] = (sums if add) + the product of the operands. Needs UnitScope; rows up to
 // a multiple of 16 are written.
@@ -308,16 +291,16 @@ class UnitScope {
  public:
   explicit UnitScope(bool used) : used_(used) {
     if (!used) return;
-    alignas(64) uint8_t config[64] = {};
+    alignas(64) TileConfig config = {};
     config[0] = 1;  // palette
     for (int tile = 0; tile < 8; ++tile) {
       config[16 + 2 * tile] = 64;     // bytes of a row
       config[48 + tile] = kUnitRows;  // rows
     }
-    asm volatile("ldtilecfg %0" ::"m"(config));
+    configure_tiles(config);
   }
   ~UnitScope() {
-    if (used_) asm volatile("tilerelease" ::: "memory");
+    if (used_) release_tiles();
   }
 
  private:
