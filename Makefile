@@ -69,7 +69,7 @@ wheel: $(VENV)/.dev
 # tests that compile or build. What torch does to nn.LSTM differs from one to another, so that this
 # column of the table is left out.
 COMPAT ?= 2.10.0 2.13.0
-OF_SOURCES := packaging cuda_build cuda_kernels cuda_ops cuda_variant
+OF_SOURCES := packaging amx_emulation cuda_build cuda_kernels cuda_ops cuda_variant
 compat: wheel
 	set -e; for version in $(COMPAT); do \
 		venv=$(abspath build)/compat-$$version; \

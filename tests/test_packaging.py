@@ -15,23 +15,12 @@ import pytest
 
 import lstm_fast
 from lstm_fast._load import MIN_TORCH
+from tests.source_tree import COMPILED, ROOT, copy_sources, run_python
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = Path(lstm_fast.__file__).parent
 ISAS = ["baseline"] + ["avx2", "avx512", "avx512_bf16", "amx"] * (platform.machine() == "x86_64")
-COMPILED = ("*.so", "__pycache__")
 
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm of binutils")
-
-
-def run_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
 
 
 def nm(*arguments: str | Path) -> list[tuple[str, str]]:
@@ -44,19 +33,8 @@ def nm(*arguments: str | Path) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a build needs, with the objects already compiled, so that ninja reuses them.
-
-    A build in the checkout would leave files of earlier builds in the wheel.
-    """
     tree = tmp_path_factory.mktemp("sources")
-    for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
-        shutil.copy2(ROOT / name, tree)
-    shutil.copytree(ROOT / "csrc", tree / "csrc")
-    shutil.copytree(
-        ROOT / "lstm_fast", tree / "lstm_fast", ignore=shutil.ignore_patterns(*COMPILED)
-    )
-    for folder in ROOT.glob(f"build/ninja-*{sys.implementation.cache_tag}"):
-        shutil.copytree(folder, tree / "build" / folder.name)
+    copy_sources(tree)
     return tree
 
 
