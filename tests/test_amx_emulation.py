@@ -25,7 +25,7 @@ pytestmark = [
 
 FILES = [
     *("kernels", "variant", "lstm", "lstm_cell", "session", "stream"),
-    *("ops", "recompute", "explain", "threads"),
+    *("ops", "recompute", "explain", "threads", "freeze"),
 ]
 # There are about 1100: many fewer would mean that this has left off testing.
 ENOUGH = 1000

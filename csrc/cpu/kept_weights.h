@@ -14,13 +14,12 @@ class PackedWeights {
  public:
   // For calls of shape.parts, of any number of rows and steps.
   PackedWeights(const Kernels& kernels, const StackShape& shape, const LayerWeights<T>* weights)
-      : parts_(shape.parts), memory_(lay_out(kernels, shape, nullptr)) {
+      : memory_(lay_out(kernels, shape, nullptr)) {
     lay_out(kernels, shape, memory_.get());
     for (size_t i = 0; i < pieces_.size(); ++i)
       kernels.of(T()).pack_forward(layer(shape, i), weights[i], pieces_[i]);
   }
 
-  int parts() const { return parts_; }
   // As StackForward::packed.
   const T* const* pieces() const { return pieces_.data(); }
 
@@ -35,7 +34,6 @@ class PackedWeights {
     return arena.used();
   }
 
-  int parts_;
   std::vector<T*> pieces_;
   Workspace<T> memory_;
 };
@@ -60,7 +58,7 @@ class KeptWeights {
     p.keeps_packed = true;
     if (p.shape.parts && !is_ordinary(kernels, p.shape, weights)) p.shape.parts = 0;
     lstm_fast::plan(kernels, p, threads);
-    if (!p.plain) p.packed = packed(kernels, p.shape, weights).pieces();
+    p.packed = p.plain ? nullptr : packed(kernels, p.shape, weights).pieces();
   }
 
  private:

@@ -87,7 +87,8 @@ class Stream {
     p_.shape.parts = parts;
     p_.keeps_packed = true;
     plan(active_kernels(), p_, serial(1));
-    if (p_.plain) allocate();
+    is_plain_ = p_.plain;
+    if (is_plain_) allocate();
   }
 
   Array<T> step(const Array<T>& x) {
@@ -104,7 +105,7 @@ class Stream {
     p_.h_n = states_[1].h.data();
     p_.c_n = states_[1].c.data();
     find_weights();
-    if (!p_.plain) pack();
+    if (!is_plain_) pack();
     forward(active_kernels(), p_, serial(1));
     std::swap(states_[0], states_[1]);
     return y;
@@ -157,8 +158,8 @@ class Stream {
     p_.weights = weights_.data();
   }
 
-  // Packs the weights if they are not those that were packed, or the numbers that the step reads
-  // ask for another plan.
+  // Packs the weights if they are not those that were packed, and plans the step anew, as the
+  // numbers that it reads may ask for.
   void pack() {
     bool changed = false;
     for (size_t i = 0; i < pointers_.size(); ++i) {
@@ -168,14 +169,12 @@ class Stream {
       before.assign(now, now + sizes_[i]);
       changed = true;
     }
-    const Kernels& kernels = active_kernels();
-    if (changed) ordinary_ = ordinary_weights(kernels, p_.shape, p_.weights);
-    p_.shape.parts = ordinary_ ? parts_ : 0;
-    plan(kernels, p_, serial(1));
-    if (!changed && packed_->parts() == p_.shape.parts) return;
-    packed_.emplace(kernels, p_.shape, weights_.data());
-    p_.packed = p_.plain ? nullptr : packed_->pieces();
-    allocate();
+    if (changed) kept_.emplace();
+    const bool was_plain = p_.plain;
+    const int parts_before = p_.shape.parts;
+    p_.shape.parts = parts_;
+    kept_->plan(active_kernels(), p_, serial(1), [this] { return p_.weights; });
+    if (changed || p_.plain != was_plain || p_.shape.parts != parts_before) allocate();
   }
 
   void allocate() {
@@ -187,10 +186,10 @@ class Stream {
   std::vector<const T*> pointers_;
   std::vector<int64_t> sizes_;
   std::vector<std::vector<T>> packed_params_;  // copies of those that were packed
-  bool ordinary_ = false;                      // they are
-  std::optional<PackedWeights<T>> packed_;
+  std::optional<KeptWeights<T>> kept_;
   bool has_biases_;
-  int parts_;  // that products may be made of
+  int parts_;      // that products may be made of
+  bool is_plain_;  // of so few rows that no weights are packed, whatever they are
   std::vector<LayerWeights<T>> weights_;
   Workspace<T> workspace_{0};
   StackForward<T> p_{};
