@@ -82,14 +82,14 @@ compat: wheel
 			$(OF_SOURCES:%=--ignore=tests/test_%.py) --ignore=tests/clients --ignore=tests/fuzz); \
 	done
 
-# Kernels, ops, streams, sessions and the way past the dispatcher in Python under the first two (Python itself
+# Kernels, ops, streams, sessions, frozen weights and the way past the dispatcher under the first two (Python itself
 # has none, so that its leaks are not ours to find), then arbitrary arguments on threads under all three.
 # Where memory ends, the first one aborts.
 SANITIZED := build/sanitized
 # Only what this machine can run, since each takes minutes to compile.
 HOST_ISAS = LSTM_FAST_CPU_ISAS="$$($(abspath $(BIN))/python -c \
 	'from lstm_fast import _kernels; print(*_kernels.available_isas())')"
-SANITIZED_TESTS := kernels variant stream session ops
+SANITIZED_TESTS := kernels variant stream session freeze ops
 sanitize: $(VENV)/.dev $(VENV)/.built
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r csrc lstm_fast tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)

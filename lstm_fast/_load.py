@@ -103,7 +103,7 @@ def _addresses(*functions: str) -> list[int | None]:
 
 @functools.cache
 def load_direct() -> ModuleType:
-    """`load_kernels()` with `direct_forward`, `direct_backward` and `FrozenWeights` bound to torch
+    """`load_kernels()` with `direct_forward`, `direct_backward` and frozen weights bound to torch
     and the ops."""
     torch = _require_torch()
     load_ops()
@@ -124,8 +124,15 @@ def load_direct() -> ModuleType:
     )
     kernels.bind_frozen_weights(
         torch.Tensor.detach,
+        torch.Tensor.is_inference,
         *_addresses(
-            "aoti_torch_get_data_ptr", "lstm_fast_keep_weights", "lstm_fast_forget_weights"
+            "aoti_torch_get_data_ptr",
+            "aoti_torch_get_dtype",
+            "aoti_torch_get_dim",
+            "aoti_torch_get_sizes",
+            "aoti_torch_get_strides",
+            "lstm_fast_keep_weights",
+            "lstm_fast_forget_weights",
         ),
     )
     return kernels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TypeVar
 
+import torch
 from torch.nn import Module
 
 from lstm_fast import ops
@@ -13,6 +14,9 @@ from lstm_fast.lstm_cell import LSTMCell
 
 _log = logging.getLogger("lstm_fast")
 _Model = TypeVar("_Model", bound=Module)
+
+# A file with a frozen module needs no more leave to be loaded than one with another of ours.
+torch.serialization.add_safe_globals([ops.FrozenWeights])
 
 
 def freeze(model: _Model) -> _Model:

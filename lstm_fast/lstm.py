@@ -277,6 +277,8 @@ class LSTM(torch.nn.LSTM):
             # Backward reads copies of what has gaps: it may change until then, as with torch's.
             input, h0, c0 = ops.contiguous(input), ops.contiguous(h0), ops.contiguous(c0)
         frozen = self._frozen_weights
+        if frozen is not None:
+            frozen = frozen.for_call()
         if torch._C._is_any_autocast_enabled():
             input, h0, c0, *weights = ops.autocast(input, h0, c0, *weights)
             frozen = None  # of other weights

@@ -150,9 +150,10 @@ class LSTMCell(torch.nn.LSTMCell):
             and _is_state(hx, dim=2)
         ):
             h0, c0 = (None, None) if hx is None else hx
-            results = ops.attempt_cell(
-                input, h0, c0, params, has_biases, most_parts, self._frozen_weights
-            )
+            frozen = self._frozen_weights
+            if frozen is not None:
+                frozen = frozen.for_call()
+            results = ops.attempt_cell(input, h0, c0, params, has_biases, most_parts, frozen)
             if results is not None:
                 return results
         if not self._is_fused(input, hx, params) or ops.is_exported_to_onnx():

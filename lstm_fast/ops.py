@@ -29,8 +29,28 @@ _cuda = _load.build_info()["cuda"]
 
 _direct: Any = _load.load_direct()
 
-FrozenWeights: Any = _direct.FrozenWeights
-"""What is kept of the weights of a module that `freeze` froze; copies keep nothing yet."""
+
+class FrozenWeights:
+    """What is kept of the weights of a module that `freeze` froze; copies keep nothing yet."""
+
+    __slots__ = ("kept",)
+
+    def __init__(self) -> None:
+        self.kept: Any = None  # by `_direct`, which fills it
+
+    def __reduce__(self) -> Any:
+        return FrozenWeights, ()
+
+    def for_call(self) -> FrozenWeights | None:
+        """None if a call keeps nothing: one that records gradients, after which optimisers may
+        change the weights without torch counting it; all is forgotten then."""
+        if torch.compiler.is_compiling():
+            return None
+        if records_grad():
+            self.kept = None
+            return None
+        return self
+
 
 _Module = TypeVar("_Module", bound=type[torch.nn.Module])
 
@@ -270,9 +290,6 @@ def attempt(
     tensors = input, batch_sizes, h0, c0
     options = has_biases, num_layers, bidirectional
     how = _cpu_parts(), save and recompute_gates
-    if frozen is not None and save:
-        frozen.forget()
-        frozen = None
     results = _direct.direct_forward(*tensors, params, *options, save, *how, False, frozen)
     if results is None:
         return None
@@ -298,9 +315,6 @@ def attempt_cell(
     if save and not getattr(params[0], "requires_grad", False):
         return None
     parts = min(_cpu_parts(), most_parts)
-    if frozen is not None and save:
-        frozen.forget()
-        frozen = None
     results = _direct.direct_forward(
         input, None, h0, c0, params, has_biases, 1, False, save, parts, False, True, frozen
     )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,56 @@ def test_empty_batches(shape: tuple[int, ...]):
     ours, theirs = twins()
     x = torch.randn(shape)
     assert_all_close(results(ours, x), results(theirs, x), CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {"input_size": 64, "hidden_size": 256}),
+        (torch.float32, {"input_size": 3, "hidden_size": 256, "num_layers": 2}),
+        (torch.float64, {"input_size": 64, "hidden_size": 200, "bidirectional": True}),
+        (torch.bfloat16, {"input_size": 64, "hidden_size": 400}),
+    ],
+)
+def test_empty_batches_of_large_layers(dtype: torch.dtype, options: dict[str, Any]):
+    """Whose inputs would be summed for several steps at once."""
+    module = LSTM(**options, dtype=dtype)
+    x = torch.empty(T, 0, options["input_size"], dtype=dtype, requires_grad=True)
+    output, (h_n, c_n) = module(x)
+    width = module.hidden_size * (1 + module.bidirectional)
+    assert output.shape == (T, 0, width)
+    assert (
+        h_n.shape
+        == c_n.shape
+        == (module.num_layers * (1 + module.bidirectional), 0, module.hidden_size)
+    )
+    output.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
+    with torch.no_grad():
+        assert module(x)[0].shape == (T, 0, width)
+
+
+def test_weights_are_replaced_while_others_call():
+    """As a server does that loads new ones."""
+    torch.set_num_threads(1)
+    module, x = LSTM(8, 64).requires_grad_(False), torch.randn(9, 40, 8)
+    over = threading.Event()
+
+    def call() -> None:
+        with torch.no_grad():
+            while not over.is_set():
+                module(x)
+
+    callers = [threading.Thread(target=call) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for _ in range(10_000):
+        module.weight_ih_l0 = torch.nn.Parameter(torch.ones(256, 8), requires_grad=False)
+    over.set()
+    for caller in callers:
+        caller.join()
 
 
 def strided(tensor: Tensor) -> dict[str, Tensor]:

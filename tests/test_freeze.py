@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import logging
 import os
 import pickle
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -175,10 +177,30 @@ def train_and_freeze(module: Any) -> None:
     module.requires_grad_(False)
 
 
+def train_under_autocast(module: Any) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        train(module)
+    module.requires_grad_(False)
+
+
+def train_some(module: Any) -> None:
+    module.weight_hh_l0.requires_grad_()
+    optimizer = torch.optim.SGD([module.weight_hh_l0], lr=0.1, fused=True)
+    module(X)[0].sum().backward()
+    optimizer.step()
+    module.requires_grad_(False)
+
+
 def to_double_and_back(module: Any) -> None:
     with torch.no_grad():
         module.double().weight_hh_l0.mul_(3)
         module.float()
+
+
+def transpose(module: Any) -> None:
+    """The same memory, in another order."""
+    weight = module.weight_ih_l0
+    weight.data = weight.data.as_strided((20, 4), (1, 20) if weight.is_contiguous() else (4, 1))
 
 
 def share(module: Any) -> None:
@@ -198,6 +220,9 @@ def share(module: Any) -> None:
         vector,
         train,
         train_and_freeze,
+        train_under_autocast,
+        train_some,
+        transpose,
         to_double_and_back,
         share,
     ],
@@ -211,6 +236,50 @@ def test_changes_are_noticed(change: Callable[[Any], None]):
         if change is not replace and change is not data and change is not vector:
             assert not torch.equal(output_of(module), before)
     assert is_kept(module) == (change is not train)
+
+
+@pytest.mark.parametrize("cls", [LSTM, LSTMCell])
+def test_training_of_any_kind_is_noticed(cls: Any):
+    options = {"num_layers": 2, "dropout": 0.5} if cls is LSTM else {}
+    module, x = freeze(cls(4, 70, **options)), torch.randn(*([7] * (cls is LSTM)), 40, 4)
+    output_of(module, x)
+    for weight in module.parameters():
+        weight.requires_grad_()
+        optimizer = torch.optim.SGD([weight], lr=0.1, fused=True)
+        module.train()(x)[0].sum().backward()
+        optimizer.step()
+        module.eval().requires_grad_(False)
+        assert_current(module, x)
+
+
+def test_inputs_are_pruned():
+    module: Any = freeze(LSTM(128, 16))
+    assert is_kept(module, torch.randn(6, 20, 128))
+    module.weight_ih_l0.data = module.weight_ih_l0.data[:, :64]
+    module.input_size = 64
+    assert_current(module, torch.randn(6, 20, 64))
+
+
+def test_memory_of_inference_mode():
+    """Torch tells a version of parameters that were moved to it, and counts no changes."""
+    module: Any = LSTM(4, 5)
+    with torch.inference_mode():
+        freeze(module.double().float())
+        assert_current(module)
+        module.load_state_dict(LSTM(4, 5).state_dict())
+        assert_current(module)
+        module.weight_hh_l0.mul_(3)
+        assert_current(module)
+
+
+def test_a_module_that_a_weight_refers_to_is_collected():
+    module: Any = freeze(LSTM(4, 5))
+    module.weight_hh_l0.owner = module
+    output_of(module)
+    gone = weakref.ref(module)
+    del module
+    gc.collect()
+    assert gone() is None
 
 
 def test_memory_that_is_handed_out_again():
@@ -278,6 +347,12 @@ def test_compiled():
         module = freeze(module)
 
 
+def load_whole(file: io.BytesIO) -> Any:
+    classes: list[Any] = [LSTM, set]
+    with torch.serialization.safe_globals(classes):
+        return torch.load(file)
+
+
 def test_copies_begin_anew():
     module = freeze(LSTM(4, 5))
     before = output_of(module)
@@ -287,7 +362,7 @@ def test_copies_begin_anew():
     for twin in (
         copy.deepcopy(module),
         pickle.loads(pickle.dumps(module)),
-        torch.load(file, weights_only=False),
+        load_whole(file),
     ):
         assert is_kept(twin)
         in_place(twin)

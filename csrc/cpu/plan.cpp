@@ -135,7 +135,8 @@ bool sums_inputs_first(const StackShape& s, const Division& division, const Thre
   // A single row waits for its own sums, more of them keep a core busy. With many, products take
   // longer than reading weights does.
   constexpr int64_t many_rows = 32;
-  return s.steps.T > 1 && (s.steps.B == 1 || (!cached && s.steps.B <= many_rows)) &&
+  const int64_t B = s.steps.B;
+  return s.steps.T > 1 && (B == 1 || (B > 1 && B <= many_rows && !cached)) &&
          division.tasks() == 1 && division.slices.count() == 1;
 }
 

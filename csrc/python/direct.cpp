@@ -1,7 +1,6 @@
 #include "direct.h"
 
 #include <array>
-#include <memory>
 #include <vector>
 
 #include "../direct.h"
@@ -46,9 +45,9 @@ class Tensors {
     ++next_;
     return true;
   }
-  bool add_all(PyObject* list, bool known = false) {
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) {
-      if (!add(PyList_GET_ITEM(list, i), known)) return false;
+  bool add_all(PyObject* tuple, bool known = false) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) {
+      if (!add(PyTuple_GET_ITEM(tuple, i), known)) return false;
     }
     return true;
   }
@@ -97,9 +96,9 @@ PyObject* tuple_of(const std::vector<void*>& handles) {
 }
 
 // The results of a call, or None if the dispatcher must make it. `frozen`, if not null, is of the
-// tensors in the list `params`, the last ones.
+// last tensors, in the tuple `params`.
 PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssize_t results,
-               FrozenWeights* frozen = nullptr, PyObject* params = nullptr) {
+               PyObject* frozen = nullptr, PyObject* params = nullptr) {
   if (PyErr_Occurred()) return nullptr;  // by an argument that is no number
   for (PyObject* busy : torch.busy) {
     const Reference answer{PyObject_CallNoArgs(busy)};
@@ -111,10 +110,11 @@ PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssiz
   if (!arguments.tensors) return nullptr;
   arguments.count = tensors.count();
   arguments.results = of_results.data();
-  std::shared_ptr<void> kept;
+  Reference kept{nullptr};
   if (frozen) {
-    kept = frozen->of(params, arguments.tensors + arguments.count - PyList_GET_SIZE(params));
-    arguments.kept = kept.get();
+    void* const* handles = arguments.tensors + arguments.count - PyTuple_GET_SIZE(params);
+    kept.object = kept_of(frozen, params, handles);
+    arguments.kept = handle_of(kept.object);
   }
   bool done;
   Py_BEGIN_ALLOW_THREADS;
@@ -126,19 +126,22 @@ PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssiz
 
 bool truth(PyObject* object) { return PyObject_IsTrue(object) == 1; }
 
+// The list of parameters is a module's own, which another thread may change meanwhile: each
+// function goes by a copy.
+
 // (input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional, save, parts
 // [, recompute_gates[, cell[, frozen]]])
 PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   constexpr int before = kDirectForwardTensors;
   if (!torch.forward || count < before + 6 || !PyList_Check(args[before])) Py_RETURN_NONE;
-  Tensors tensors(before + PyList_GET_SIZE(args[before]));
+  const Reference params{PyList_AsTuple(args[before])};
+  if (!params) return nullptr;
+  Tensors tensors(before + PyTuple_GET_SIZE(params.object));
   for (int i = 0; i < before; ++i) {
     if (!tensors.add(args[i])) Py_RETURN_NONE;
   }
-  FrozenWeights* frozen = nullptr;
-  if (count > before + 8 && args[before + 8] != Py_None)
-    frozen = py::handle(args[before + 8]).cast<FrozenWeights*>();
-  if (!tensors.add_all(args[before], frozen && frozen->has(args[before]))) Py_RETURN_NONE;
+  PyObject* frozen = count > before + 8 && args[before + 8] != Py_None ? args[before + 8] : nullptr;
+  if (!tensors.add_all(params.object, frozen && knows(frozen, params.object))) Py_RETURN_NONE;
   DirectCall arguments{};
   arguments.has_biases = truth(args[before + 1]);
   arguments.num_layers = PyLong_AsLongLong(args[before + 2]);
@@ -147,19 +150,21 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   arguments.parts = PyLong_AsLongLong(args[before + 5]);
   arguments.recompute_gates = count > before + 6 && truth(args[before + 6]);
   arguments.cell = count > before + 7 && truth(args[before + 7]);
-  return call(torch.forward, tensors, arguments, kDirectForwardResults, frozen, args[before]);
+  return call(torch.forward, tensors, arguments, kDirectForwardResults, frozen, params.object);
 }
 
 // (grad_output, grad_h_n, grad_c_n, input, batch_sizes, h0, c0, params, has_biases, num_layers,
 // bidirectional, output, saved, need_input, need_hx, need_params, parts[, recompute_gates[, cell]])
 PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!torch.backward || count < 17 || !PyList_Check(args[7])) Py_RETURN_NONE;
-  const Py_ssize_t params = PyList_GET_SIZE(args[7]);
-  Tensors tensors(kDirectBackwardTensors + params);
+  const Reference params{PyList_AsTuple(args[7])};
+  if (!params) return nullptr;
+  const Py_ssize_t param_count = PyTuple_GET_SIZE(params.object);
+  Tensors tensors(kDirectBackwardTensors + param_count);
   for (int i : {0, 1, 2, 3, 4, 5, 6, 11, 12}) {
     if (!tensors.add(args[i])) Py_RETURN_NONE;
   }
-  if (!tensors.add_all(args[7])) Py_RETURN_NONE;
+  if (!tensors.add_all(params.object)) Py_RETURN_NONE;
   DirectCall arguments{};
   arguments.has_biases = truth(args[8]);
   arguments.num_layers = PyLong_AsLongLong(args[9]);
@@ -170,7 +175,7 @@ PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   arguments.parts = PyLong_AsLongLong(args[16]);
   arguments.recompute_gates = count > 17 && truth(args[17]);
   arguments.cell = count > 18 && truth(args[18]);
-  return call(torch.backward, tensors, arguments, kDirectBackwardResults + params);
+  return call(torch.backward, tensors, arguments, kDirectBackwardResults + param_count);
 }
 
 template <typename F>

@@ -1,7 +1,8 @@
 #include "frozen_weights.h"
 
+#include <cstdint>
 #include <stdexcept>
-#include <utility>
+#include <vector>
 
 namespace py = pybind11;
 
@@ -10,104 +11,154 @@ namespace {
 
 // What `bind_frozen_weights` was given; never released.
 struct Bound {
-  PyObject* detach;  // of a tensor
+  PyObject *detach, *is_inference;  // of a tensor
   int32_t (*data_ptr)(void* tensor, void** data) = nullptr;
+  int32_t (*dtype)(void* tensor, int32_t* dtype) = nullptr;
+  int32_t (*dim)(void* tensor, int64_t* dim) = nullptr;
+  int32_t (*sizes)(void* tensor, int64_t** sizes) = nullptr;
+  int32_t (*strides)(void* tensor, int64_t** strides) = nullptr;
   void* (*keep)() = nullptr;
   void (*forget)(void*) = nullptr;
-  PyObject *requires_grad, *version;  // names of attributes
+  PyObject *requires_grad, *version, *kept;  // names of attributes
 } bound;
 
-const void* data_of(void* handle) {
-  void* data = nullptr;
-  if (bound.data_ptr(handle, &data)) throw std::runtime_error("a weight has no memory");
-  return data;
-}
-
-py::object attribute(PyObject* tensor, PyObject* name) {
-  PyObject* value = PyObject_GetAttr(tensor, name);
+py::object attribute(PyObject* object, PyObject* name) {
+  PyObject* value = PyObject_GetAttr(object, name);
   if (!value) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(value);
 }
 
-long version_of(PyObject* tensor) {
-  const long version = PyLong_AsLong(attribute(tensor, bound.version).ptr());
-  if (version == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return version;
+py::object call(PyObject* function, PyObject* tensor) {
+  PyObject* result = PyObject_CallOneArg(function, tensor);
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+// All that tells a tensor from what it was before.
+struct Weight {
+  void* data;
+  int32_t dtype;
+  int64_t dim, sizes[2] = {}, strides[2] = {};
+  long version;
+  bool may_be_trained;
+
+  Weight(PyObject* tensor, void* handle) {
+    int64_t *of_sizes, *of_strides;
+    if (bound.data_ptr(handle, &data) || bound.dtype(handle, &dtype) || bound.dim(handle, &dim) ||
+        bound.sizes(handle, &of_sizes) || bound.strides(handle, &of_strides) || dim > 2) {
+      throw std::runtime_error("no weight of ours");
+    }
+    for (int64_t i = 0; i < dim; ++i) sizes[i] = of_sizes[i], strides[i] = of_strides[i];
+    version = PyLong_AsLong(attribute(tensor, bound.version).ptr());
+    if (version == -1 && PyErr_Occurred()) throw py::error_already_set();
+    may_be_trained = attribute(tensor, bound.requires_grad).ptr() == Py_True;
+  }
+
+  bool operator==(const Weight& other) const {
+    return data == other.data && dtype == other.dtype && dim == other.dim &&
+           sizes[0] == other.sizes[0] && sizes[1] == other.sizes[1] &&
+           strides[0] == other.strides[0] && strides[1] == other.strides[1] &&
+           version == other.version && may_be_trained == other.may_be_trained;
+  }
+};
+
+struct Kept {
+  std::vector<Weight> weights;
+  void* handle = bound.keep();
+
+  Kept() = default;
+  Kept(const Kept&) = delete;
+  Kept& operator=(const Kept&) = delete;
+  ~Kept() { bound.forget(handle); }
+};
+
+// `kept` of an `ops.FrozenWeights` is a tuple, which Python's collector sees through.
+constexpr Py_ssize_t kTensors = 0, kAliases = 1, kCapsule = 2;
+
+const Kept& kept_in(PyObject* tuple) {
+  return *static_cast<Kept*>(PyCapsule_GetPointer(PyTuple_GET_ITEM(tuple, kCapsule), nullptr));
+}
+
+bool are_same(PyObject* kept, PyObject* tensors) {
+  if (kept == Py_None) return false;
+  PyObject* before = PyTuple_GET_ITEM(kept, kTensors);
+  const Py_ssize_t count = PyTuple_GET_SIZE(tensors);
+  if (PyTuple_GET_SIZE(before) != count) return false;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (PyTuple_GET_ITEM(before, i) != PyTuple_GET_ITEM(tensors, i)) return false;
+  }
+  return true;
+}
+
+std::vector<Weight> weights_of(PyObject* tensors, void* const* handles) {
+  std::vector<Weight> weights;
+  weights.reserve(PyTuple_GET_SIZE(tensors));
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tensors); ++i)
+    weights.emplace_back(PyTuple_GET_ITEM(tensors, i), handles[i]);
+  return weights;
+}
+
+py::object keep(PyObject* tensors, std::vector<Weight> weights) {
+  const Py_ssize_t count = PyTuple_GET_SIZE(tensors);
+  py::tuple aliases(count);  // so that no other memory comes to lie where that of the weights does
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* tensor = PyTuple_GET_ITEM(tensors, i);
+    // Torch counts no changes to inference tensors, even where it tells a version of them.
+    if (weights[i].may_be_trained || call(bound.is_inference, tensor).ptr() == Py_True)
+      return py::none();
+    aliases[i] = call(bound.detach, tensor);
+  }
+  auto* kept = new Kept;
+  const py::capsule capsule(kept, [](void* p) { delete static_cast<Kept*>(p); });
+  kept->weights = std::move(weights);
+  return py::make_tuple(py::handle(tensors), aliases, capsule);
 }
 
 }  // namespace
 
-std::shared_ptr<void> FrozenWeights::of(PyObject* tensors, void* const* handles) {
+PyObject* kept_of(PyObject* frozen, PyObject* tensors, void* const* handles) {
   try {
-    if (is_of(tensors, handles)) return kept_;
-    forget();
-    std::vector<Weight> weights;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(tensors); ++i) {
-      PyObject* tensor = PyList_GET_ITEM(tensors, i);
-      if (attribute(tensor, bound.requires_grad).ptr() == Py_True) return nullptr;
-      PyObject* alias = PyObject_CallOneArg(bound.detach, tensor);
-      if (!alias) throw py::error_already_set();
-      weights.push_back({py::reinterpret_borrow<py::object>(tensor),
-                         py::reinterpret_steal<py::object>(alias), data_of(handles[i]),
-                         version_of(tensor)});
+    py::object kept = attribute(frozen, bound.kept);
+    std::vector<Weight> weights = weights_of(tensors, handles);
+    if (!are_same(kept.ptr(), tensors) || !(kept_in(kept.ptr()).weights == weights)) {
+      kept = keep(tensors, std::move(weights));
+      py::setattr(frozen, bound.kept, kept);
     }
-    kept_ = std::shared_ptr<void>(bound.keep(), bound.forget);
-    weights_ = std::move(weights);
-    return kept_;
-  } catch (const std::exception&) {  // inference tensors count no versions
-    forget();
-    return nullptr;
+    return kept.release().ptr();
+  } catch (const std::exception&) {
+    return py::none().release().ptr();
   }
 }
 
-bool FrozenWeights::has(PyObject* tensors) const {
-  if (weights_.empty() || static_cast<size_t>(PyList_GET_SIZE(tensors)) != weights_.size())
-    return false;
-  for (size_t i = 0; i < weights_.size(); ++i) {
-    if (PyList_GET_ITEM(tensors, static_cast<Py_ssize_t>(i)) != weights_[i].tensor.ptr())
-      return false;
-  }
-  return true;
-}
+void* handle_of(PyObject* kept) { return kept == Py_None ? nullptr : kept_in(kept).handle; }
 
-bool FrozenWeights::is_of(PyObject* tensors, void* const* handles) const {
-  if (!has(tensors)) return false;
-  for (size_t i = 0; i < weights_.size(); ++i) {
-    const Weight& weight = weights_[i];
-    if (data_of(handles[i]) != weight.data || version_of(weight.tensor.ptr()) != weight.version ||
-        attribute(weight.tensor.ptr(), bound.requires_grad).ptr() == Py_True) {
-      return false;
-    }
-  }
-  return true;
-}
-
-void FrozenWeights::forget() {
-  // Released last, as Python code may run then.
-  const std::vector<Weight> weights = std::exchange(weights_, {});
-  kept_.reset();
+bool knows(PyObject* frozen, PyObject* tensors) {
+  const py::object kept = py::reinterpret_steal<py::object>(PyObject_GetAttr(frozen, bound.kept));
+  return kept && are_same(kept.ptr(), tensors);
 }
 
 void add_frozen_weights(py::module_& m) {
   using py::literals::operator""_a;
   m.def(
       "bind_frozen_weights",
-      [](const py::object& detach, uintptr_t data_ptr, uintptr_t keep, uintptr_t forget) {
+      [](const py::object& detach, const py::object& is_inference, uintptr_t data_ptr,
+         uintptr_t dtype, uintptr_t dim, uintptr_t sizes, uintptr_t strides, uintptr_t keep,
+         uintptr_t forget) {
         bound.detach = py::object(detach).release().ptr();
+        bound.is_inference = py::object(is_inference).release().ptr();
         bound.data_ptr = reinterpret_cast<decltype(bound.data_ptr)>(data_ptr);
+        bound.dtype = reinterpret_cast<decltype(bound.dtype)>(dtype);
+        bound.dim = reinterpret_cast<decltype(bound.dim)>(dim);
+        bound.sizes = reinterpret_cast<decltype(bound.sizes)>(sizes);
+        bound.strides = reinterpret_cast<decltype(bound.strides)>(strides);
         bound.keep = reinterpret_cast<decltype(bound.keep)>(keep);
         bound.forget = reinterpret_cast<decltype(bound.forget)>(forget);
         bound.requires_grad = PyUnicode_InternFromString("requires_grad");
         bound.version = PyUnicode_InternFromString("_version");
+        bound.kept = PyUnicode_InternFromString("kept");
       },
-      "detach"_a, "data_ptr"_a, "keep"_a, "forget"_a,
-      "Takes what `FrozenWeights` needs of torch and the ops.");
-  // Copies, in other modules or processes, begin anew.
-  py::class_<FrozenWeights>(m, "FrozenWeights")
-      .def(py::init<>())
-      .def("forget", &FrozenWeights::forget)
-      .def("__reduce__",
-           [](const py::object& self) { return py::make_tuple(py::type::of(self), py::tuple()); });
+      "detach"_a, "is_inference"_a, "data_ptr"_a, "dtype"_a, "dim"_a, "sizes"_a, "strides"_a,
+      "keep"_a, "forget"_a, "Takes what frozen weights need of torch and the ops.");
 }
 
 }  // namespace lstm_fast
