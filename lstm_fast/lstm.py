@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -365,8 +364,7 @@ class LSTM(torch.nn.LSTM):
         """The weights that `nn.LSTM` would use now: found changed, they are read anew."""
         state = self.__dict__
         weights: list[Tensor] = state["_flat_weights"]
-        registered = map(state["_parameters"].get, state["_flat_weights_names"])
-        if not all(map(operator.is_, registered, weights)):
+        if not ops.are_registered(state["_parameters"], state["_flat_weights_names"], weights):
             self._update_flat_weights()
             weights = state["_flat_weights"]
         return weights

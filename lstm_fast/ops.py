@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -267,6 +268,14 @@ def _in_two(
     return output, h_n, c_n
 
 
+def are_registered(parameters: dict[str, Any], names: list[str], weights: list[Any]) -> bool:
+    """Whether the parameters of these names are those weights."""
+    if torch.compiler.is_compiling():
+        return all(map(operator.is_, map(parameters.get, names), weights))
+    registered: bool = _direct.are_registered(parameters, names, weights)
+    return registered
+
+
 def attempt(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -287,16 +296,20 @@ def attempt(
     # As in a model in training. Of others, `lstm` finds out what gradients are wanted of.
     if save and not (params and getattr(params[0], "requires_grad", False)):
         return None
-    tensors = input, batch_sizes, h0, c0
-    options = has_biases, num_layers, bidirectional
-    how = _cpu_parts(), save and recompute_gates
-    results = _direct.direct_forward(*tensors, params, *options, save, *how, False, frozen)
+    parts, recompute_gates = _cpu_parts(), save and recompute_gates
+    results = _direct.direct_forward(
+        *(input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional),
+        *(save, parts, recompute_gates, False, frozen),
+    )
     if results is None:
         return None
     if not save:
         return results[:3]
     # They are no function of anything yet, since they come past autograd.
-    return _apply_past_transforms(results, *tensors, *options, *how, *params)
+    return _apply_past_transforms(
+        *(results, input, batch_sizes, h0, c0, has_biases, num_layers, bidirectional),
+        *(parts, recompute_gates, *params),
+    )
 
 
 def attempt_cell(
@@ -405,9 +418,9 @@ def _parts(input: Tensor) -> int:
 # Read when a graph is compiled, as dynamo knows no function of torch that returns a word.
 @torch.compiler.assume_constant_result
 def _cpu_parts() -> int:
-    if torch.are_deterministic_algorithms_enabled():
+    if torch._C._get_deterministic_algorithms():
         return 0
-    return _PARTS[torch.get_float32_matmul_precision()]
+    return _PARTS[torch._C._get_float32_matmul_precision()]
 
 
 def _beyond_kernels() -> bool:

@@ -178,6 +178,19 @@ PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return call(torch.backward, tensors, arguments, kDirectBackwardResults + param_count);
 }
 
+// (parameters, names, weights): the dict of a module's parameters, and two lists.
+PyObject* are_registered(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 3 || !PyDict_Check(args[0]) || !PyList_Check(args[1]) || !PyList_Check(args[2])) {
+    PyErr_SetString(PyExc_TypeError, "are_registered takes a dict and two lists");
+    return nullptr;
+  }
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[1]) && i < PyList_GET_SIZE(args[2]); ++i) {
+    if (PyDict_GetItem(args[0], PyList_GET_ITEM(args[1], i)) != PyList_GET_ITEM(args[2], i))
+      Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
 template <typename F>
 PyCFunction method(F* f) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(f));
@@ -188,6 +201,8 @@ PyMethodDef methods[] = {
     {"direct_forward", method(direct_forward), METH_FASTCALL,
      "The op `lstm` past torch's dispatcher: its results, or None if the dispatcher must call it."},
     {"direct_backward", method(direct_backward), METH_FASTCALL, "Likewise `lstm_backward`."},
+    {"are_registered", method(are_registered), METH_FASTCALL,
+     "Whether the parameters of these names are those weights."},
     {nullptr, nullptr, 0, nullptr}};
 
 void bind_direct(uintptr_t forward, uintptr_t backward, const py::type& tensor,
