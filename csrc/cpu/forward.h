@@ -79,14 +79,14 @@ int64_t forward_weights_size(const LayerShape& s) {
 }
 
 // The blocks of w [G, K] for the group of units that begins at u, in so many vectors.
-template <typename T>
-INLINE void pack_blocks(const LayerShape& s, const T* w, int64_t K, int64_t u, int vectors,
+template <typename E, typename T>
+INLINE void pack_blocks(const LayerShape& s, const E* w, int64_t K, int64_t u, int vectors,
                         T* out) {
   const int lanes = Groups<T>::units_of(vectors);
   const int64_t units = min(lanes, s.H - u);
-  const T* columns[4][kUnitRows] = {};
+  const E* columns[4][kUnitRows] = {};
   for (int gate = 0; gate < 4; ++gate) {
-    const T** of_gate = &columns[gate * lanes / kUnitRows][gate * lanes % kUnitRows];
+    const E** of_gate = &columns[gate * lanes / kUnitRows][gate * lanes % kUnitRows];
     for (int64_t i = 0; i < units; ++i) of_gate[i] = w + (gate * s.H + u + i) * K;
   }
   uint16_t* block = reinterpret_cast<uint16_t*>(out);
@@ -98,8 +98,9 @@ INLINE void pack_blocks(const LayerShape& s, const T* w, int64_t K, int64_t u, i
   }
 }
 
-template <typename T>
-void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
+// From weights as memory has them: bfloat16 ones are widened, which changes none.
+template <typename E, typename T = Computed<E>>
+void pack_forward(const LayerShape& s, const LayerWeights<E>& w, T* out) {
   const Groups<T> groups(s);
   const int64_t tail_h = tail(s, s.P), tail_x = tail(s, s.I);
   for (int64_t i = 0; i < groups.count; ++i) {
@@ -116,8 +117,8 @@ void pack_forward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
     // Gates in turn for some terms: what is written stays in the first cache (16 KiB) until it has
     // its four gates. Meanwhile the rows of the next group are on their way.
     constexpr int64_t terms_at_once = (1 << 14) / (4 * kLanes<T> * sizeof(T));
-    const auto pack_tail = [&](const T* m, int64_t K, int64_t terms, T* rows) {
-      Ahead<T> ahead[4] = {};
+    const auto pack_tail = [&](const E* m, int64_t K, int64_t terms, T* rows) {
+      Ahead<E> ahead[4] = {};
       for (int gate = 0; i + 1 < groups.count && gate < 4; ++gate) {
         ahead[gate].next = m + (gate * s.H + u + lanes) * K;
       }

@@ -12,25 +12,24 @@ namespace lstm_fast {
 template <typename T>
 class PackedWeights {
  public:
-  // For calls of shape.parts, of any number of rows and steps.
-  PackedWeights(const Kernels& kernels, const StackShape& shape, const LayerWeights<T>* weights)
-      : memory_(lay_out(kernels, shape, nullptr)) {
-    lay_out(kernels, shape, memory_.get());
-    for (size_t i = 0; i < pieces_.size(); ++i)
-      kernels.of(T()).pack_forward(layer(shape, i), weights[i], pieces_[i]);
+  // Those of p for calls of its shape.parts, of any number of rows and steps.
+  PackedWeights(const Kernels& kernels, const StackForward<T>& p)
+      : memory_(lay_out(kernels, p.shape, nullptr)) {
+    lay_out(kernels, p.shape, memory_.get());
+    for (size_t i = 0; i < pieces_.size(); ++i) pack_weights(kernels, p, i, pieces_[i]);
   }
 
   // As StackForward::packed.
   const T* const* pieces() const { return pieces_.data(); }
 
  private:
-  static LayerShape layer(const StackShape& s, int64_t i) { return s.layer(i / s.D, i % s.D); }
-
   int64_t lay_out(const Kernels& kernels, const StackShape& s, T* memory) {
     Arena<T> arena(memory);
     pieces_.clear();
-    for (int64_t i = 0; i < s.L * s.D; ++i)
-      pieces_.push_back(arena.take(kernels.of(T()).forward_weights_size(layer(s, i))));
+    for (int64_t i = 0; i < s.L * s.D; ++i) {
+      pieces_.push_back(
+          arena.take(kernels.of(T()).forward_weights_size(s.layer(i / s.D, i % s.D))));
+    }
     return arena.used();
   }
 
@@ -50,31 +49,32 @@ class KeptWeights {
     for (const auto& packed : packed_) delete packed.load();
   }
 
-  // `plan`, after which p needs no weights but for a plain step. `weights` returns those that
-  // StackForward has.
+  // `plan`, which gives p what it needs of the weights. `weights` returns those that StackForward
+  // has unless there are bfloat16 ones.
   template <typename GetWeights>
   void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads,
             const GetWeights& weights) {
     p.keeps_packed = true;
     if (p.shape.parts && !is_ordinary(kernels, p.shape, weights)) p.shape.parts = 0;
     lstm_fast::plan(kernels, p, threads);
-    p.packed = p.plain ? nullptr : packed(kernels, p.shape, weights).pieces();
+    const bool is_packed = !p.plain && packed_[p.shape.parts].load();
+    if (!is_packed && !p.bfloat16_weights) p.weights = weights();
+    p.packed = p.plain ? nullptr : packed(kernels, p).pieces();
   }
 
  private:
   template <typename GetWeights>
   bool is_ordinary(const Kernels& kernels, const StackShape& shape, const GetWeights& weights) {
+    if (kernels.of(T()).unit != Bf16Unit::Matrix) return true;
     enum { Unknown, Ordinary, Other };
     if (kind_ == Unknown) kind_ = ordinary_weights(kernels, shape, weights()) ? Ordinary : Other;
     return kind_ == Ordinary;
   }
 
-  template <typename GetWeights>
-  const PackedWeights<T>& packed(const Kernels& kernels, const StackShape& shape,
-                                 const GetWeights& weights) {
-    std::atomic<const PackedWeights<T>*>& kept = packed_[shape.parts];
+  const PackedWeights<T>& packed(const Kernels& kernels, const StackForward<T>& p) {
+    std::atomic<const PackedWeights<T>*>& kept = packed_[p.shape.parts];
     if (!kept.load()) {
-      const auto* made = new PackedWeights<T>(kernels, shape, weights());
+      const auto* made = new PackedWeights<T>(kernels, p);
       const PackedWeights<T>* none = nullptr;
       if (!kept.compare_exchange_strong(none, made)) delete made;
     }

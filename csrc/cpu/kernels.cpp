@@ -1,6 +1,8 @@
 // Compiled once for each instruction set, with LSTM_FAST_ISA set to its name.
 #include "kernels.h"
 
+#include <cstddef>
+
 #include "backward.h"
 #include "bfloat16.h"
 #include "forward.h"
@@ -19,6 +21,10 @@ constexpr StepKernels<float> bfloat16_step(float) {
 }
 constexpr StepKernels<double> bfloat16_step(double) { return {}; }
 
+using PackBfloat16 = decltype(LayerKernels<float>::pack_forward_bfloat16);
+constexpr PackBfloat16 pack_forward_bfloat16(float) { return pack_forward<BFloat16>; }
+constexpr std::nullptr_t pack_forward_bfloat16(double) { return nullptr; }
+
 template <typename T>
 constexpr LayerKernels<T> layer_kernels() {
   return {kUnit<T>,
@@ -26,6 +32,7 @@ constexpr LayerKernels<T> layer_kernels() {
           activations<T>,
           forward_weights_size<T>,
           pack_forward<T>,
+          pack_forward_bfloat16(T()),
           forward_scratch<T>,
           forward_input_sums<T>,
           forward_rows<T>,

@@ -143,6 +143,8 @@ struct LayerKernels {
 
   int64_t (*forward_weights_size)(const LayerShape&);
   void (*pack_forward)(const LayerShape&, const LayerWeights<T>&, T* packed);
+  // Likewise of weights that are bfloat16 numbers in memory. Null but for float32.
+  void (*pack_forward_bfloat16)(const LayerShape&, const LayerWeights<BFloat16>&, T* packed);
   // `scratch` of forward_scratch(shape, b1 - b0) elements, of each member's own.
   int64_t (*forward_scratch)(const LayerShape&, int64_t rows);
   int64_t (*forward_input_sums)(const LayerShape&);

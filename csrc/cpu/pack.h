@@ -71,12 +71,12 @@ void pack_columns(const T* m, int64_t K, int64_t C, T* out) {
 
 // Asks for memory ahead of its use, in the order of addresses, which a core's own prefetchers
 // follow and go on with: so much at a time as a square of kLanes x kLanes elements takes.
-template <typename T>
+template <typename E>
 struct Ahead {
-  const T* next;  // null: for nothing
+  const E* next;  // null: for nothing
 
   INLINE void advance() {
-    constexpr int line = 64 / sizeof(T), elements = kLanes<T> * kLanes<T>;
+    constexpr int lanes = kLanes<Computed<E>>, line = 64 / sizeof(E), elements = lanes * lanes;
     if (!next) return;
     // Into the second cache: much of it is used too late for the first.
     for (int i = 0; i < elements; i += line) __builtin_prefetch(next + i, 0, 2);
@@ -86,9 +86,9 @@ struct Ahead {
 
 // Up to kLanes columns of the transpose of m [rows, K] (row stride `stride`): out[k * step + lane]
 // = m[lane][k] for k < K and lane < lanes_out. Lanes past `rows` are zero.
-template <typename T>
-INLINE void transpose_columns(const T* m, int64_t stride, int64_t rows, int64_t K, T* out,
-                              int64_t step, int64_t lanes_out, Ahead<T>& ahead) {
+template <typename E, typename T = Computed<E>>
+INLINE void transpose_columns(const E* m, int64_t stride, int64_t rows, int64_t K, T* out,
+                              int64_t step, int64_t lanes_out, Ahead<E>& ahead) {
   constexpr int lanes = kLanes<T>;
   if (K == 1 && stride == 1) return store(out, load(m, rows), lanes_out);  // the usual input
   int64_t k = 0;
@@ -112,10 +112,10 @@ INLINE void transpose_columns(const T* m, int64_t stride, int64_t rows, int64_t 
   }
 }
 
-template <typename T>
-INLINE void transpose_columns(const T* m, int64_t stride, int64_t rows, int64_t K, T* out,
+template <typename E, typename T = Computed<E>>
+INLINE void transpose_columns(const E* m, int64_t stride, int64_t rows, int64_t K, T* out,
                               int64_t step, int64_t lanes_out) {
-  Ahead<T> nothing = {};
+  Ahead<E> nothing = {};
   transpose_columns(m, stride, rows, K, out, step, lanes_out, nothing);
 }
 
@@ -128,8 +128,8 @@ INLINE void transpose_matrix(const T* m, int64_t stride, int64_t R, int64_t C, T
 }
 
 // Packs the transpose of m [C, K].
-template <typename T>
-void pack_transposed_columns(const T* m, int64_t K, int64_t C, T* out) {
+template <typename E, typename T = Computed<E>>
+void pack_transposed_columns(const E* m, int64_t K, int64_t C, T* out) {
   constexpr int lanes = kLanes<T>;
   for (int64_t column = 0; column < C; column += lanes) {
     const int64_t panel = column / kPanel<T> * kPanel<T>;

@@ -127,8 +127,8 @@ INLINE int64_t transposed_size(int64_t terms, int64_t columns, int parts) {
 // Defined where there is a unit.
 template <typename T>
 SplitRows split_rows(const T* m, int64_t stride, int64_t rows, int64_t K, int parts, T* scratch);
-template <typename T>
-void pack_block_transposed(const T* const (&columns)[kUnitRows], int64_t k, int64_t K, int parts,
+template <typename E>
+void pack_block_transposed(const E* const (&columns)[kUnitRows], int64_t k, int64_t K, int parts,
                            uint16_t* out, int64_t part, int64_t pair);
 template <typename T, typename Background>
 void pack_split_panel(const T* m, int64_t stride, int64_t K, int64_t C, int64_t blocks, int parts,
@@ -179,7 +179,10 @@ INLINE PartVec pair_up(PartVec v) {
 
 INLINE void store_parts(uint16_t* p, PartVec v) { _mm512_storeu_si512(p, v); }
 
-INLINE Vec<float> load_some(const float* p, int64_t n) { return n > 0 ? load(p, n) : Vec<float>{}; }
+template <typename E>
+INLINE Vec<float> load_some(const E* p, int64_t n) {
+  return n > 0 ? load(p, n) : Vec<float>{};
+}
 
 // Writes a left operand: the blocks of m [rows, K] with rows `stride` apart.
 template <typename T>
@@ -214,8 +217,8 @@ INLINE void store_transposed(const PartVec (&pairs)[16], uint16_t* out, int64_t 
 
 // A vector of columns of the block of a right operand that begins at term k of K, from the columns
 // themselves, zeros for null: that of each part, `part` apart, with pairs `pair` apart.
-template <typename T>
-INLINE void pack_block_transposed(const T* const (&columns)[kUnitRows], int64_t k, int64_t K,
+template <typename E>
+INLINE void pack_block_transposed(const E* const (&columns)[kUnitRows], int64_t k, int64_t K,
                                   int parts, uint16_t* out, int64_t part, int64_t pair) {
   PartVec v[3][kUnitRows] = {};
   for (int64_t i = 0; i < kUnitRows; ++i) {

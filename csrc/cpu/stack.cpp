@@ -325,6 +325,17 @@ bool is_ordinary(const Kernels& kernels, const T* m, int64_t n) {
 }  // namespace
 
 template <typename T>
+void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t i, T* packed) {
+  const LayerKernels<T>& k = kernels.of(T());
+  const LayerShape layer = p.shape.layer(i / p.shape.D, i % p.shape.D);
+  if (p.bfloat16_weights) {
+    k.pack_forward_bfloat16(layer, p.bfloat16_weights[i], packed);
+  } else {
+    k.pack_forward(layer, p.weights[i], packed);
+  }
+}
+
+template <typename T>
 bool ordinary_weights(const Kernels& kernels, const StackShape& s, const LayerWeights<T>* weights) {
   if (kernels.of(T()).unit != Bf16Unit::Matrix) return true;
   for (int64_t i = 0; i < s.L * s.D; ++i) {
@@ -435,7 +446,7 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
     if (!p.packed) {
       run(team, plan.layers_per_stage * s.D, [&](int64_t task) {
         const int64_t i = l0 * s.D + task;
-        k.pack_forward(plan.layers[i].shape, p.weights[i], plan.packed[i]);
+        pack_weights(kernels, p, i, plan.packed[i]);
       });
     }
     std::vector<Team> teams = make_teams(s, division);
@@ -554,6 +565,8 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   }
 }
 
+template void pack_weights(const Kernels&, const StackForward<float>&, int64_t, float*);
+template void pack_weights(const Kernels&, const StackForward<double>&, int64_t, double*);
 template bool ordinary_weights(const Kernels&, const StackShape&, const LayerWeights<float>*);
 template bool ordinary_weights(const Kernels&, const StackShape&, const LayerWeights<double>*);
 template bool takes_plain_step(const Kernels&, const StackForward<float>&, const Threads&);

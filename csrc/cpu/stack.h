@@ -10,8 +10,9 @@ namespace lstm_fast {
 template <typename T>
 struct StackForward {
   StackShape shape;
-  const LayerWeights<T>* weights;  // [L][D]; not used for a plain step of bfloat16 ones
-  const LayerWeights<BFloat16>* bfloat16_weights;  // the same, if they are widened ones; or null
+  // [L][D]; not used if there are bfloat16 ones, but by `plan` where there is a matrix unit.
+  const LayerWeights<T>* weights;
+  const LayerWeights<BFloat16>* bfloat16_weights;  // or null
   const T* x;                                      // [N, I]
   const T* h0;                                     // [L * D, B, P], or null for zeros
   const T* c0;                                     // [L * D, B, H], or null for zeros
@@ -65,6 +66,10 @@ template <typename T>
 void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads);
 template <typename T>
 void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads);
+
+// Packs the weights of a layer and direction, i-th in [L][D].
+template <typename T>
+void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t i, T* packed);
 
 // Whether products of these weights [L][D] can be made of several parts, where there is a unit for
 // them.

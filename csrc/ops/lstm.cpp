@@ -102,10 +102,10 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts, KeptOfModule
   p.c_n = mutable_data<T>(c_n);
   if (kept) {
     kept->of(T())->plan(kernels, p, threads, [&] { return weights.prepared(); });
-    if (p.plain && !p.bfloat16_weights) p.weights = weights.prepared();
   } else {
-    if (!p.bfloat16_weights || !takes_plain_step(kernels, p, threads))
-      p.weights = weights.prepared();
+    const bool is_read =
+        kernels.of(T()).unit == Bf16Unit::Matrix && !takes_plain_step(kernels, p, threads);
+    if (!p.bfloat16_weights || is_read) p.weights = weights.prepared();
     plan(kernels, p, threads);
   }
   const auto workspace = allocate<T>(forward_workspace_size(kernels, p, threads));
