@@ -89,9 +89,16 @@ INLINE void pack_blocks(const LayerShape& s, const E* w, int64_t K, int64_t u, i
     const E** of_gate = &columns[gate * lanes / kUnitRows][gate * lanes % kUnitRows];
     for (int64_t i = 0; i < units; ++i) of_gate[i] = w + (gate * s.H + u + i) * K;
   }
+  // The rows of the next group are on their way meanwhile.
+  Ahead<E> ahead[4] = {};
+  for (int gate = 0; vectors == 4 && u + lanes < s.H && gate < 4; ++gate) {
+    ahead[gate].next = w + (gate * s.H + u + lanes) * K;
+  }
   uint16_t* block = reinterpret_cast<uint16_t*>(out);
   for (int64_t k = 0; k < blocks(s, K); ++k, block += s.parts * vectors * kTileParts) {
     for (int v = 0; v < vectors; ++v) {
+      ahead[v].advance();
+      ahead[v].advance();
       pack_block_transposed(columns[v], k * kBlockTerms, K, s.parts, block + v * kVectorParts,
                             vectors * kTileParts, pair_parts(vectors));
     }
