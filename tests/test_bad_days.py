@@ -115,11 +115,16 @@ def test_empty_batches(shape: tuple[int, ...]):
         (torch.float32, {"input_size": 3, "hidden_size": 256, "num_layers": 2}),
         (torch.float64, {"input_size": 64, "hidden_size": 200, "bidirectional": True}),
         (torch.bfloat16, {"input_size": 64, "hidden_size": 400}),
+        (torch.float16, {"input_size": 64, "hidden_size": 400}),
     ],
 )
-def test_empty_batches_of_large_layers(dtype: torch.dtype, options: dict[str, Any]):
+@pytest.mark.parametrize("T", [1, T])
+def test_empty_batches_of_large_layers(T: int, dtype: torch.dtype, options: dict[str, Any]):
     """Whose inputs would be summed for several steps at once."""
     module = LSTM(**options, dtype=dtype)
+    # The memory of their gradients holds zeros then only if they are written.
+    module(torch.full((T, 3, options["input_size"]), torch.nan, dtype=dtype))[0].sum().backward()
+    module.zero_grad()
     x = torch.empty(T, 0, options["input_size"], dtype=dtype, requires_grad=True)
     output, (h_n, c_n) = module(x)
     width = module.hidden_size * (1 + module.bidirectional)

@@ -400,6 +400,7 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
     p.forward_plain = forward.plain;
   }
   s.unit = kernels.of(T()).unit;
+  if (!s.steps.total()) s.parts = 0;  // no product clears the gradients of weights then
   const Division division =
       divide(s, Pass::Backward, threads_of(s, Pass::Backward, threads), sizeof(T));
   const bool step = p.bfloat16_weights && s.steps.T == 1 && !s.projected && !p.recompute_gates;
