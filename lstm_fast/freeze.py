@@ -25,13 +25,14 @@ def freeze(model: _Model) -> _Model:
     A call packs the weights, so that no change to them is missed. Frozen ones, whose
     `requires_grad` is set to False here, are packed at the first call without gradients
     (`torch.no_grad`, `torch.inference_mode`) on the CPU, and kept until they change. The results
-    are the same, in less time: small batches, short sequences and bfloat16 gain most. It takes
-    about as much memory as the weights do, twice that for bfloat16 and float16.
+    are the same. Few rows and steps of large weights take up to 1.6 times less time, up to 2.2 in
+    bfloat16; long sequences and large batches as long as before. It takes about as much memory as
+    the weights do in float32, half of that for bfloat16.
 
     Changes that torch counts are noticed (an assignment, `load_state_dict`, operations in place),
-    and so is other memory (`weight.data = ...`). What is written through `weight.data`, NumPy's
-    arrays or shared memory is not: freeze again after it. To train again, call
-    `model.requires_grad_()`, and afterwards freeze again.
+    and so is other memory (`weight.data = ...`). What is written into `weight.data`, NumPy's arrays
+    or shared memory is not: freeze again after it. To train again, call `model.requires_grad_()`,
+    and afterwards freeze again.
 
     Weights are packed at each call all the same under autocast, in a compiled or exported graph,
     under torch's profiler and where a parametrization or pruning computes them. Options beyond
