@@ -47,6 +47,8 @@ class LSTM(torch.nn.LSTM):
 
     `torch.jit.script(model)` leaves torch's modules, on the same parameters, in the place of those
     of ours that are in `model`: script a copy, or `lstm_fast.accelerate(model)` afterwards.
+    `torch.onnx.export(model, ...)` exports torch's; a program that `torch.export` made before has
+    our op, which ONNX lacks: make it of a model after `lstm_fast.restore(model)`.
 
     Keyword arguments beyond torch's, off by default. `reference.variant` has the step with all of
     them; x_t, h_t and c_t are those of one layer, and masks are drawn by torch's generator, once a

@@ -180,10 +180,8 @@ PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 // (parameters, names, weights): the dict of a module's parameters, and two lists.
 PyObject* are_registered(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 3 || !PyDict_Check(args[0]) || !PyList_Check(args[1]) || !PyList_Check(args[2])) {
-    PyErr_SetString(PyExc_TypeError, "are_registered takes a dict and two lists");
-    return nullptr;
-  }
+  if (count != 3 || !PyDict_Check(args[0]) || !PyList_Check(args[1]) || !PyList_Check(args[2]))
+    Py_RETURN_FALSE;
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[1]) && i < PyList_GET_SIZE(args[2]); ++i) {
     if (PyDict_GetItem(args[0], PyList_GET_ITEM(args[1], i)) != PyList_GET_ITEM(args[2], i))
       Py_RETURN_FALSE;
