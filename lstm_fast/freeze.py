@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TypeVar
 
 import torch
@@ -11,8 +10,8 @@ from torch.nn import Module
 from lstm_fast import ops
 from lstm_fast.lstm import LSTM
 from lstm_fast.lstm_cell import LSTMCell
+from lstm_fast.swap import require_module, tell
 
-_log = logging.getLogger("lstm_fast")
 _Model = TypeVar("_Model", bound=Module)
 
 # A file with a frozen module needs no more leave to be loaded than one with another of ours.
@@ -47,14 +46,12 @@ def freeze(model: _Model) -> _Model:
     Raises:
         TypeError: `model` is not a module.
     """
-    if not isinstance(model, Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
     frozen = []
     for name, module in model.named_modules():
         if isinstance(module, (LSTM, LSTMCell)):
             module.requires_grad_(False)
             module._frozen_weights = ops.FrozenWeights()
-            frozen.append(name or "the model itself")
-    names = ", ".join(frozen) or "there are none"
-    _log.info("froze %d modules of %s: %s", len(frozen), type(model).__name__, names)
+            frozen.append(name)
+    tell("froze", model, frozen)
     return model

@@ -117,15 +117,24 @@ def _swapping(constructor: Callable[..., None]) -> Callable[..., None]:
 
 
 def _swap(model: _Model, new_type: Callable[[type], type], done: str) -> _Model:
-    if not isinstance(model, Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
     swaps = [(name, m, _new_class(type(m), new_type)) for name, m in model.named_modules()]
     swaps = [(name, m, new) for name, m, new in swaps if new is not type(m)]
     for _, module, new in swaps:
         module.__class__ = new
-    names = ", ".join(name or "the model itself" for name, _, _ in swaps) or "there are none"
-    _log.info("%s %d modules of %s: %s", done, len(swaps), type(model).__name__, names)
+    tell(done, model, [name for name, _, _ in swaps])
     return model
+
+
+def require_module(model: Any) -> None:
+    if not isinstance(model, Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def tell(done: str, model: Module, names: list[str]) -> None:
+    """Log what was done to the modules of these names in a model."""
+    told = ", ".join(name or "the model itself" for name in names) or "there are none"
+    _log.info("%s %d modules of %s: %s", done, len(names), type(model).__name__, told)
 
 
 def _new_class(cls: type, new_type: Callable[[type], type]) -> type:

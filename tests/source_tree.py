@@ -24,7 +24,9 @@ def copy_sources(tree: Path) -> None:
         shutil.copytree(folder, tree / "build" / folder.name)
 
 
-def run_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *arguments: str, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,

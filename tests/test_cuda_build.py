@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,23 +14,11 @@ import lstm_fast
 import setup
 from benchmarks import gpu
 from tests.cuda import architectures
+from tests.source_tree import ROOT, run_python
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = Path(lstm_fast.__file__).parent
 # One alone takes a fraction of the time; `make lint` compiles for all (cuda/architectures.py).
 ARCH = "75"
-
-
-def run_python(
-    *args: str, cwd: Path = ROOT, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *args],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
 
 
 def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
