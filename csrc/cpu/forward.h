@@ -78,6 +78,16 @@ int64_t forward_weights_size(const LayerShape& s) {
   return all_groups_size<T>(s) + (s.projected ? packed_size<T>(s.H, s.P) : 0);
 }
 
+// Asks for the rows of w [G, K] of the units from u on, gate by gate, while others are packed.
+template <typename E>
+struct GatesAhead {
+  Ahead<E> of_gate[4] = {};
+
+  GatesAhead(const LayerShape& s, const E* w, int64_t K, int64_t u) {
+    for (int gate = 0; u < s.H && gate < 4; ++gate) of_gate[gate].next = w + (gate * s.H + u) * K;
+  }
+};
+
 // The blocks of w [G, K] for the group of units that begins at u, in so many vectors.
 template <typename E, typename T>
 INLINE void pack_blocks(const LayerShape& s, const E* w, int64_t K, int64_t u, int vectors,
@@ -89,16 +99,13 @@ INLINE void pack_blocks(const LayerShape& s, const E* w, int64_t K, int64_t u, i
     const E** of_gate = &columns[gate * lanes / kUnitRows][gate * lanes % kUnitRows];
     for (int64_t i = 0; i < units; ++i) of_gate[i] = w + (gate * s.H + u + i) * K;
   }
-  // The rows of the next group are on their way meanwhile.
-  Ahead<E> ahead[4] = {};
-  for (int gate = 0; vectors == 4 && u + lanes < s.H && gate < 4; ++gate) {
-    ahead[gate].next = w + (gate * s.H + u + lanes) * K;
-  }
+  // The rows of the next group are on their way meanwhile, if a vector is of one gate.
+  GatesAhead<E> ahead(s, w, K, vectors == 4 ? u + lanes : s.H);
   uint16_t* block = reinterpret_cast<uint16_t*>(out);
   for (int64_t k = 0; k < blocks(s, K); ++k, block += s.parts * vectors * kTileParts) {
     for (int v = 0; v < vectors; ++v) {
-      ahead[v].advance();
-      ahead[v].advance();
+      ahead.of_gate[v].advance();
+      ahead.of_gate[v].advance();
       pack_block_transposed(columns[v], k * kBlockTerms, K, s.parts, block + v * kVectorParts,
                             vectors * kTileParts, pair_parts(vectors));
     }
@@ -125,15 +132,12 @@ void pack_forward(const LayerShape& s, const LayerWeights<E>& w, T* out) {
     // its four gates. Meanwhile the rows of the next group are on their way.
     constexpr int64_t terms_at_once = (1 << 14) / (4 * kLanes<T> * sizeof(T));
     const auto pack_tail = [&](const E* m, int64_t K, int64_t terms, T* rows) {
-      Ahead<E> ahead[4] = {};
-      for (int gate = 0; i + 1 < groups.count && gate < 4; ++gate) {
-        ahead[gate].next = m + (gate * s.H + u + lanes) * K;
-      }
+      GatesAhead<E> ahead(s, m, K, u + lanes);
       for (int64_t k = 0; k < terms; k += terms_at_once) {
         for (int gate = 0; gate < 4; ++gate) {
           transpose_columns(m + (gate * s.H + u + 1) * K - terms + k, K, units,
                             min(terms_at_once, terms - k), rows + k * width + gate * lanes, width,
-                            lanes, ahead[gate]);
+                            lanes, ahead.of_gate[gate]);
         }
       }
     };
