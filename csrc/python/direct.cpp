@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../direct.h"
+#include "address.h"
 #include "frozen_weights.h"
 
 namespace py = pybind11;
@@ -206,8 +207,8 @@ PyMethodDef methods[] = {
 void bind_direct(uintptr_t forward, uintptr_t backward, const py::type& tensor,
                  const py::type& parameter, const py::object& is_neg, const py::object& to_handles,
                  const py::object& from_handles, const py::list& busy) {
-  torch.forward = reinterpret_cast<Direct>(forward);
-  torch.backward = reinterpret_cast<Direct>(backward);
+  set_to(torch.forward, forward);
+  set_to(torch.backward, backward);
   torch.tensor = reinterpret_cast<PyTypeObject*>(py::type(tensor).release().ptr());
   torch.parameter = reinterpret_cast<PyTypeObject*>(py::type(parameter).release().ptr());
   torch.is_neg = py::object(is_neg).release().ptr();

@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "address.h"
+
 namespace py = pybind11;
 
 namespace lstm_fast {
@@ -146,13 +148,13 @@ void add_frozen_weights(py::module_& m) {
          uintptr_t forget) {
         bound.detach = py::object(detach).release().ptr();
         bound.is_inference = py::object(is_inference).release().ptr();
-        bound.data_ptr = reinterpret_cast<decltype(bound.data_ptr)>(data_ptr);
-        bound.dtype = reinterpret_cast<decltype(bound.dtype)>(dtype);
-        bound.dim = reinterpret_cast<decltype(bound.dim)>(dim);
-        bound.sizes = reinterpret_cast<decltype(bound.sizes)>(sizes);
-        bound.strides = reinterpret_cast<decltype(bound.strides)>(strides);
-        bound.keep = reinterpret_cast<decltype(bound.keep)>(keep);
-        bound.forget = reinterpret_cast<decltype(bound.forget)>(forget);
+        set_to(bound.data_ptr, data_ptr);
+        set_to(bound.dtype, dtype);
+        set_to(bound.dim, dim);
+        set_to(bound.sizes, sizes);
+        set_to(bound.strides, strides);
+        set_to(bound.keep, keep);
+        set_to(bound.forget, forget);
         bound.requires_grad = PyUnicode_InternFromString("requires_grad");
         bound.version = PyUnicode_InternFromString("_version");
         bound.kept = PyUnicode_InternFromString("kept");

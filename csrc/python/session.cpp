@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../cpu/kept_weights.h"
+#include "address.h"
 #include "numpy.h"
 
 namespace lstm_fast {
@@ -123,9 +124,9 @@ class Session {
 };
 
 void bind_session(uintptr_t find_threads, uintptr_t take_memory, uintptr_t give_memory) {
-  ops.find_threads = reinterpret_cast<decltype(ops.find_threads)>(find_threads);
-  ops.take_memory = reinterpret_cast<decltype(ops.take_memory)>(take_memory);
-  ops.give_memory = reinterpret_cast<decltype(ops.give_memory)>(give_memory);
+  set_to(ops.find_threads, find_threads);
+  set_to(ops.take_memory, take_memory);
+  set_to(ops.give_memory, give_memory);
 }
 
 template <typename T>

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../cpu/kept_weights.h"
+#include "address.h"
 #include "numpy.h"
 
 namespace lstm_fast {
@@ -198,12 +199,12 @@ class Stream {
 
 void bind_stream(uintptr_t data_ptr, uintptr_t release, uintptr_t dtype, uintptr_t device_type,
                  uintptr_t numel, uintptr_t is_contiguous) {
-  torch.data_ptr = reinterpret_cast<decltype(torch.data_ptr)>(data_ptr);
-  torch.release = reinterpret_cast<decltype(torch.release)>(release);
-  torch.dtype = reinterpret_cast<decltype(torch.dtype)>(dtype);
-  torch.device_type = reinterpret_cast<decltype(torch.device_type)>(device_type);
-  torch.numel = reinterpret_cast<decltype(torch.numel)>(numel);
-  torch.is_contiguous = reinterpret_cast<decltype(torch.is_contiguous)>(is_contiguous);
+  set_to(torch.data_ptr, data_ptr);
+  set_to(torch.release, release);
+  set_to(torch.dtype, dtype);
+  set_to(torch.device_type, device_type);
+  set_to(torch.numel, numel);
+  set_to(torch.is_contiguous, is_contiguous);
 }
 
 template <typename T>
