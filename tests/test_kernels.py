@@ -97,6 +97,7 @@ SPREAD = [
     Problem(T=1, B=9, I=400, H=200, P=20),
     Problem(T=20, B=29, I=8, H=40, L=2),
     Problem(T=20, B=13, I=40, H=48, D=2, P=17),
+    Problem(T=4, B=20, I=100, H=150, P=40, L=2),
     Problem(T=30, B=9, I=50, H=64, L=2, D=2, lengths=[30, 29, 29, 20, 20, 12, 11, 5, 1]),
     Problem(T=5, B=3, I=40, H=390, L=2),
     Problem(T=4, B=4, I=30, H=401, D=2, lengths=[4, 3, 3, 1]),

@@ -1,4 +1,4 @@
-"""Threads in teams: the same bits as one thread, and no team that waits forever."""
+"""Threads that share packing and steps: the same bits as one, and no team that waits forever."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ SHAPES = [
     (3, 9, 30, 400, {"bidirectional": True}),
     (16, 6, 40, 200, {}),
     (4, 2, 8, 384, {}),  # so few rows that backward reads the weights as they are
+    (16, 6, 40, 200, {"dtype": torch.bfloat16}),
+    (16, 6, 40, 200, {"proj_size": 90}),
+    (16, 6, 40, 200, {"layer_norm": True}),
 ]
 
 
-@pytest.fixture(params=SHAPES, ids=lambda shape: "-".join(map(str, shape[:4])))
+@pytest.fixture(params=SHAPES, ids=lambda shape: "-".join(map(str, [*shape[:4], *shape[4]])))
 def case(request):
     B, T, I, H, options = request.param  # noqa: E741
     torch.manual_seed(0)
     module = lstm_fast.LSTM(I, H, **options)
-    states = module.num_layers * (1 + module.bidirectional), B, H
-    return module, [torch.randn(T, B, I), torch.randn(states), torch.randn(states)]
+    runs = module.num_layers * (1 + module.bidirectional)
+    shapes = (T, B, I), (runs, B, module.proj_size or H), (runs, B, H)
+    return module, [torch.randn(shape, dtype=module.weight_ih_l0.dtype) for shape in shapes]
 
 
 @pytest.fixture

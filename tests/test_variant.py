@@ -183,12 +183,12 @@ def test_kernels(case: Case, dtype: torch.dtype, isa: str):
     assert_close(run_kernels(args, coefficients, isa=isa), expected, tolerance(case))
 
 
-# Large enough for work to be spread over threads (kFlopsPerThread in tasks.h).
+# Large enough for work to be spread over threads (tasks.h).
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", ["norm_projected", "all"])
 def test_slices_do_not_change_a_bit(name: str, isa: str):
     lengths = (12, 11, 11, 8, 8, 7, 6, 5, 1) if CASES[name].lengths else None
-    case = replace(CASES[name], T=12, B=9, H=64, I=50, lengths=lengths, dtype=torch.float32)
+    case = replace(CASES[name], T=12, B=9, H=96, I=90, lengths=lengths, dtype=torch.float32)
     args, coefficients, _ = solved(case)
     whole = run_kernels(args, coefficients, isa=isa)
     for slices in (2, 3, 8):

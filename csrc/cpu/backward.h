@@ -56,13 +56,13 @@ Matrix<T> weight_hr(const LayerBackward<T>& p) {
 }
 
 template <typename T>
-void pack_backward(const LayerShape& s, const LayerWeights<T>& w, T* out) {
+void pack_backward(const LayerShape& s, const LayerWeights<T>& w, const Share& share, T* out) {
   if (s.parts) {
-    pack_split(w.weight_hh, split_matrix<T>(s, nullptr, s.P), out);
+    pack_split(w.weight_hh, split_matrix<T>(s, nullptr, s.P), share, out);
   } else {
-    pack_columns(w.weight_hh, 4 * s.H, s.P, out);
+    pack_columns(w.weight_hh, 4 * s.H, s.P, share, out);
   }
-  if (s.projected) pack_columns(w.weight_hr, s.P, s.H, out + packed_hh_size<T>(s));
+  if (s.projected) pack_columns(w.weight_hr, s.P, s.H, share, out + packed_hh_size<T>(s));
 }
 
 // The rows [begin, end) of the batch at one step, and the panels of columns of W_hh that are
@@ -257,9 +257,9 @@ int64_t input_grad_weights_size(const LayerShape& s) {
 }
 
 template <typename T>
-void pack_input_grad(const LayerShape& s, const T* weight_ih, T* out) {
-  if (s.parts) return pack_split(weight_ih, split_matrix<T>(s, nullptr, s.I), out);
-  pack_columns(weight_ih, 4 * s.H, s.I, out);
+void pack_input_grad(const LayerShape& s, const T* weight_ih, const Share& share, T* out) {
+  if (s.parts) return pack_split(weight_ih, split_matrix<T>(s, nullptr, s.I), share, out);
+  pack_columns(weight_ih, 4 * s.H, s.I, share, out);
 }
 
 INLINE int64_t step_grad_panels(int64_t C) { return ceil_div(C, kPanel<float>); }

@@ -114,10 +114,10 @@ INLINE void pack_blocks(const LayerShape& s, const E* w, int64_t K, int64_t u, i
 
 // From weights as memory has them: bfloat16 ones are widened, which changes none.
 template <typename E, typename T = Computed<E>>
-void pack_forward(const LayerShape& s, const LayerWeights<E>& w, T* out) {
+void pack_forward(const LayerShape& s, const LayerWeights<E>& w, const Share& share, T* out) {
   const Groups<T> groups(s);
   const int64_t tail_h = tail(s, s.P), tail_x = tail(s, s.I);
-  for (int64_t i = 0; i < groups.count; ++i) {
+  for (int64_t i = share.begin(groups.count); i < share.end(groups.count); ++i) {
     const int64_t u = groups.unit(i);
     const int vectors = groups.vectors(u);
     const int64_t lanes = groups.units_of(vectors), width = 4 * lanes, units = min(lanes, s.H - u);
@@ -150,7 +150,9 @@ void pack_forward(const LayerShape& s, const LayerWeights<E>& w, T* out) {
       pack_blocks(s, w.weight_ih, s.I, u, vectors, of_x);
     }
   }
-  if (s.projected) pack_transposed_columns(w.weight_hr, s.H, s.P, out + all_groups_size<T>(s));
+  if (s.projected) {
+    pack_transposed_columns(w.weight_hr, s.H, s.P, share, out + all_groups_size<T>(s));
+  }
 }
 
 // The rows [begin, end) of the batch at one step, and the units that are computed for them.

@@ -13,10 +13,10 @@ template <typename T>
 class PackedWeights {
  public:
   // Those of p for calls of its shape.parts, of any number of rows and steps.
-  PackedWeights(const Kernels& kernels, const StackForward<T>& p)
+  PackedWeights(const Kernels& kernels, const StackForward<T>& p, const Threads& threads)
       : memory_(lay_out(kernels, p.shape, nullptr)) {
     lay_out(kernels, p.shape, memory_.get());
-    for (size_t i = 0; i < pieces_.size(); ++i) pack_weights(kernels, p, i, pieces_[i]);
+    pack_weights(kernels, p, 0, pieces_.size(), pieces_.data(), threads);
   }
 
   // As StackForward::packed.
@@ -59,7 +59,7 @@ class KeptWeights {
     lstm_fast::plan(kernels, p, threads);
     const bool is_packed = !p.plain && packed_[p.shape.parts].load();
     if (!is_packed && !p.bfloat16_weights) p.weights = weights();
-    p.packed = p.plain ? nullptr : packed(kernels, p).pieces();
+    p.packed = p.plain ? nullptr : packed(kernels, p, threads).pieces();
   }
 
  private:
@@ -71,10 +71,11 @@ class KeptWeights {
     return kind_ == Ordinary;
   }
 
-  const PackedWeights<T>& packed(const Kernels& kernels, const StackForward<T>& p) {
+  const PackedWeights<T>& packed(const Kernels& kernels, const StackForward<T>& p,
+                                 const Threads& threads) {
     std::atomic<const PackedWeights<T>*>& kept = packed_[p.shape.parts];
     if (!kept.load()) {
-      const auto* made = new PackedWeights<T>(kernels, p);
+      const auto* made = new PackedWeights<T>(kernels, p, threads);
       const PackedWeights<T>* none = nullptr;
       if (!kept.compare_exchange_strong(none, made)) delete made;
     }

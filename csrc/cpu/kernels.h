@@ -142,9 +142,10 @@ struct LayerKernels {
   void (*activations)(const T* x, int64_t n, T* sigmoid, T* tanh);
 
   int64_t (*forward_weights_size)(const LayerShape&);
-  void (*pack_forward)(const LayerShape&, const LayerWeights<T>&, T* packed);
+  void (*pack_forward)(const LayerShape&, const LayerWeights<T>&, const Share&, T* packed);
   // Likewise of weights that are bfloat16 numbers in memory. Null but for float32.
-  void (*pack_forward_bfloat16)(const LayerShape&, const LayerWeights<BFloat16>&, T* packed);
+  void (*pack_forward_bfloat16)(const LayerShape&, const LayerWeights<BFloat16>&, const Share&,
+                                T* packed);
   // `scratch` of forward_scratch(shape, b1 - b0) elements, of each member's own.
   int64_t (*forward_scratch)(const LayerShape&, int64_t rows);
   int64_t (*forward_input_sums)(const LayerShape&);
@@ -162,13 +163,13 @@ struct LayerKernels {
   void (*recompute_rows)(const LayerRecompute<T>&, int64_t n0, int64_t n1, T* scratch);
 
   int64_t (*backward_weights_size)(const LayerShape&);
-  void (*pack_backward)(const LayerShape&, const LayerWeights<T>&, T* packed);
+  void (*pack_backward)(const LayerShape&, const LayerWeights<T>&, const Share&, T* packed);
   // `scratch` of backward_scratch(shape, b1 - b0) elements, of each member's own.
   int64_t (*backward_scratch)(const LayerShape&, int64_t rows);
   void (*backward_rows)(const LayerBackward<T>&, int64_t b0, int64_t b1, TeamMember&, T* scratch);
 
   int64_t (*input_grad_weights_size)(const LayerShape&);
-  void (*pack_input_grad)(const LayerShape&, const T* weight_ih, T* packed);
+  void (*pack_input_grad)(const LayerShape&, const T* weight_ih, const Share&, T* packed);
   // `scratch` of input_grad_scratch(shape) elements.
   int64_t (*input_grad_scratch)(const LayerShape&);
   void (*input_grad_rows)(const InputGrad<T>&, int64_t b0, int64_t b1, T* scratch);

@@ -1,6 +1,8 @@
-// Matrices laid out for the register tile (tile.h): panels of kPanel columns, [K][width] each.
+// Matrices laid out for the register tile (tile.h): panels of kPanel columns, [K][width] each. All
+// shares of a matrix together write it.
 #pragma once
 
+#include "tasks.h"
 #include "tile.h"
 
 namespace lstm_fast {
@@ -60,8 +62,8 @@ INLINE void pack_panel(const T* m, int64_t stride, int64_t row0, int64_t row1, i
 // Packs m [K, C]. Row by row, as memory has them: where no cache holds them, a core's prefetchers
 // bring them in time.
 template <typename T>
-void pack_columns(const T* m, int64_t K, int64_t C, T* out) {
-  for (int64_t k = 0; k < K; ++k) {
+void pack_columns(const T* m, int64_t K, int64_t C, const Share& share, T* out) {
+  for (int64_t k = share.begin(K); k < share.end(K); ++k) {
     for (int64_t column = 0; column < C; column += kPanel<T>) {
       const int64_t width = panel_vectors<T>(C, column) * kLanes<T>;
       pack_panel(m, C, k, k + 1, C, column, out + K * column + k * width);
@@ -119,19 +121,22 @@ INLINE void transpose_columns(const E* m, int64_t stride, int64_t rows, int64_t 
   transpose_columns(m, stride, rows, K, out, step, lanes_out, nothing);
 }
 
-// out[C, R] = m[R, C]^T, with rows of m `stride` apart.
+// out[C, R] = m[R, C]^T, with rows of m `stride` and of out `out_stride` apart.
 template <typename T>
-INLINE void transpose_matrix(const T* m, int64_t stride, int64_t R, int64_t C, T* out) {
+INLINE void transpose_matrix(const T* m, int64_t stride, int64_t R, int64_t C, T* out,
+                             int64_t out_stride) {
   for (int64_t r = 0; r < R; r += kLanes<T>) {
-    transpose_columns(m + r * stride, stride, R - r, C, out + r, R, R - r);
+    transpose_columns(m + r * stride, stride, R - r, C, out + r, out_stride, R - r);
   }
 }
 
 // Packs the transpose of m [C, K].
 template <typename E, typename T = Computed<E>>
-void pack_transposed_columns(const E* m, int64_t K, int64_t C, T* out) {
+void pack_transposed_columns(const E* m, int64_t K, int64_t C, const Share& share, T* out) {
   constexpr int lanes = kLanes<T>;
-  for (int64_t column = 0; column < C; column += lanes) {
+  const int64_t vectors = ceil_div(C, lanes);
+  for (int64_t v = share.begin(vectors); v < share.end(vectors); ++v) {
+    const int64_t column = v * lanes;
     const int64_t panel = column / kPanel<T> * kPanel<T>;
     const int64_t width = panel_vectors<T>(C, panel) * lanes;
     transpose_columns(m + column * K, K, C - column, K, out + K * panel + (column - panel), width,

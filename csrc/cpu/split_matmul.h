@@ -28,23 +28,24 @@ struct SplitMatrix {
   INLINE const T* blocks(int64_t i) const { return panel(i) + tail() * kPanel<T>; }
 };
 
-// Packs m [K, C] to out, of SplitMatrix::size elements.
+// Packs a share of the panels of m [K, C] to out, of SplitMatrix::size elements.
 template <typename T>
-void pack_split(const T* m, const SplitMatrix<T>& shape, T* out) {
+void pack_split(const T* m, const SplitMatrix<T>& shape, const Share& share, T* out) {
   if constexpr (kUnit<T> != Bf16Unit::None) {
-    const int64_t K = shape.K, C = shape.C, tail = shape.tail();
+    const int64_t K = shape.K, C = shape.C, tail = shape.tail(), panels = shape.all_panels().size();
     const NoBackground background;
-    for (int64_t i = 0; i < shape.all_panels().size(); ++i, out += shape.panel_size()) {
+    for (int64_t i = share.begin(panels); i < share.end(panels); ++i) {
+      T* panel = out + i * shape.panel_size();
       const int64_t column = i * kPanel<T>, columns = min(kPanel<T>, C - column);
       for (int64_t k = 0; k < tail; ++k) {
         const T* row = m + (K - tail + k) * C + column;
         for (int v = 0; v < kTileVectors; ++v) {
           const int64_t c = v * kLanes<T>;
-          store(out + k * kPanel<T> + c, columns > c ? load(row + c, columns - c) : Vec<T>{});
+          store(panel + k * kPanel<T> + c, columns > c ? load(row + c, columns - c) : Vec<T>{});
         }
       }
       pack_split_panel(m + column, C, K, columns, split_blocks(K), shape.parts,
-                       out + tail * kPanel<T>, background);
+                       panel + tail * kPanel<T>, background);
     }
   }
 }

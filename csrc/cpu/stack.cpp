@@ -243,8 +243,10 @@ void recompute_gates(const LayerKernels<T>& k, const StackBackward<T>& p,
     }
     return forward_single_step(k, s, steps, weights, team);
   }
-  run(team, s.D,
-      [&](int64_t d) { k.pack_forward(layers[d].shape, weights[d], plan.forward_weights[d]); });
+  const int64_t bytes = s.D * k.forward_weights_size(layers[0].shape) * sizeof(T);
+  run_packing(team, s.D, bytes, [&](int64_t d, const Share& share) {
+    k.pack_forward(layers[d].shape, weights[d], share, plan.forward_weights[d]);
+  });
   const int64_t N = saved.N(), parts = std::max<int64_t>(1, team.count / s.D);
   run(team, s.D * parts, [&](int64_t task) {
     const int64_t i = task % parts;
@@ -325,14 +327,20 @@ bool is_ordinary(const Kernels& kernels, const T* m, int64_t n) {
 }  // namespace
 
 template <typename T>
-void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t i, T* packed) {
+void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t begin, int64_t end,
+                  T* const* packed, const Threads& threads) {
   const LayerKernels<T>& k = kernels.of(T());
-  const LayerShape layer = p.shape.layer(i / p.shape.D, i % p.shape.D);
-  if (p.bfloat16_weights) {
-    k.pack_forward_bfloat16(layer, p.bfloat16_weights[i], packed);
-  } else {
-    k.pack_forward(layer, p.weights[i], packed);
-  }
+  const auto layer = [&](int64_t i) { return p.shape.layer(i / p.shape.D, i % p.shape.D); };
+  int64_t size = 0;
+  for (int64_t i = begin; i < end; ++i) size += k.forward_weights_size(layer(i));
+  run_packing(threads, end - begin, size * sizeof(T), [&](int64_t item, const Share& share) {
+    const int64_t i = begin + item;
+    if (p.bfloat16_weights) {
+      k.pack_forward_bfloat16(layer(i), p.bfloat16_weights[i], share, packed[i]);
+    } else {
+      k.pack_forward(layer(i), p.weights[i], share, packed[i]);
+    }
+  });
 }
 
 template <typename T>
@@ -444,12 +452,7 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
   const Division& division = plan.division;
   for (int64_t l0 = 0; l0 < s.L; l0 += plan.layers_per_stage) {
     const int64_t l1 = l0 + plan.layers_per_stage;
-    if (!p.packed) {
-      run(team, plan.layers_per_stage * s.D, [&](int64_t task) {
-        const int64_t i = l0 * s.D + task;
-        pack_weights(kernels, p, i, plan.packed[i]);
-      });
-    }
+    if (!p.packed) pack_weights(kernels, p, l0 * s.D, l1 * s.D, plan.packed.data(), team);
     std::vector<Team> teams = make_teams(s, division);
     run(team, s.D * division.tasks(), [&](int64_t task) {
       const int64_t i = task / division.members, d = i / division.teams;
@@ -484,10 +487,13 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
 
     if (p.recompute_gates) recompute_gates(k, p, plan, l, team);
     if (!p.plain) {
-      run(team, s.D, [&](int64_t d) {
+      const LayerShape layer = s.layer(l, 0);
+      const int64_t of_x = grad_x ? k.input_grad_weights_size(layer) : 0;
+      const int64_t bytes = s.D * (k.backward_weights_size(layer) + of_x) * sizeof(T);
+      run_packing(team, s.D, bytes, [&](int64_t d, const Share& share) {
         const LayerWeights<T>& weights = p.weights[l * s.D + d];
-        k.pack_backward(s.layer(l, d), weights, plan.recurrent_weights[d]);
-        if (grad_x) k.pack_input_grad(s.layer(l, d), weights.weight_ih, plan.input_weights[d]);
+        k.pack_backward(layer, weights, share, plan.recurrent_weights[d]);
+        if (grad_x) k.pack_input_grad(layer, weights.weight_ih, share, plan.input_weights[d]);
       });
     }
 
@@ -566,8 +572,10 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   }
 }
 
-template void pack_weights(const Kernels&, const StackForward<float>&, int64_t, float*);
-template void pack_weights(const Kernels&, const StackForward<double>&, int64_t, double*);
+template void pack_weights(const Kernels&, const StackForward<float>&, int64_t, int64_t,
+                           float* const*, const Threads&);
+template void pack_weights(const Kernels&, const StackForward<double>&, int64_t, int64_t,
+                           double* const*, const Threads&);
 template bool ordinary_weights(const Kernels&, const StackShape&, const LayerWeights<float>*);
 template bool ordinary_weights(const Kernels&, const StackShape&, const LayerWeights<double>*);
 template bool takes_plain_step(const Kernels&, const StackForward<float>&, const Threads&);

@@ -67,9 +67,10 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads);
 template <typename T>
 void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads);
 
-// Packs the weights of a layer and direction, i-th in [L][D].
+// Packs the weights of the layers and directions [begin, end) of [L][D], each to its packed[i].
 template <typename T>
-void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t i, T* packed);
+void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t begin, int64_t end,
+                  T* const* packed, const Threads& threads);
 
 // Whether products of these weights [L][D] can be made of several parts, where there is a unit for
 // them.

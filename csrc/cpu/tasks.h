@@ -42,6 +42,35 @@ void run(const Threads& threads, int64_t tasks, const F& f) {
 // Item i of [0, size) cut into `parts`: [begin(i), begin(i + 1)).
 LSTM_FAST_INLINE int64_t part(int64_t size, int64_t parts, int64_t i) { return size * i / parts; }
 
+// A share of work that is cut into some: item i of [0, size) is in one of them.
+class Share {
+ public:
+  LSTM_FAST_INLINE Share(int64_t index, int64_t shares) : index_(index), shares_(shares) {}
+
+  LSTM_FAST_INLINE int64_t begin(int64_t size) const { return first(size, index_); }
+  LSTM_FAST_INLINE int64_t end(int64_t size) const { return first(size, index_ + 1); }
+
+ private:
+  // Divisions would be felt in steps of a row and a few units, which are of one share.
+  LSTM_FAST_INLINE int64_t first(int64_t size, int64_t i) const {
+    return shares_ == 1 ? size * i : size * i / shares_;
+  }
+
+  int64_t index_, shares_;
+};
+
+// Packing so many bytes takes a thread about as long as fork and join.
+constexpr int64_t kPackedBytesPerThread = 1 << 16;
+
+// Calls f(item, Share) for shares of the items that together are all of them, and `bytes` to pack.
+template <typename F>
+void run_packing(const Threads& threads, int64_t items, int64_t bytes, const F& f) {
+  const int64_t shares =
+      std::max<int64_t>(1, std::min(threads.count, bytes / kPackedBytesPerThread));
+  const Threads used{shares, threads.run};
+  run(used, items * shares, [&](int64_t task) { f(task / shares, Share(task % shares, shares)); });
+}
+
 // Hands out pieces of a workspace on cache lines. From a null base it only measures.
 template <typename T>
 class Arena {

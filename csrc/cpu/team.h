@@ -3,7 +3,7 @@
 
 #include <sched.h>
 
-#include "../lstm.h"
+#include "tasks.h"
 
 namespace lstm_fast {
 
@@ -48,23 +48,6 @@ class Team {
   int64_t size_;
   Counter taken_[kMostMembers];  // rounds in which a share has been taken
   Counter done_;                 // shares of all rounds
-};
-
-// A share of the units or rows of a team's work: item i of [0, size) is in one of the shares.
-class Share {
- public:
-  LSTM_FAST_INLINE Share(int64_t index, int64_t shares) : index_(index), shares_(shares) {}
-
-  LSTM_FAST_INLINE int64_t begin(int64_t size) const { return first(size, index_); }
-  LSTM_FAST_INLINE int64_t end(int64_t size) const { return first(size, index_ + 1); }
-
- private:
-  // Divisions would be felt in steps of a row and a few units, which are of one share.
-  LSTM_FAST_INLINE int64_t first(int64_t size, int64_t i) const {
-    return shares_ == 1 ? size * i : size * i / shares_;
-  }
-
-  int64_t index_, shares_;
 };
 
 // A thread's place in a team; without one (null) it works alone.

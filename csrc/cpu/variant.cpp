@@ -180,7 +180,11 @@ void variant_forward(const Kernels& kernels, VariantForward<T> p, const Threads&
   const ForwardPlan<T> plan(k, p, threads, workspace);
   p.shape = plan.shape;
   p.packed = plan.packed;
-  k.variant.pack_forward(p.shape, p.plain, plan.packed);
+  const int64_t bytes = k.variant.forward_weights_size(p.shape) * sizeof(T);
+  const Threads team{threads_for(step_flops(p.shape), threads), threads.run};
+  run_packing(team, 1, bytes, [&](int64_t, const Share& share) {
+    k.variant.pack_forward(p.shape, p.plain, share, plan.packed);
+  });
   run(Threads{plan.slices.count(), threads.run}, plan.slices.count(), [&](int64_t task) {
     k.variant.forward_rows(p, plan.slices.begin(task), plan.slices.end(task),
                            plan.scratch + task * plan.scratch_size);
@@ -202,7 +206,10 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
   const int64_t N = s.steps.total();
   const Threads team{plan.threads, threads.run};
 
-  k.variant.pack_backward(plan.shape, p.plain, plan.packed);
+  const int64_t bytes = k.variant.backward_weights_size(plan.shape) * sizeof(T);
+  run_packing(team, 1, bytes, [&](int64_t, const Share& share) {
+    k.variant.pack_backward(plan.shape, p.plain, share, plan.packed);
+  });
   p.rows.shape = plan.shape;
   p.rows.packed = plan.packed;
   p.rows.grad_gates = plan.grad_gates;
@@ -221,7 +228,10 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
     input.shape = input_grad_shape(k, s);
     input.directions = 1;
     input.packed = true;
-    k.pack_input_grad(input.shape, p.plain.weight_ih, plan.packed_input);
+    const int64_t bytes = k.input_grad_weights_size(input.shape) * sizeof(T);
+    run_packing(team, 1, bytes, [&](int64_t, const Share& share) {
+      k.pack_input_grad(input.shape, p.plain.weight_ih, share, plan.packed_input);
+    });
     input.weights[0] = plan.packed_input;
     input.grad_gates[0] = plan.grad_ih;
     input.grad_x = p.grad_x;

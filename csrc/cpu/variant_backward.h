@@ -34,14 +34,15 @@ int64_t variant_backward_weights_size(const VariantShape& s) {
 }
 
 template <typename T>
-void variant_pack_backward(const VariantShape& s, const LayerWeights<T>& weights, T* out) {
+void variant_pack_backward(const VariantShape& s, const LayerWeights<T>& weights,
+                           const Share& share, T* out) {
   const VariantBackwardWeights<T> w(s, out);
   if (w.hh.parts) {
-    pack_split(weights.weight_hh, w.hh.split(), out);
+    pack_split(weights.weight_hh, w.hh.split(), share, out);
   } else {
-    pack_columns(weights.weight_hh, w.hh.K, w.hh.C, out);
+    pack_columns(weights.weight_hh, w.hh.K, w.hh.C, share, out);
   }
-  if (s.projected) pack_columns(weights.weight_hr, w.hr.K, w.hr.C, out + w.hh.size());
+  if (s.projected) pack_columns(weights.weight_hr, w.hr.K, w.hr.C, share, out + w.hh.size());
 }
 
 // Pieces of the scratch of a slice.

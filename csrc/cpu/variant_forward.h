@@ -33,22 +33,30 @@ int64_t variant_forward_weights_size(const VariantShape& s) {
          (s.parts ? 4 * s.H * max(s.I, s.P) : 0);
 }
 
-// Packs the transpose of m [C, K].
+// Packs a share of the transpose of m [C, K]. `spare` has room for all of it; shares use the
+// columns that are theirs.
 template <typename T>
-INLINE void pack_transposed(const T* m, const Operand<T>& operand, T* out, T* spare) {
-  if (!operand.parts) return pack_transposed_columns(m, operand.K, operand.C, out);
-  transpose_matrix(m, operand.K, operand.C, operand.K, spare);
-  pack_split(spare, operand.split(), out);
+INLINE void pack_transposed(const T* m, const Operand<T>& operand, const Share& share, T* out,
+                            T* spare) {
+  const int64_t K = operand.K, C = operand.C;
+  if (!operand.parts) return pack_transposed_columns(m, K, C, share, out);
+  const SplitMatrix<T> split = operand.split();
+  const int64_t panels = split.all_panels().size();
+  const int64_t begin = share.begin(panels) * kPanel<T>;
+  const int64_t end = min(C, share.end(panels) * kPanel<T>);
+  transpose_matrix(m + begin * K, K, end - begin, K, spare + begin, C);
+  pack_split(spare, split, share, out);
 }
 
 template <typename T>
-void variant_pack_forward(const VariantShape& s, const LayerWeights<T>& weights, T* out) {
+void variant_pack_forward(const VariantShape& s, const LayerWeights<T>& weights, const Share& share,
+                          T* out) {
   const VariantForwardWeights<T> w(s, out);
   T *hh = out + w.ih.size(), *hr = hh + w.hh.size();
   T* spare = hr + (s.projected ? w.hr.size() : 0);
-  pack_transposed(weights.weight_ih, w.ih, out, spare);
-  pack_transposed(weights.weight_hh, w.hh, hh, spare);
-  if (s.projected) pack_transposed(weights.weight_hr, w.hr, hr, spare);
+  pack_transposed(weights.weight_ih, w.ih, share, out, spare);
+  pack_transposed(weights.weight_hh, w.hh, share, hh, spare);
+  if (s.projected) pack_transposed(weights.weight_hr, w.hr, share, hr, spare);
 }
 
 // Rows that the input product is made for at a time, where they are contiguous: few enough for

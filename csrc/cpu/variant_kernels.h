@@ -8,13 +8,13 @@ namespace lstm_fast {
 template <typename T>
 struct VariantKernels {
   int64_t (*forward_weights_size)(const VariantShape&);
-  void (*pack_forward)(const VariantShape&, const LayerWeights<T>&, T* packed);
+  void (*pack_forward)(const VariantShape&, const LayerWeights<T>&, const Share&, T* packed);
   // `scratch` of forward_scratch(shape, b1 - b0, save) elements.
   int64_t (*forward_scratch)(const VariantShape&, int64_t rows, bool save);
   void (*forward_rows)(const VariantForward<T>&, int64_t b0, int64_t b1, T* scratch);
 
   int64_t (*backward_weights_size)(const VariantShape&);
-  void (*pack_backward)(const VariantShape&, const LayerWeights<T>&, T* packed);
+  void (*pack_backward)(const VariantShape&, const LayerWeights<T>&, const Share&, T* packed);
   int64_t (*backward_scratch)(const VariantShape&, int64_t rows);
   void (*backward_rows)(const VariantBackward<T>&, int64_t b0, int64_t b1, T* scratch);
 

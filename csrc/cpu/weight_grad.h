@@ -158,9 +158,10 @@ INLINE void write_gate_weight_grad(const WeightGrad<T>& p, int64_t column, const
   const int64_t columns = min(width, 4 * s.H - column);
   const T* bias = sums + (s.I + s.P) * width;
   const LayerWeightGrads<T>& grads = p.grads;
-  if (grads.weight_ih) transpose_matrix(sums, width, s.I, columns, grads.weight_ih + column * s.I);
+  if (grads.weight_ih)
+    transpose_matrix(sums, width, s.I, columns, grads.weight_ih + column * s.I, s.I);
   if (grads.weight_hh) {
-    transpose_matrix(sums + s.I * width, width, s.P, columns, grads.weight_hh + column * s.P);
+    transpose_matrix(sums + s.I * width, width, s.P, columns, grads.weight_hh + column * s.P, s.P);
   }
   if (grads.bias_ih) copy_row(bias, grads.bias_ih + column, columns);
   if (grads.bias_hh) copy_row(bias, grads.bias_hh + column, columns);
