@@ -61,6 +61,8 @@ PROBLEMS = [
     Problem(T=6, B=7, I=2, H=50, L=3, D=2, states=False),
     Problem(T=3, B=9, I=100, H=100, L=2),
     Problem(T=150, B=2, I=5, H=20),  # more rows than a block of the weight gradients
+    Problem(T=70, B=23, I=5, H=21, L=2, D=2),  # than a chunk, like the next one
+    Problem(T=40, B=60, I=3, H=13, P=6, lengths=[40] * 20 + list(range(40, 0, -1))),
     Problem(T=5, B=6, I=4, H=16, P=1, L=2, D=2),
     Problem(T=5, B=6, I=4, H=33, P=19, L=2),
     Problem(T=9, B=5, I=7, H=31, L=2, D=2, lengths=[9, 9, 4, 2, 1]),
@@ -98,6 +100,7 @@ SPREAD = [
     Problem(T=20, B=29, I=8, H=40, L=2),
     Problem(T=20, B=13, I=40, H=48, D=2, P=17),
     Problem(T=4, B=20, I=100, H=150, P=40, L=2),
+    Problem(T=90, B=20, I=7, H=20, P=18, D=2),
     Problem(T=30, B=9, I=50, H=64, L=2, D=2, lengths=[30, 29, 29, 20, 20, 12, 11, 5, 1]),
     Problem(T=5, B=3, I=40, H=390, L=2),
     Problem(T=4, B=4, I=30, H=401, D=2, lengths=[4, 3, 3, 1]),
@@ -158,6 +161,7 @@ FOR_THE_UNIT = [
     Problem(T=4, B=35, I=1, H=64, L=2, D=2),
     Problem(T=3, B=50, I=100, H=33, biases=False),
     Problem(T=40, B=17, I=45, H=77),
+    Problem(T=61, B=17, I=30, H=40, L=2),  # several chunks of the weight gradients
     Problem(T=6, B=20, I=60, H=70, P=40, L=2),
     Problem(T=7, B=24, I=65, H=100, L=2, lengths=[7] * 9 + [5] * 8 + [2, 2, 2, 1, 1, 1, 1]),
     Problem(T=4, B=16, I=45, H=200),  # by two threads in a team, like the next one

@@ -186,9 +186,11 @@ def test_kernels(case: Case, dtype: torch.dtype, isa: str):
 # Large enough for work to be spread over threads (tasks.h).
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", ["norm_projected", "all"])
-def test_slices_do_not_change_a_bit(name: str, isa: str):
-    lengths = (12, 11, 11, 8, 8, 7, 6, 5, 1) if CASES[name].lengths else None
-    case = replace(CASES[name], T=12, B=9, H=96, I=90, lengths=lengths, dtype=torch.float32)
+@pytest.mark.parametrize(("T", "H", "I"), [(12, 96, 90), (144, 30, 9)])
+def test_slices_do_not_change_a_bit(T: int, H: int, I: int, name: str, isa: str):  # noqa: E741
+    lengths = tuple(T * n // 12 for n in (12, 11, 11, 8, 8, 7, 6, 5, 1))
+    lengths_of_case = lengths if CASES[name].lengths else None
+    case = replace(CASES[name], T=T, B=9, H=H, I=I, lengths=lengths_of_case, dtype=torch.float32)
     args, coefficients, _ = solved(case)
     whole = run_kernels(args, coefficients, isa=isa)
     for slices in (2, 3, 8):
@@ -220,6 +222,7 @@ FOR_THE_UNIT = {
     "projected": Case(T=5, B=20, I=33, H=50, P=40, zone="mask", reverse=True),
     "packed": Case(B=20, I=45, H=77, lengths=(7,) * 9 + (5,) * 8 + (2, 1, 1)),
     "over all steps alone": Case(T=30, B=5, I=70, H=80, norm=True),
+    "in several chunks": Case(T=60, B=20, I=40, H=30),
 }
 
 

@@ -109,6 +109,7 @@ struct WeightGrad {
   const T* h0;           // [B, P], or null for zeros
   const T* y;            // [N, P], rows y_stride apart
   int64_t y_stride;
+  T* sums;  // weight_grad_sums(shape) elements, which weight_grad leaves to add_chunks
   LayerWeightGrads<E> grads;
 };
 
@@ -121,10 +122,11 @@ struct StepKernels {
   // As LayerKernels::forward_step.
   void (*forward)(const LayerForward<T>&, const LayerWeights<BFloat16>&, int64_t b0, int64_t b1,
                   int64_t u0, int64_t u1, T* scratch);
-  // For panels of columns of w.
+  // Panels of so many columns.
   int64_t (*grad_panels)(int64_t C);
+  // For panels of columns of w.
   void (*grad)(const StepGrad<T, BFloat16>&, int64_t panel0, int64_t panel1, T* scratch);
-  // Of a layer without a projection; for panels as of weight_grad.
+  // Of a layer without a projection; for panels of columns of grad_gates.
   void (*weight_grad)(const WeightGrad<T, BFloat16>&, int64_t panel0, int64_t panel1, T* scratch);
 };
 
@@ -174,11 +176,17 @@ struct LayerKernels {
   int64_t (*input_grad_scratch)(const LayerShape&);
   void (*input_grad_rows)(const InputGrad<T>&, int64_t b0, int64_t b1, T* scratch);
 
-  // Column panels of the product that gives all weight gradients; a range of them can be computed
-  // by a thread of its own, in `scratch` of weight_grad_scratch(shape) elements.
-  int64_t (*weight_grad_panels)(const LayerShape&);
+  // Strips of columns of the product that gives all weight gradients, and chunks of rows that it is
+  // a sum over; a range of strips of a chunk can be computed by a thread of its own, in `scratch`
+  // of weight_grad_scratch(shape) elements. If there are several chunks, add_chunks follows, for
+  // ranges of strips likewise.
+  int64_t (*weight_grad_strips)(const LayerShape&);
+  int64_t (*weight_grad_chunks)(const LayerShape&);
+  int64_t (*weight_grad_sums)(const LayerShape&);
   int64_t (*weight_grad_scratch)(const LayerShape&);
-  void (*weight_grad)(const WeightGrad<T>&, int64_t panel0, int64_t panel1, T* scratch);
+  void (*weight_grad)(const WeightGrad<T>&, int64_t chunk, int64_t strip0, int64_t strip1,
+                      T* scratch);
+  void (*add_chunks)(const WeightGrad<T>&, int64_t strip0, int64_t strip1);
 
   StepKernels<T> bfloat16_step;
   VariantKernels<T> variant;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "plan.h"
+#include "run_weight_grads.h"
 
 namespace lstm_fast {
 namespace {
@@ -102,6 +103,7 @@ struct BackwardPlan {
                           // took a single step,
   T* state[2];            // [B, P + 2H]
   T* zeros;               // [P]
+  T* weight_sums[2];      // of the gradients of weights
   T* scratch;             // one piece a thread
   int64_t scratch_size;   // of a piece
   Threads threads;
@@ -138,6 +140,10 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
     plan.recurrent_weights[d] = plan.forward_weights[d] = arena.take(weights);
     if (!p.plain && (s.L > 1 || p.grad_x))
       plan.input_weights[d] = arena.take(k.input_grad_weights_size(widest));
+    if (p.grad_weights) {
+      const int64_t of_inner = s.L > 1 ? k.weight_grad_sums(s.layer(1, d)) : 0;
+      plan.weight_sums[d] = arena.take(std::max(of_inner, k.weight_grad_sums(s.layer(0, d))));
+    }
   }
   plan.threads = threads_of(s, Pass::Backward, threads);
   plan.division = divide(s, Pass::Backward, plan.threads, sizeof(T));
@@ -244,7 +250,7 @@ void recompute_gates(const LayerKernels<T>& k, const StackBackward<T>& p,
     return forward_single_step(k, s, steps, weights, team);
   }
   const int64_t bytes = s.D * k.forward_weights_size(layers[0].shape) * sizeof(T);
-  run_packing(team, s.D, bytes, [&](int64_t d, const Share& share) {
+  run_shares(team, s.D, bytes, [&](int64_t d, const Share& share) {
     k.pack_forward(layers[d].shape, weights[d], share, plan.forward_weights[d]);
   });
   const int64_t N = saved.N(), parts = std::max<int64_t>(1, team.count / s.D);
@@ -290,7 +296,7 @@ void bfloat16_step_grads(const LayerKernels<T>& k, const StackBackward<T>& p,
   };
   const int64_t panels_x = grad_x ? step.grad_panels(I) : 0;
   const int64_t panels_h = p.grad_h0 ? step.grad_panels(s.P) : 0;
-  const int64_t panels_w = p.bfloat16_grad_weights ? k.weight_grad_panels(s.layer(l, 0)) : 0;
+  const int64_t panels_w = p.bfloat16_grad_weights ? step.grad_panels(4 * s.H) : 0;
   const int64_t all = panels_x + s.D * (panels_h + panels_w);
   run(team, team.count, [&](int64_t task) {
     T* scratch = plan.scratch + task * plan.scratch_size;
@@ -333,7 +339,7 @@ void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t begi
   const auto layer = [&](int64_t i) { return p.shape.layer(i / p.shape.D, i % p.shape.D); };
   int64_t size = 0;
   for (int64_t i = begin; i < end; ++i) size += k.forward_weights_size(layer(i));
-  run_packing(threads, end - begin, size * sizeof(T), [&](int64_t item, const Share& share) {
+  run_shares(threads, end - begin, size * sizeof(T), [&](int64_t item, const Share& share) {
     const int64_t i = begin + item;
     if (p.bfloat16_weights) {
       k.pack_forward_bfloat16(layer(i), p.bfloat16_weights[i], share, packed[i]);
@@ -490,7 +496,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       const LayerShape layer = s.layer(l, 0);
       const int64_t of_x = grad_x ? k.input_grad_weights_size(layer) : 0;
       const int64_t bytes = s.D * (k.backward_weights_size(layer) + of_x) * sizeof(T);
-      run_packing(team, s.D, bytes, [&](int64_t d, const Share& share) {
+      run_shares(team, s.D, bytes, [&](int64_t d, const Share& share) {
         const LayerWeights<T>& weights = p.weights[l * s.D + d];
         k.pack_backward(layer, weights, share, plan.recurrent_weights[d]);
         if (grad_x) k.pack_input_grad(layer, weights.weight_ih, share, plan.input_weights[d]);
@@ -545,29 +551,25 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
     }
 
     if (p.grad_weights) {
-      const int64_t panels = k.weight_grad_panels(s.layer(l, 0));
-      run(team, team.count, [&](int64_t task) {
-        int64_t begin = part(s.D * panels, team.count, task);
-        const int64_t end = part(s.D * panels, team.count, task + 1);
-        while (begin < end) {
-          const int64_t d = begin / panels, i = l * s.D + d, stop = std::min(end, (d + 1) * panels);
-          WeightGrad<T> weight{};
-          weight.shape = s.layer(l, d);
-          weight.grad_gates = plan.grad_gates[d];
-          weight.grad_hidden = plan.grad_hidden[d];
-          if (s.projected) {
-            weight.hidden = p.recompute_gates ? plan.hidden[d] : p.saved + saved.hidden(l, d);
-          }
-          weight.x = l ? p.saved + saved.output(l - 1) : p.x;
-          weight.h0 = offset(p.h0, i * B * s.P);
-          weight.y = (l == s.L - 1 ? p.y : p.saved + saved.output(l)) + d * s.P;
-          weight.y_stride = width;
-          weight.grads = p.grad_weights[i];
-          k.weight_grad(weight, begin - d * panels, stop - d * panels,
-                        plan.scratch + task * plan.scratch_size);
-          begin = stop;
+      const auto weight_grad_of = [&](int64_t d) {
+        const int64_t i = l * s.D + d;
+        WeightGrad<T> weight{};
+        weight.shape = s.layer(l, d);
+        weight.grad_gates = plan.grad_gates[d];
+        weight.grad_hidden = plan.grad_hidden[d];
+        if (s.projected) {
+          weight.hidden = p.recompute_gates ? plan.hidden[d] : p.saved + saved.hidden(l, d);
         }
-      });
+        weight.x = l ? p.saved + saved.output(l - 1) : p.x;
+        weight.h0 = offset(p.h0, i * B * s.P);
+        weight.y = (l == s.L - 1 ? p.y : p.saved + saved.output(l)) + d * s.P;
+        weight.y_stride = width;
+        weight.sums = plan.weight_sums[d];
+        weight.grads = p.grad_weights[i];
+        return weight;
+      };
+      run_weight_grads(k, s.layer(l, 0), s.D, team, plan.scratch, plan.scratch_size,
+                       weight_grad_of);
     }
   }
 }

@@ -59,14 +59,13 @@ class Share {
   int64_t index_, shares_;
 };
 
-// Packing so many bytes takes a thread about as long as fork and join.
-constexpr int64_t kPackedBytesPerThread = 1 << 16;
+// Moving so many bytes takes a thread about as long as fork and join.
+constexpr int64_t kBytesPerThread = 1 << 16;
 
-// Calls f(item, Share) for shares of the items that together are all of them, and `bytes` to pack.
+// Calls f(item, Share) for shares of the items that together are all of them, and `bytes` to move.
 template <typename F>
-void run_packing(const Threads& threads, int64_t items, int64_t bytes, const F& f) {
-  const int64_t shares =
-      std::max<int64_t>(1, std::min(threads.count, bytes / kPackedBytesPerThread));
+void run_shares(const Threads& threads, int64_t items, int64_t bytes, const F& f) {
+  const int64_t shares = std::max<int64_t>(1, std::min(threads.count, bytes / kBytesPerThread));
   const Threads used{shares, threads.run};
   run(used, items * shares, [&](int64_t task) { f(task / shares, Share(task % shares, shares)); });
 }

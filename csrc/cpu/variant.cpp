@@ -2,6 +2,7 @@
 
 #include "plan.h"
 #include "row_slices.h"
+#include "run_weight_grads.h"
 
 namespace lstm_fast {
 namespace {
@@ -75,6 +76,16 @@ LayerShape weight_grad_shape(const LayerKernels<T>& k, const VariantShape& s, in
   return all_rows(s, I, P, projected, unit_parts(k, s, I + P));
 }
 
+// Of all weights, or, where each product is normalised and has gradients of its own, of those of h.
+template <typename T>
+LayerShape h_weight_grad_shape(const LayerKernels<T>& k, const VariantShape& s) {
+  return weight_grad_shape(k, s, s.normalised ? 0 : s.I, s.P, s.projected);
+}
+template <typename T>
+LayerShape x_weight_grad_shape(const LayerKernels<T>& k, const VariantShape& s) {
+  return weight_grad_shape(k, s, s.I, 0, false);
+}
+
 // What forward lays out in its workspace; null to learn how large that is.
 template <typename T>
 struct ForwardPlan {
@@ -102,6 +113,7 @@ struct BackwardPlan {
   int64_t threads;
   T *packed, *packed_input{};
   T *grad_gates, *grad_ih, *grad_hh, *grad_hidden{}, *grad_norm_c{}, *norm_c{};
+  T* weight_sums;
   T* scratch;  // one piece a thread
   int64_t scratch_size, workspace_size;
 
@@ -123,6 +135,8 @@ struct BackwardPlan {
       grad_norm_c = arena.take(N * s.H);
       norm_c = arena.take(N * s.H);
     }
+    const int64_t of_x = s.normalised ? k.weight_grad_sums(x_weight_grad_shape(k, s)) : 0;
+    weight_sums = arena.take(std::max(of_x, k.weight_grad_sums(h_weight_grad_shape(k, s))));
     scratch_size =
         std::max({k.variant.backward_scratch(shape, slices.largest()),
                   k.input_grad_scratch(input_grad_shape(k, s)),
@@ -134,13 +148,11 @@ struct BackwardPlan {
 };
 
 template <typename T>
-void weight_grads(const LayerKernels<T>& k, const WeightGrad<T>& grads, const BackwardPlan<T>& plan,
+void weight_grads(const LayerKernels<T>& k, WeightGrad<T> grads, const BackwardPlan<T>& plan,
                   const Threads& team) {
-  const int64_t panels = k.weight_grad_panels(grads.shape);
-  run(team, team.count, [&](int64_t task) {
-    k.weight_grad(grads, part(panels, team.count, task), part(panels, team.count, task + 1),
-                  plan.scratch + task * plan.scratch_size);
-  });
+  grads.sums = plan.weight_sums;
+  run_weight_grads(k, grads.shape, 1, team, plan.scratch, plan.scratch_size,
+                   [&](int64_t) { return grads; });
 }
 
 // The sums over all rows that are the gradients of biases and norms.
@@ -182,7 +194,7 @@ void variant_forward(const Kernels& kernels, VariantForward<T> p, const Threads&
   p.packed = plan.packed;
   const int64_t bytes = k.variant.forward_weights_size(p.shape) * sizeof(T);
   const Threads team{threads_for(step_flops(p.shape), threads), threads.run};
-  run_packing(team, 1, bytes, [&](int64_t, const Share& share) {
+  run_shares(team, 1, bytes, [&](int64_t, const Share& share) {
     k.variant.pack_forward(p.shape, p.plain, share, plan.packed);
   });
   run(Threads{plan.slices.count(), threads.run}, plan.slices.count(), [&](int64_t task) {
@@ -207,7 +219,7 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
   const Threads team{plan.threads, threads.run};
 
   const int64_t bytes = k.variant.backward_weights_size(plan.shape) * sizeof(T);
-  run_packing(team, 1, bytes, [&](int64_t, const Share& share) {
+  run_shares(team, 1, bytes, [&](int64_t, const Share& share) {
     k.variant.pack_backward(plan.shape, p.plain, share, plan.packed);
   });
   p.rows.shape = plan.shape;
@@ -229,7 +241,7 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
     input.directions = 1;
     input.packed = true;
     const int64_t bytes = k.input_grad_weights_size(input.shape) * sizeof(T);
-    run_packing(team, 1, bytes, [&](int64_t, const Share& share) {
+    run_shares(team, 1, bytes, [&](int64_t, const Share& share) {
       k.pack_input_grad(input.shape, p.plain.weight_ih, share, plan.packed_input);
     });
     input.weights[0] = plan.packed_input;
@@ -243,7 +255,7 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
   if (!p.need_weights) return;
 
   WeightGrad<T> of_h{};
-  of_h.shape = weight_grad_shape(k, s, s.normalised ? 0 : s.I, s.P, s.projected);
+  of_h.shape = h_weight_grad_shape(k, s);
   of_h.grad_gates = plan.grad_hh;
   of_h.grad_hidden = plan.grad_hidden;
   of_h.hidden = p.rows.saved.hidden;
@@ -251,9 +263,8 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
   of_h.h0 = p.rows.saved.h_in;
   of_h.grads = p.grads.plain;
   if (!s.normalised) return weight_grads(k, of_h, plan, team);
-  // Each product has gradients of its own.
   WeightGrad<T> of_x{};
-  of_x.shape = weight_grad_shape(k, s, s.I, 0, false);
+  of_x.shape = x_weight_grad_shape(k, s);
   of_x.grad_gates = plan.grad_ih;
   of_x.x = p.x;
   of_x.grads.weight_ih = p.grads.plain.weight_ih;

@@ -4,8 +4,9 @@
 //
 // Both are sums over all N rows, made block by block of kBlock rows with the left factor gathered
 // into one matrix. A block is summed by itself: a sum of a million rows that took one after the
-// other would lose a digit. A panel of columns of dz (or hidden) after the other, so that panels
-// can go to different threads.
+// other would lose a digit. Threads take chunks of blocks, whose sums are added up afterwards, and
+// strips of columns of dz (or hidden) if there are not enough chunks. How the rows are cut does not
+// depend on the threads: no bit of a sum does.
 #pragma once
 
 #include <cstring>
@@ -35,15 +36,75 @@ INLINE int64_t left_stride(int64_t columns) {
   return (ceil_div(columns, line) | 1) * line;
 }
 
+// Columns of dz in a strip: a vector, or what a unit for bfloat16 takes at once. The sums of a
+// strip [rows of the product][columns] lie together; the unit fills up the rows to a multiple.
 template <typename T>
-int64_t weight_grad_panels(const LayerShape& s) {
-  return ceil_div(4 * s.H, kPanel<T>) + (s.projected ? ceil_div(s.H, kPanel<T>) : 0);
+INLINE int64_t gate_strip(const LayerShape& s) {
+  return s.parts ? kPanel<T> : kLanes<T>;
+}
+template <typename T>
+INLINE int64_t gate_strips(const LayerShape& s) {
+  return ceil_div(4 * s.H, gate_strip<T>(s));
+}
+template <typename T>
+INLINE int64_t gate_sums_size(const LayerShape& s) {
+  const int64_t M = left_columns(s);
+  return (s.parts ? ceil_div(M, kUnitRows) * kUnitRows : M) * gate_strip<T>(s);
+}
+// Of hidden, if projected.
+template <typename T>
+INLINE int64_t projection_strips(const LayerShape& s) {
+  return s.projected ? ceil_div(s.H, kLanes<T>) : 0;
+}
+template <typename T>
+INLINE int64_t projection_sums_size(const LayerShape& s) {
+  return s.P * kLanes<T>;
 }
 
-// Elements that the form of a unit for bfloat16 needs for the sums of one panel, and beside them.
-INLINE int64_t split_sums_size(const LayerShape& s) {
-  return ceil_div(left_columns(s), kUnitRows) * kUnitRows * kPanel<float>;
+// Strips of the gates, then of the projection.
+template <typename T>
+int64_t weight_grad_strips(const LayerShape& s) {
+  return gate_strips<T>(s) + projection_strips<T>(s);
 }
+
+// Elements of the sums of all strips, and those of the first ones.
+template <typename T>
+INLINE int64_t sums_before(const LayerShape& s, int64_t strips) {
+  const int64_t of_gates = min(strips, gate_strips<T>(s));
+  return of_gates * gate_sums_size<T>(s) + (strips - of_gates) * projection_sums_size<T>(s);
+}
+template <typename T>
+INLINE int64_t all_sums(const LayerShape& s) {
+  return sums_before<T>(s, weight_grad_strips<T>(s));
+}
+
+// Chunks of so many rows at least and in so much memory that adding them up costs nothing beside
+// their products. Large products have strips enough for any number of threads.
+template <typename T>
+int64_t weight_grad_chunks(const LayerShape& s) {
+  constexpr int64_t rows = 4 * kBlock, most = 16, bytes = 1 << 21;
+  const int64_t chunk_bytes = all_sums<T>(s) * static_cast<int64_t>(sizeof(T));
+  return max(1, min(min(s.steps.total() / rows, bytes / chunk_bytes), most));
+}
+
+template <typename T>
+int64_t weight_grad_sums(const LayerShape& s) {
+  const int64_t chunks = weight_grad_chunks<T>(s);
+  return chunks > 1 ? chunks * all_sums<T>(s) : 0;
+}
+
+// The rows of a chunk: whole blocks.
+struct ChunkRows {
+  int64_t begin, end;
+};
+template <typename T>
+INLINE ChunkRows rows_of_chunk(const LayerShape& s, int64_t chunk) {
+  const int64_t N = s.steps.total(), blocks = ceil_div(N, kBlock);
+  const int64_t chunks = weight_grad_chunks<T>(s);
+  return {part(blocks, chunks, chunk) * kBlock, min(N, part(blocks, chunks, chunk + 1) * kBlock)};
+}
+
+// Elements that the form of a unit for bfloat16 needs beside the sums of a panel.
 INLINE int64_t split_operands_size(const LayerShape& s) {
   return transposed_size(kBlock, left_columns(s), s.parts) + split_panel_size(kBlock, s.parts);
 }
@@ -74,7 +135,7 @@ int64_t weight_grad_scratch(const LayerShape& s) {
   const int64_t of_projection = s.projected ? sum_of_products_scratch<T>(s.P, s.H) : 0;
   if (!s.parts) return max(sum_of_products_scratch<T>(columns, G), of_projection);
   return max(kBlock * left_stride<T>(columns) + 2 * split_operands_size(s) +
-                 ceil_div(G, kPanel<T>) * split_sums_size(s),
+                 gate_strips<T>(s) * gate_sums_size<T>(s),
              of_projection);
 }
 
@@ -105,56 +166,63 @@ struct PanelAhead {
   }
 };
 
-// Calls f(first column, width, sums [M][width]) for the panels [begin, end) of left[N, M]^T
-// right[N, C], where gather(n0, n1, out, stride) writes rows of left. `scratch` has
-// sum_of_products_scratch(M, C) elements.
+// The vectors [begin, end) of columns of left[N, M]^T right[N, C], of some of the N rows, where
+// gather(n0, n1, out, stride) writes rows of left. The sums [M][vector] of a vector after the other
+// come to be in `kept`; without it (null) they are in the scratch while f(vector, sums) is called.
+// `scratch` has sum_of_products_scratch(M, C) elements.
 template <typename T, typename Gather, typename F>
-INLINE void sum_of_products(int64_t N, int64_t M, const T* right, int64_t C, int64_t begin,
-                            int64_t end, T* scratch, const Gather& gather, const F& f) {
+INLINE void sum_of_products(const ChunkRows& rows, int64_t M, const T* right, int64_t C,
+                            int64_t begin, int64_t end, T* kept, T* scratch, const Gather& gather,
+                            const F& f) {
   const int64_t stride = left_stride<T>(M), ahead_per_row = ceil_div(kBlock, M);
   T* left = scratch;
   T* right_panel = left + kBlock * stride;
-  T* sums = right_panel + kBlock * kPanel<T>;
-  const auto sums_of = [&](int64_t i) { return sums + i * M * kPanel<T>; };
-  const int64_t at_once = panels_at_once<T>(M);
-  for (int64_t first = begin; first < end; first += at_once) {
-    const int64_t panels = min(at_once, end - first);
-    for (int64_t n0 = 0; n0 == 0 || n0 < N; n0 += kBlock) {
-      const int64_t n1 = min(N, n0 + kBlock);
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t vector_sums = M * lanes;
+  // Panels of vectors, as even as they can be: the first vector of each.
+  const int64_t all = ceil_div(end - begin, kTileVectors), at_once = panels_at_once<T>(M);
+  const auto vector_of = [&](int64_t panel) { return begin + part(end - begin, all, panel); };
+  for (int64_t first = 0; first < all; first += at_once) {
+    const int64_t last = min(all, first + at_once);
+    const int64_t begin_v = vector_of(first), end_v = vector_of(last);
+    T* sums = kept ? kept + (begin_v - begin) * vector_sums : right_panel + kBlock * kPanel<T>;
+    for (int64_t n0 = rows.begin; n0 == rows.begin || n0 < rows.end; n0 += kBlock) {
+      const int64_t n1 = min(rows.end, n0 + kBlock);
       gather(n0, n1, left, stride);
-      for (int64_t i = 0; i < panels; ++i) {
-        const int64_t column = (first + i) * kPanel<T>;
-        pack_panel(right, C, n0, n1, C, column, right_panel);
-        PanelAhead<T> ahead = {right + n0 * C + column + kPanel<T>, C, n1 - n0};
-        if (i + 1 == panels) ahead = {right + n1 * C + first * kPanel<T>, C, min(kBlock, N - n1)};
-        with_size<kTileVectors>(panel_vectors<T>(C, column), [&](auto vectors) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t v = vector_of(i), next = vector_of(i + 1);
+        T* of_panel = sums + (v - begin_v) * vector_sums;
+        pack_panel(right, C, n0, n1, min(C, next * lanes), v * lanes, right_panel);
+        PanelAhead<T> ahead = {right + n0 * C + next * lanes, C, n1 - n0};
+        if (i + 1 == last)
+          ahead = {right + n1 * C + begin_v * lanes, C, min(kBlock, rows.end - n1)};
+        with_size<kTileVectors>(next - v, [&](auto vectors) {
           constexpr int W = decltype(vectors)::value;
-          constexpr int64_t width = W * kLanes<T>;
-          for_each_tile<W>(0, M, [&](int64_t m, auto rows) {
-            constexpr int R = decltype(rows)::value;
-            T* out = sums_of(i) + m * width;
+          for_each_tile<W>(0, M, [&](int64_t m, auto tile_rows) {
+            constexpr int R = decltype(tile_rows)::value;
             ahead.prefetch(R * ahead_per_row);
             Vec<T> acc[R][W];
             clear_tile<R, W, T>(acc);
             accumulate<R, W, T>(acc, {left + m, 1, stride}, right_panel, n1 - n0);
-            if (n0) add_tile<R, W, T>(acc, out, width, 0, width);
-            store_tile<R, W, T>(acc, out, width, 0, width);
+            T* out = of_panel + m * lanes;
+            const auto sum = [&](int i) { return out + i % W * vector_sums + i / W * lanes; };
+            if (n0 > rows.begin) {
+              unrolled<R * W>([&](auto i) { acc[i / W][i % W] += load(sum(i)); });
+            }
+            unrolled<R * W>([&](auto i) { store(sum(i), acc[i / W][i % W]); });
           });
         });
       }
     }
-    for (int64_t i = 0; i < panels; ++i) {
-      const int64_t column = (first + i) * kPanel<T>;
-      f(column, panel_vectors<T>(C, column) * kLanes<T>, sums_of(i));
-    }
+    for (int64_t v = begin_v; v < end_v; ++v) f(v, sums + (v - begin_v) * vector_sums);
   }
 }
 
-// Writes the sums [M][width of the panel] of the columns of dz from `column`.
+// Writes the sums of a strip of dz.
 template <typename T>
-INLINE void write_gate_weight_grad(const WeightGrad<T>& p, int64_t column, const T* sums,
-                                   int64_t width) {
+INLINE void write_gate_weight_grad(const WeightGrad<T>& p, int64_t strip, const T* sums) {
   const LayerShape& s = p.shape;
+  const int64_t width = gate_strip<T>(s), column = strip * width;
   const int64_t columns = min(width, 4 * s.H - column);
   const T* bias = sums + (s.I + s.P) * width;
   const LayerWeightGrads<T>& grads = p.grads;
@@ -167,14 +235,26 @@ INLINE void write_gate_weight_grad(const WeightGrad<T>& p, int64_t column, const
   if (grads.bias_hh) copy_row(bias, grads.bias_hh + column, columns);
 }
 
-// The panels [begin, end) with a unit for bfloat16: a block of the left factor serves all of them.
+// Writes the sums of a strip of hidden, which is a vector.
+template <typename T>
+INLINE void write_projection_weight_grad(const WeightGrad<T>& p, int64_t strip, const T* sums) {
+  const LayerShape& s = p.shape;
+  const int64_t column = strip * kLanes<T>;
+  for (int64_t m = 0; m < s.P; ++m) {
+    store(p.grads.weight_hr + m * s.H + column, load(sums + m * kLanes<T>), s.H - column);
+  }
+}
+
+// The strips [begin, end) with a unit for bfloat16: a block of the left factor serves all of them.
 // While a matrix unit multiplies for one panel, the vector units make the operands of the next.
 template <typename T>
-INLINE void gate_weight_grad_split(const WeightGrad<T>& p, int64_t begin, int64_t end, T* scratch) {
+INLINE void gate_weight_grad_split(const WeightGrad<T>& p, const ChunkRows& chunk, int64_t begin,
+                                   int64_t end, T* kept, T* scratch) {
   if constexpr (kUnit<T> != Bf16Unit::None) {
     const LayerShape& s = p.shape;
-    const int64_t N = s.steps.total(), G = 4 * s.H, M = left_columns(s), stride = left_stride<T>(M);
-    const int64_t panels = end - begin, items = ceil_div(N, kBlock) * panels;
+    const int64_t G = 4 * s.H, M = left_columns(s), stride = left_stride<T>(M);
+    const int64_t panels = end - begin;
+    const int64_t items = ceil_div(chunk.end - chunk.begin, kBlock) * panels;
     Arena<T> arena(scratch);
     T* rows = arena.take(kBlock * stride);
     T* left[2];
@@ -183,9 +263,10 @@ INLINE void gate_weight_grad_split(const WeightGrad<T>& p, int64_t begin, int64_
       left[i] = arena.take(transposed_size(kBlock, M, s.parts));
       right[i] = arena.take(split_panel_size(kBlock, s.parts));
     }
-    T* sums = arena.take(panels * split_sums_size(s));
-    const auto first_row = [&](int64_t item) { return item / panels * kBlock; };
-    const auto terms = [&](int64_t item) { return min(kBlock, N - first_row(item)); };
+    T* sums = kept ? kept : arena.take(panels * gate_sums_size<T>(s));
+    const auto sums_of = [&](int64_t panel) { return sums + panel * gate_sums_size<T>(s); };
+    const auto first_row = [&](int64_t item) { return chunk.begin + item / panels * kBlock; };
+    const auto terms = [&](int64_t item) { return min(kBlock, chunk.end - first_row(item)); };
     const auto blocks = [&](int64_t item) { return ceil_div(terms(item), kBlockTerms); };
 
     SplitRows a[2];  // of a block of rows and the next one
@@ -210,29 +291,29 @@ INLINE void gate_weight_grad_split(const WeightGrad<T>& p, int64_t begin, int64_
     for (int64_t item = 0; item < items; ++item) {
       const bool more = item + 1 < items;
       PanelProducts<T> products({a[item / panels % 2], {}, right[item % 2], s.parts}, M,
-                                sums + item % panels * split_sums_size(s), first_row(item) > 0,
+                                sums_of(item % panels), item >= panels,
                                 more ? advances(item + 1) : 1);
       if (more) prepare(item + 1, products);
       products.finish();
     }
-    for (int64_t panel = begin; panel < end; ++panel) {
-      write_gate_weight_grad(p, panel * kPanel<T>, sums + (panel - begin) * split_sums_size(s),
-                             kPanel<T>);
+    for (int64_t strip = begin; !kept && strip < end; ++strip) {
+      write_gate_weight_grad(p, strip, sums_of(strip - begin));
     }
   }
 }
 
-// The panels [begin, end) without it.
+// The strips [begin, end) without it.
 template <typename T>
-INLINE void gate_weight_grad(const WeightGrad<T>& p, int64_t begin, int64_t end, T* scratch) {
+INLINE void gate_weight_grad(const WeightGrad<T>& p, const ChunkRows& rows, int64_t begin,
+                             int64_t end, T* kept, T* scratch) {
   const LayerShape& s = p.shape;
   const NoBackground background;
   const auto gather = [&](int64_t n0, int64_t n1, T* out, int64_t stride) {
     gather_inputs(p, n0, n1, out, stride, background);
   };
-  sum_of_products<T>(s.steps.total(), left_columns(s), p.grad_gates, 4 * s.H, begin, end, scratch,
-                     gather, [&](int64_t column, int64_t width, const T* sums) {
-                       write_gate_weight_grad(p, column, sums, width);
+  sum_of_products<T>(rows, left_columns(s), p.grad_gates, 4 * s.H, begin, end, kept, scratch,
+                     gather, [&](int64_t strip, const T* sums) {
+                       if (!kept) write_gate_weight_grad(p, strip, sums);
                      });
 }
 
@@ -308,40 +389,65 @@ INLINE void bfloat16_step_weight_grad(const WeightGrad<float, BFloat16>& p, int6
 }
 
 template <typename T>
-INLINE void projection_weight_grad(const WeightGrad<T>& p, int64_t begin, int64_t end, T* scratch) {
+INLINE void projection_weight_grad(const WeightGrad<T>& p, const ChunkRows& rows, int64_t begin,
+                                   int64_t end, T* kept, T* scratch) {
   const LayerShape& s = p.shape;
   const auto gather = [&](int64_t n0, int64_t n1, T* out, int64_t stride) {
     for (int64_t n = n0; n < n1; ++n, out += stride) copy_row(p.grad_hidden + n * s.P, out, s.P);
   };
-  sum_of_products<T>(s.steps.total(), s.P, p.hidden, s.H, begin, end, scratch, gather,
-                     [&](int64_t column, int64_t width, const T* sums) {
-                       for (int64_t m = 0; m < s.P; ++m) {
-                         copy_row(sums + m * width, p.grads.weight_hr + m * s.H + column,
-                                  min(width, s.H - column));
-                       }
+  sum_of_products<T>(rows, s.P, p.hidden, s.H, begin, end, kept, scratch, gather,
+                     [&](int64_t strip, const T* sums) {
+                       if (!kept) write_projection_weight_grad(p, strip, sums);
                      });
 }
 
-// Panels of the gates, then of the projection.
+// Where the sums of a strip of a chunk are kept; null if there is but one chunk.
 template <typename T>
-void weight_grad(const WeightGrad<T>& p, int64_t panel0, int64_t panel1, T* scratch) {
+INLINE T* kept_sums(const WeightGrad<T>& p, int64_t chunk, int64_t strip) {
+  if (weight_grad_chunks<T>(p.shape) == 1) return nullptr;
+  return p.sums + chunk * all_sums<T>(p.shape) + sums_before<T>(p.shape, strip);
+}
+
+template <typename T>
+void weight_grad(const WeightGrad<T>& p, int64_t chunk, int64_t strip0, int64_t strip1,
+                 T* scratch) {
   const FlushDenormals scope;
-  const int64_t gate_panels = ceil_div(4 * p.shape.H, kPanel<T>);
-  const Steps& steps = p.shape.steps;
-  const int64_t gates_end = min(panel1, gate_panels);
-  if (panel0 < gates_end) {
-    if (p.shape.parts) {
+  const LayerShape& s = p.shape;
+  const ChunkRows rows = rows_of_chunk<T>(s, chunk);
+  const int64_t of_gates = gate_strips<T>(s), gates_end = min(strip1, of_gates);
+  if (strip0 < gates_end) {
+    T* kept = kept_sums(p, chunk, strip0);
+    if (s.parts) {
       const UnitScope unit(true);
-      gate_weight_grad_split(p, panel0, gates_end, scratch);
-    } else if (steps.T == 1 && steps.B > 0 && steps.B <= kFewRows) {
-      few_rows_weight_grad(p, panel0 * kPanel<T>, min(4 * p.shape.H, gates_end * kPanel<T>));
+      gate_weight_grad_split(p, rows, strip0, gates_end, kept, scratch);
+    } else if (s.steps.T == 1 && s.steps.B > 0 && s.steps.B <= kFewRows) {
+      few_rows_weight_grad(p, strip0 * kLanes<T>, min(4 * s.H, gates_end * kLanes<T>));
     } else {
-      gate_weight_grad(p, panel0, gates_end, scratch);
+      gate_weight_grad(p, rows, strip0, gates_end, kept, scratch);
     }
   }
-  const int64_t begin = max(panel0, gate_panels);
-  if (begin < panel1 && p.grads.weight_hr) {
-    projection_weight_grad(p, begin - gate_panels, panel1 - gate_panels, scratch);
+  const int64_t begin = max(strip0, of_gates);
+  if (begin < strip1 && p.grads.weight_hr) {
+    projection_weight_grad(p, rows, begin - of_gates, strip1 - of_gates, kept_sums(p, chunk, begin),
+                           scratch);
+  }
+}
+
+template <typename T>
+void add_chunks(const WeightGrad<T>& p, int64_t strip0, int64_t strip1) {
+  const FlushDenormals scope;
+  const LayerShape& s = p.shape;
+  const int64_t chunks = weight_grad_chunks<T>(s), of_gates = gate_strips<T>(s);
+  for (int64_t strip = strip0; strip < strip1; ++strip) {
+    const bool of_gate = strip < of_gates;
+    if (!of_gate && !p.grads.weight_hr) continue;
+    const int64_t size = of_gate ? left_columns(s) * gate_strip<T>(s) : projection_sums_size<T>(s);
+    T* sums = kept_sums(p, 0, strip);
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+      add_row<T>(kept_sums(p, chunk, strip), sums, size);
+    }
+    of_gate ? write_gate_weight_grad(p, strip, sums)
+            : write_projection_weight_grad(p, strip - of_gates, sums);
   }
 }
 
