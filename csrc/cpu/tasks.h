@@ -60,7 +60,7 @@ class Share {
 };
 
 // Moving so many bytes takes a thread about as long as fork and join.
-constexpr int64_t kBytesPerThread = 1 << 16;
+constexpr int64_t kBytesPerThread = 1 << 18;
 
 // Calls f(item, Share) for shares of the items that together are all of them, and `bytes` to move.
 template <typename F>

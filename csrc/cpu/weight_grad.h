@@ -78,13 +78,14 @@ INLINE int64_t all_sums(const LayerShape& s) {
   return sums_before<T>(s, weight_grad_strips<T>(s));
 }
 
-// Chunks of so many rows at least and in so much memory that adding them up costs nothing beside
-// their products. Large products have strips enough for any number of threads.
+// Chunks have so many rows that writing their sums, which leave the cache if they are large, hardly
+// counts beside making them. Large products have strips enough for any number of threads.
 template <typename T>
 int64_t weight_grad_chunks(const LayerShape& s) {
-  constexpr int64_t rows = 4 * kBlock, most = 16, bytes = 1 << 21;
-  const int64_t chunk_bytes = all_sums<T>(s) * static_cast<int64_t>(sizeof(T));
-  return max(1, min(min(s.steps.total() / rows, bytes / chunk_bytes), most));
+  constexpr int64_t fewest_rows = 4 * kBlock, bytes_per_row = 128, most_chunks = 16;
+  const int64_t bytes = all_sums<T>(s) * static_cast<int64_t>(sizeof(T));
+  const int64_t rows = max(fewest_rows, bytes / bytes_per_row);
+  return max(1, min(s.steps.total() / rows, most_chunks));
 }
 
 template <typename T>
