@@ -309,6 +309,8 @@ class LSTM(torch.nn.LSTM):
                 B = h0.size(1)
             else:
                 B = int(batch_sizes[0])
+        if T == 0 and torch.compiler.is_compiling():  # torch's graph fails in other words
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if T == 0 or input_size == 0 or input_size != state["input_size"]:
             return None
         if h0 is not None and c0 is not None:
@@ -366,10 +368,13 @@ class LSTM(torch.nn.LSTM):
         """The weights that `nn.LSTM` would use now: found changed, they are read anew."""
         state = self.__dict__
         weights: list[Tensor] = state["_flat_weights"]
-        if not ops.are_registered(state["_parameters"], state["_flat_weights_names"], weights):
-            self._update_flat_weights()
-            weights = state["_flat_weights"]
-        return weights
+        names = state["_flat_weights_names"]
+        if ops.are_registered(state["_parameters"], names, weights):
+            return weights
+        if torch.compiler.is_compiling():  # a module that keeps those of a graph would change it
+            return [getattr(self, name, None) for name in names]  # type: ignore[misc]
+        self._update_flat_weights()
+        return self._flat_weights  # type: ignore[return-value]
 
     def _zeros(self, input: Tensor, B: int) -> _Pair:
         runs = self.num_layers * (2 if self.bidirectional else 1)

@@ -195,6 +195,8 @@ class LSTMCell(torch.nn.LSTMCell):
         shape, state = input.shape, self.__dict__
         if len(shape) != 2 or shape[1] == 0 or shape[1] != state["input_size"]:
             return False
+        if state["hidden_size"] == 0:
+            return False
         if hx is None:
             return True
         if not isinstance(hx, (tuple, list)) or len(hx) != 2:

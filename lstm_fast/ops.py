@@ -449,7 +449,14 @@ class _Hooks(OrderedDict[int, Callable[[Tensor], Any]]):
     too, when only others are used."""
 
     def __setitem__(self, key: int, hook: Callable[[Tensor], Any]) -> None:
-        super().__setitem__(key, lambda grad: None if grad is None else hook(grad))
+        # Torch's own, of `register_multi_grad_hook`, count the results that the engine has come to.
+        if getattr(hook, "__module__", None) != torch.autograd.graph.__name__:
+            hook = _unless_none(hook)
+        super().__setitem__(key, hook)
+
+
+def _unless_none(hook: Callable[[Tensor], Any]) -> Callable[[Tensor | None], Any]:
+    return lambda grad: None if grad is None else hook(grad)
 
 
 def spares_hooks(function: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
@@ -300,6 +301,17 @@ def _forward_packed(
     )
 
 
+def _sees_no_numbers(x: Tensor) -> bool:
+    """Whether sizes must not depend on the numbers in tensors: where a graph is made, under a
+    transform of `torch.func`, and with fake tensors."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or isinstance(x, FakeTensor)
+    )
+
+
 def _run_lengths(
     module: LSTM, x: Tensor, state: _Pair, lengths: Any, reset: Tensor | None
 ) -> _Result:
@@ -308,16 +320,15 @@ def _run_lengths(
     They are packed, without those that have no step. Output past an end is zero.
     """
     T, B = x.shape[:2]
-    is_compiling = torch.compiler.is_compiling()
-    lengths = torch.as_tensor(lengths, device=x.device if is_compiling else "cpu")
+    is_whole = _sees_no_numbers(x)
+    lengths = torch.as_tensor(lengths, device=x.device if is_whole else "cpu")
     if B == 0 and lengths.numel() == 0:
         lengths = lengths.long()  # of an empty list, torch makes floats
     if lengths.dim() != 1 or lengths.numel() != B or lengths.dtype not in _INTEGERS:
         raise ValueError(
             f"lengths must be {B} integers, one for each sequence, got {lengths.tolist()}"
         )
-    if is_compiling:
-        # A graph can't have sizes that depend on numbers: `_run_to_ends` takes the sequences whole.
+    if is_whole:  # by `_run_to_ends`
         within = ((lengths >= 0) & (lengths <= T)).all()
         torch._assert_async(within, "lengths must be from 0 to the steps of input")
         if reset is not None:

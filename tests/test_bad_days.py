@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import register_multi_grad_hook
 from torch.utils._pytree import tree_leaves
 
 import lstm_fast
@@ -325,6 +326,17 @@ def test_hooks_on_results_are_called_with_gradients(cls: Any, options: dict[str,
         results[used].sum().backward()
         assert all(isinstance(grad, Tensor) for grad in called)
         assert any(torch.equal(grad, torch.full_like(results[used], 0.5)) for grad in called)
+
+
+@pytest.mark.parametrize("cls", [LSTM, LSTMCell])
+def test_hooks_on_several_results_at_once(cls: Any):
+    """They get None for results that are not used, as of torch's modules."""
+    results = tree_leaves(cls(I, H)(torch.randn(*(T, B, I)[cls is LSTMCell :])))
+    called: list[Any] = []
+    register_multi_grad_hook(results, called.append)
+    results[-1].sum().backward()
+    (grads,) = called
+    assert [grad is None for grad in grads] == [True] * (len(results) - 1) + [False]
 
 
 def test_backward_twice_needs_retain_graph():

@@ -65,6 +65,28 @@ def test_a_state_of_another_batch_than_the_packed_one_raises():
         compiled(LSTM(4, 5))(packed, (state, state))
 
 
+def test_no_steps_raise_as_torch_does():
+    for module in (LSTM(4, 5), nn.LSTM(4, 5)):
+        with pytest.raises(RuntimeError, match="sequence length to be larger than 0"):
+            torch.compile(module, backend="aot_eager")(torch.randn(0, 3, 4))
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}])
+def test_gradients_of_transforms(options: dict[str, Any]):
+    """The graph is of the parameters that `functional_call` puts in the place of the module's."""
+    module, x = LSTM(4, 5, **options), torch.randn(6, 3, 4)
+    params = {name: 2 * p.detach() for name, p in module.named_parameters()}
+
+    def gradients(params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        def loss(params: dict[str, torch.Tensor]) -> torch.Tensor:
+            return torch.func.functional_call(module, params, (x,))[0].sum()
+
+        return torch.func.grad(loss)(params)
+
+    got = torch.compile(gradients, backend="aot_eager")(params)
+    torch.testing.assert_close(got, gradients(params))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_dtypes(dtype: torch.dtype):
     config = replace(CONFIGS["deep_projected"], dtype=dtype)

@@ -261,6 +261,14 @@ def test_errors_are_those_of_torch(args: tuple[Any, ...]):
     assert_same_error(*twins(), *args)
 
 
+@pytest.mark.parametrize("hx", [None, (torch.zeros(3, 0), torch.zeros(3, 0))])
+def test_no_units(hx: tuple[Tensor, Tensor] | None):
+    for cell in twins(hidden_size=0):
+        h, c = cell(torch.randn(3, 4), hx)
+        assert h.shape == c.shape == (3, 0)
+        h.sum().backward()
+
+
 def test_a_cell_state_of_another_dtype_is_promoted_as_in_torch():
     ours, theirs = twins()
     got, expected = ours(X, (H, H.double())), theirs(X, (H, H.double()))

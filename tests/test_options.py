@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import lstm_fast
@@ -446,6 +447,48 @@ def test_lengths_have_gradients():
 
     leaves = [t.requires_grad_() for t in (x, h0, c0)]
     assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
+
+
+@all_options
+def test_lengths_under_transforms(options: dict[str, Any]):
+    module = make(**options).eval()
+    params = {name: p.detach() for name, p in module.named_parameters()}
+    x, lengths = draw(T, B, I), torch.tensor([2, 0, T])
+
+    def loss(params: dict[str, Tensor]) -> Tensor:
+        kwargs = {"lengths": lengths}
+        return torch.func.functional_call(module, params, (x,), kwargs)[0].square().sum()
+
+    got = torch.func.grad(loss)(params)
+    loss(dict(module.named_parameters())).backward()
+    torch.testing.assert_close(got, {name: p.grad for name, p in module.named_parameters()})
+
+
+def test_lengths_of_fake_tensors():
+    module = make(bidirectional=True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        output, (h_n, _) = module(torch.empty(T, B, I, dtype=torch.float64), lengths=[2, 0, T])
+    assert (output.shape, h_n.shape) == ((T, B, 2 * H), (2, B, H))
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.trace")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_lengths_of_a_trace():
+    """It takes others than those that it was made with."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = make(bidirectional=True)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            output: Tensor = self.lstm(x, lengths=lengths)[0]
+            return output
+
+    model, x = Model(), draw(T, B, I)
+    traced = torch.jit.trace(model, (x, torch.tensor([2, 0, T])))
+    other = torch.tensor([T, 1, 3])
+    torch.testing.assert_close(traced(x, other), model(x, other))
 
 
 # Gradients, dtypes, torch's machinery.

@@ -28,7 +28,7 @@ def case(request):
     module = lstm_fast.LSTM(I, H, **options)
     runs = module.num_layers * (1 + module.bidirectional)
     shapes = (T, B, I), (runs, B, module.proj_size or H), (runs, B, H)
-    return module, [torch.randn(shape, dtype=module.weight_ih_l0.dtype) for shape in shapes]
+    return module, [torch.randn(shape).to(options.get("dtype", torch.float32)) for shape in shapes]
 
 
 @pytest.fixture
