@@ -24,12 +24,13 @@ from lstm_fast.forecast.frame import (
     check_fill,
     check_frame,
     check_positive,
-    each_series,
     grid,
+    grid_positions,
     in_zone_of,
     is_whole,
     plain,
     rolling_origins,
+    starts_of_series,
 )
 from lstm_fast.forecast.intervals import ConformalIntervals, mean_band, mean_center
 from lstm_fast.forecast.losses import Loss, make_loss
@@ -477,19 +478,21 @@ def seasonal_naive(
     """
     check_positive(h=h, season_length=season_length)
     frame, freq = check_frame(df, freq)
-    forecasts = []
-    for unique_id, series in each_series(frame):
-        if len(series) < season_length:
-            raise ValueError(
-                f"series {plain(unique_id)!r} is too short: season_length needs {season_length} "
-                f"rows. Got {len(series)}"
-            )
-        season = series["y"].to_numpy()[-season_length:]
-        ds = grid(series["ds"], freq, beyond=h)[-h:]
-        forecasts.append(
-            pd.DataFrame({"unique_id": unique_id, "ds": ds, "y_hat": np.resize(season, h)})
+    start = starts_of_series(frame)
+    ids = frame["unique_id"].iloc[start].infer_objects()
+    length = np.diff(start, append=len(frame))
+    if length.min() < season_length:
+        short = int((length < season_length).argmax())
+        raise ValueError(
+            f"series {plain(ids.iloc[short])!r} is too short: season_length needs {season_length} "
+            f"rows. Got {length[short]}"
         )
-    return pd.concat(forecasts, ignore_index=True)
+    step = np.arange(h)
+    end = (start + length)[:, None]
+    season = frame["y"].to_numpy()[end - season_length + step % season_length]
+    last = grid_positions(frame["ds"], freq)[end - 1]
+    ds = grid(frame["ds"], freq, beyond=h)[(last + 1 + step).ravel()]
+    return pd.DataFrame({"unique_id": ids.repeat(h).to_numpy(), "ds": ds, "y_hat": season.ravel()})
 
 
 def _checked_levels(levels: Sequence[float]) -> Sequence[float]:

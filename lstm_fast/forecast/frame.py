@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -53,24 +53,10 @@ def check_frame(
     columns = ["unique_id", "ds", *numbers]
     check_columns(df, columns)
     check_fill(fill)
-    ids = df["unique_id"]
-    if isinstance(ids.dtype, pd.CategoricalDtype):
-        ids = ids.astype(object)  # categories without a row are no series
-    frame = without_index_names(df[columns]).assign(unique_id=ids, ds=_timestamps(df))
-    for name in numbers:
-        frame[name] = as_numbers(df[name])
+    frame = _read(df, numbers)
     for column in columns:
         _reject_missing(df, frame, column, fillable=fill is not None and column in numbers)
-    duplicated = frame.duplicated(["unique_id", "ds"])
-    if duplicated.any():
-        row = frame[duplicated].iloc[0]
-        raise ValueError(
-            f"{_series(row)} has {row['ds']} more than once in ds ({_place(df, row.name)})"
-        )
-    frame = frame.sort_values(["unique_id", "ds"])
-    freq = _checked_freq(freq or _infer_freq(frame))
-    _reject_far(df, frame, freq)
-    position = grid_positions(frame["ds"], freq)
+    frame, position, freq = _in_order(df, frame, freq)
     if fill is None:
         _reject_irregular(df, frame, position, freq)
     else:
@@ -85,6 +71,55 @@ def check_frame(
             known = without_last(frame, held_out)
             _reject_without_logarithm(known, lambda _: f"from fill={fill!r}")
     return frame.reset_index(drop=True), freq
+
+
+def on_grid(
+    df: pd.DataFrame, freq: str | None = None
+) -> tuple[pd.DataFrame, NDArray[np.int64], str]:
+    """A sorted copy of ``unique_id``, ``ds`` and ``y`` of a frame that may have gaps, the place of
+    each row on the grid of timestamps ([rows]), and the frequency of that.
+
+    ``y`` is NaN where it is missing or no number.
+
+    Raises:
+        ValueError: as `check_frame`, for all but the values of ``y`` and missing rows.
+    """
+    check_columns(df, COLUMNS)
+    frame = _read(df, ["y"])
+    for column in ("unique_id", "ds"):
+        _reject_missing(df, frame, column, fillable=False)
+    frame, position, freq = _in_order(df, frame, freq)
+    _reject_off_grid(df, frame, position, freq)
+    return frame, position, freq
+
+
+def _read(df: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFrame:
+    """The columns that are used, each of the type that it is worked with."""
+    ids = df["unique_id"]
+    if isinstance(ids.dtype, pd.CategoricalDtype):
+        ids = ids.astype(object)  # categories without a row are no series
+    columns = ["unique_id", "ds", *numbers]
+    frame = without_index_names(df[columns]).assign(unique_id=ids, ds=_timestamps(df))
+    for name in numbers:
+        frame[name] = as_numbers(df[name])
+    return frame
+
+
+def _in_order(
+    df: pd.DataFrame, frame: pd.DataFrame, freq: str | None
+) -> tuple[pd.DataFrame, NDArray[np.int64], str]:
+    """The frame sorted by series and time, the place of each row on the grid, -1 for none, and the
+    frequency."""
+    duplicated = frame.duplicated(["unique_id", "ds"])
+    if duplicated.any():
+        row = frame[duplicated].iloc[0]
+        raise ValueError(
+            f"{_series(row)} has {row['ds']} more than once in ds ({_place(df, row.name)})"
+        )
+    frame = frame.sort_values(["unique_id", "ds"])
+    freq = _checked_freq(freq or _infer_freq(frame))
+    _reject_far(df, frame, freq)
+    return frame, grid_positions(frame["ds"], freq), freq
 
 
 def without_index_names(df: pd.DataFrame) -> pd.DataFrame:
@@ -265,25 +300,26 @@ def check_future(
     return found
 
 
-def in_zone_of(fitted: pd.Series, df: pd.DataFrame, name: str) -> pd.DataFrame:
-    """`df` with its timestamps in the time zone of those that were fitted.
+def in_zone_of(fitted: pd.Series, df: pd.DataFrame, name: str, column: str = "ds") -> pd.DataFrame:
+    """`df` with the timestamps of a column in the time zone of those that were fitted.
 
     Raises:
         ValueError: if one of both has no time zone.
     """
-    check_columns(df, ["ds"], name)
-    ds, zone = _timestamps(df, name), fitted.dt.tz
+    check_columns(df, [column], name)
+    ds, zone = _timestamps(df, name, column), fitted.dt.tz
     if (ds.dt.tz is None) != (zone is None):
         wanted = "no time zone" if zone is None else f"the time zone {zone}, or another"
         raise ValueError(
-            f"{name}['ds'] must have {wanted}, as the frame that was fitted has. Got {ds.iloc[0]}"
+            f"{name}[{column!r}] must have {wanted}, as the frame that was fitted has. "
+            f"Got {ds.iloc[0]}"
         )
-    return df.assign(ds=ds if zone is None else ds.dt.tz_convert(zone))
+    return df.assign(**{column: ds if zone is None else ds.dt.tz_convert(zone)})
 
 
-def each_series(frame: pd.DataFrame) -> Iterator[tuple[Hashable, pd.DataFrame]]:
-    """The series of a checked frame, one after the other, with their ids."""
-    return iter(frame.groupby("unique_id", sort=False, observed=True))
+def starts_of_series(frame: pd.DataFrame) -> NDArray[np.int64]:
+    """[series], the first row of each series of a frame that is in order."""
+    return np.flatnonzero(~frame["unique_id"].duplicated().to_numpy())
 
 
 def grid(ds: pd.Series, freq: str, beyond: int = 0) -> pd.DatetimeIndex:
@@ -349,28 +385,29 @@ def check_columns(df: pd.DataFrame, columns: Sequence[str], name: str = "df") ->
         raise ValueError(f"{name} must have rows. Got an empty frame")
 
 
-def _timestamps(df: pd.DataFrame, name: str = "df") -> pd.Series:
-    kind = pd.api.types.infer_dtype(df["ds"])
+def _timestamps(df: pd.DataFrame, name: str = "df", column: str = "ds") -> pd.Series:
+    given, name = df[column], f"{name}[{column!r}]"
+    kind = pd.api.types.infer_dtype(given)
     if kind in ("integer", "floating", "decimal", "mixed-integer-float"):
         raise ValueError(
-            f"{name}['ds'] must hold timestamps, which numbers such as {df['ds'].iloc[0]} are not. "
-            "Of years, pandas.to_datetime(df['ds'], format='%Y') makes some"
+            f"{name} must hold timestamps, which numbers such as {given.iloc[0]} are not. "
+            f"Of years, pandas.to_datetime({name}, format='%Y') makes some"
         )
     try:
-        found = pd.to_datetime(df["ds"])
+        found = pd.to_datetime(given)
     except (ValueError, TypeError) as error:
-        for label, value in df["ds"].items():
+        for label, value in given.items():
             if pd.isna(pd.to_datetime(value, errors="coerce")) and not pd.isna(value):
                 raise ValueError(
-                    f"{name}['ds'] must hold timestamps. Got {value!r} ({_place(df, label)})"
+                    f"{name} must hold timestamps. Got {value!r} ({_place(df, label)})"
                 ) from error
-        raise ValueError(f"{name}['ds'] must hold timestamps: {error}") from error
+        raise ValueError(f"{name} must hold timestamps: {error}") from error
     if isinstance(found.dtype, pd.ArrowDtype):
         found = pd.Series(pd.DatetimeIndex(found), index=found.index)
     if not pd.api.types.is_datetime64_any_dtype(found):  # each of an offset of its own
         raise ValueError(
-            f"{name}['ds'] must hold timestamps of one time zone, as "
-            "pandas.to_datetime(df['ds'], utc=True) makes them"
+            f"{name} must hold timestamps of one time zone, as "
+            f"pandas.to_datetime({name}, utc=True) makes them"
         )
     return found
 
@@ -503,19 +540,50 @@ def _fill(
 ) -> pd.DataFrame:
     """The series without gaps; covariates are filled as values are."""
     ds = grid(frame["ds"], freq)
-    filled = []
-    for unique_id, rows in frame.set_axis(position).groupby("unique_id", sort=False):
-        every = np.arange(rows.index[0], rows.index[-1] + 1)
-        values = rows[numbers].reindex(every)
-        if fill == "linear":
-            values = values.interpolate(limit_direction="both")
-        else:
-            values = values.ffill() if fill == "previous" else values.fillna(0.0)
-        if values.isna().any(axis=None):
-            raise ValueError(
-                f"series {plain(unique_id)!r} has no value that fill={fill!r} could use"
-            )
-        values.insert(0, "ds", ds[every])
-        values.insert(0, "unique_id", unique_id)
-        filled.append(values)
-    return pd.concat(filled, ignore_index=True)
+    start = starts_of_series(frame)
+    ids = frame["unique_id"].iloc[start].infer_objects()
+    first = position[start]
+    length = position[np.append(start[1:], len(frame)) - 1] - first + 1
+    offset = np.cumsum(length) - length
+    series = np.repeat(np.arange(len(start)), length)
+    to_row = offset - first  # from the grid to the rows that are made
+    at = position + np.repeat(to_row, np.diff(start, append=len(frame)))
+    every = np.arange(len(series)) - to_row[series]
+    filled = pd.DataFrame({"unique_id": ids.repeat(length).to_numpy(), "ds": ds[every]})
+    for name in numbers:
+        values = np.full(len(series), np.nan)
+        values[at] = frame[name]
+        filled[name] = _filled(values, series, fill)
+    missing = filled[numbers].isna().any(axis=1)
+    if missing.any():
+        row = filled[missing].iloc[0]
+        raise ValueError(f"{_series(row)} has no value that fill={fill!r} could use")
+    return filled
+
+
+def _filled(
+    values: NDArray[np.float64], series: NDArray[np.int64], fill: str
+) -> NDArray[np.float64]:
+    """[rows] of series that lie end to end, those that are NaN filled; NaN where nothing is known.
+
+    Args:
+        series: [rows], number of the series, ascending.
+    """
+    known = ~np.isnan(values)
+    if fill == "zero":
+        return np.where(known, values, 0.0)
+    if not known.any():
+        return values
+    row = np.arange(len(values))
+    before = np.maximum.accumulate(np.where(known, row, 0))
+    has_before = known[before] & (series[before] == series)
+    previous = np.where(has_before, values[before], np.nan)
+    if fill == "previous":
+        return previous
+    last = len(values) - 1
+    after = np.minimum.accumulate(np.where(known, row, last)[::-1])[::-1]
+    has_after = known[after] & (series[after] == series)
+    # A line from one series to the next is drawn as well, and not taken.
+    line = np.interp(row, row[known], values[known])
+    beyond = np.where(has_before, previous, np.where(has_after, values[after], np.nan))
+    return np.where(known, values, np.where(has_before & has_after, line, beyond))

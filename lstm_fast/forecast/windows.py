@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lstm_fast.forecast.calendar import cycle_phases, season_phase, trading_days, useful_cycles
-from lstm_fast.forecast.frame import check_future, grid, grid_positions, stamps
+from lstm_fast.forecast.frame import check_future, grid, grid_positions, stamps, starts_of_series
 
 
 class Batch(NamedTuple):
@@ -117,7 +117,7 @@ class Panel:
         """`frame`: checked and sorted, `y` transformed. `futr_df`: covariates of the future."""
         freq = features.freq
         ds = grid(frame["ds"], freq, beyond=h)
-        start = np.flatnonzero(~frame["unique_id"].duplicated().to_numpy())
+        start = starts_of_series(frame)
         length = np.diff(start, append=len(frame))
         offset = start + h * np.arange(len(start))
         is_future = np.ones(len(frame) + h * len(start), dtype=bool)

@@ -195,6 +195,43 @@ def test_fill_closes_gaps_and_missing_values(fill, expected):
     assert frame["y"].tolist()[30:] == df["y"].tolist()[30:]
 
 
+@pytest.mark.parametrize("fill", ["linear", "previous", "zero"])
+def test_series_are_filled_as_each_by_itself(fill):
+    rng = np.random.default_rng(0)
+    parts = []
+    for k in range(20):
+        df = monthly(int(rng.integers(5, 40)), f"{k:02}", f"20{k:02}-03-01")
+        df = df.assign(price=rng.normal(size=len(df)))
+        for name in ("y", "price"):
+            df.loc[(rng.random(len(df)) < 0.4) & (df.index > 0), name] = np.nan
+        parts.append(df[(rng.random(len(df)) < 0.7) | (df.index == 0)])
+    frame, _ = check_frame(pd.concat(parts).sample(frac=1), "MS", fill, ["price"])
+    expected = []
+    for df in parts:
+        every = df.set_index("ds").asfreq("MS")
+        every["unique_id"] = df["unique_id"].iloc[0]
+        values = every[["y", "price"]]
+        if fill == "linear":
+            values = values.interpolate(limit_direction="both")
+        else:
+            values = values.ffill() if fill == "previous" else values.fillna(0.0)
+        expected.append(every.assign(**values).reset_index())
+    pd.testing.assert_frame_equal(
+        frame, pd.concat(expected, ignore_index=True)[frame.columns], check_exact=True
+    )
+
+
+def test_a_series_without_values_is_not_filled_from_another():
+    df = pd.concat([monthly(9, k) for k in ("a", "bb", "cc")], ignore_index=True)
+    df.loc[df["unique_id"] == "bb", "y"] = np.nan
+    for fill in ("linear", "previous"):
+        with pytest.raises(ValueError, match=f"series 'bb' has no value that fill='{fill}'"):
+            check_frame(df, fill=fill)
+    df.loc[12, "y"] = 5.0
+    filled = check_frame(df, fill="linear")[0]
+    assert (filled["y"][filled["unique_id"] == "bb"] == 5).all()
+
+
 def test_fill_takes_neither_text_nor_infinity_nor_stamps_between_the_others():
     for bad, message in ((np.inf, "Got inf"), ("many", "Got 'many'")):
         with pytest.raises(ValueError, match=message):
