@@ -390,7 +390,10 @@ def backtest(
         results["lstm-fast"] = forecaster.cross_validation(reading.frame, windows, step)
     if out is not None:
         _write(results["lstm-fast"], out)
-    scores = {name: evaluate(result, df, season_length) for name, result in results.items()}
+    scores = {
+        name: evaluate(result, df, season_length, settings.options["freq"])
+        for name, result in results.items()
+    }
     series = len(scores["lstm-fast"])
     title = f"origins: {windows}, rows ahead: {horizon}, series that are averaged: {series}"
     metrics = [name for name in scores["lstm-fast"].columns if name != "unique_id"]

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from lstm_fast.forecast import accuracy, evaluate, mae, mase, rmse, seasonal_naive, smape
+from lstm_fast.forecast import (
+    accuracy,
+    coverage,
+    evaluate,
+    mae,
+    mase,
+    rmse,
+    seasonal_naive,
+    smape,
+)
 from tests.forecast.series import monthly
 
 Y, Y_HAT = [100.0, 200.0, 400.0], [110.0, 180.0, 400.0]
@@ -139,3 +149,84 @@ def test_evaluate_says_what_is_missing():
         evaluate(forecasts.assign(unique_id="b"), df, 1)
     with pytest.raises(ValueError, match="df must have rows"):
         evaluate(forecasts, df[:0], 1)
+
+
+def many_series(rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Series of several lengths, and forecasts of their last rows from two origins."""
+    parts, forecasts = [], []
+    for k in range(25):
+        df = monthly(int(rng.integers(40, 60)), f"{k:02}", f"20{k:02}-03-01")
+        parts.append(df)
+        for hidden in (9, 6):
+            last = df[len(df) - hidden :][:6].assign(cutoff=df["ds"].iloc[-hidden - 1])
+            last["y_hat"] = last["y"] + rng.normal(size=6)
+            last["lo-80"], last["hi-80"] = last["y_hat"] - 1, last["y_hat"] + 1
+            last["y"] = last["y"].where(rng.random(6) < 0.8)
+            forecasts.append(last)
+    return pd.concat(parts), pd.concat(forecasts)
+
+
+def test_series_are_scored_as_each_by_itself():
+    rng = np.random.default_rng(0)
+    df, forecasts = many_series(rng)
+    scores = evaluate(forecasts.sample(frac=1, random_state=0), df, 12).set_index("unique_id")
+    assert len(scores) == 25
+    for unique_id, one in forecasts.groupby("unique_id"):
+        series = df[df["unique_id"] == unique_id]
+        train = series["y"][series["ds"] <= one["cutoff"].min()]
+        known = one[one["y"].notna()]
+        expected = {
+            "MAE": mae(known["y"], known["y_hat"]),
+            "RMSE": rmse(known["y"], known["y_hat"]),
+            "sMAPE": smape(known["y"], known["y_hat"]),
+            "MASE": mase(known["y"], known["y_hat"], train, 12),
+            "coverage-80": coverage(one, 80),
+        }
+        assert scores.loc[unique_id].to_dict() == pytest.approx(expected, rel=1e-14)
+
+
+def test_a_row_is_compared_with_the_one_a_season_before_it_in_time():
+    ds = pd.date_range("2020-01-06", periods=22, freq="D")
+    season, noise = np.array([0.0, 50, 10, 90, 20, 70, 40]), np.arange(22) % 3
+    df = pd.DataFrame({"unique_id": "a", "ds": ds, "y": np.resize(season, 22) + noise})
+    forecasts = df[21:].assign(cutoff=ds[20], y_hat=df["y"][21] + 1)
+    pairs = [(k, k - 7) for k in range(7, 21)]
+    for holes in ([], [9], [3, 9, 10]):
+        errors = [abs(noise[k] - noise[j]) for k, j in pairs if k not in holes and j not in holes]
+        for gaps in (df.drop(index=holes), df.assign(y=df["y"].where(~df.index.isin(holes)))):
+            assert evaluate(forecasts, gaps, 7)["MASE"][0] == pytest.approx(1 / np.mean(errors))
+
+
+def test_the_frequency_may_be_given_where_gaps_hide_it():
+    ds = pd.to_datetime(["2020-01-01", "2020-01-02", "2020-01-04", "2020-01-07", "2020-01-08"])
+    df = pd.DataFrame({"unique_id": "a", "ds": ds, "y": [1.0, 3, 7, 20, 22]})
+    forecasts = df[4:].assign(cutoff=ds[3], y_hat=23.0)
+    with pytest.raises(ValueError, match="give freq"):
+        evaluate(forecasts, df, 1)
+    assert evaluate(forecasts, df, 1, freq="D")["MASE"][0] == pytest.approx(1 / 2)
+    assert evaluate(forecasts, df, 4, freq="D")["MASE"].isna().all()
+    with pytest.raises(ValueError, match=r"series 'a' must be longer than 7 rows.* Got 7"):
+        evaluate(forecasts, df, 7, freq="D")
+
+
+def test_columns_of_forecasts_are_checked():
+    df = monthly(40)
+    forecasts = df[30:].assign(y_hat=1.0, cutoff=df["ds"][29])
+    bounds = forecasts.assign(**{"lo-80": 0.0, "hi-80": 2.0})
+    zoned = forecasts["cutoff"].dt.tz_localize("UTC")
+    for wrong, message in (
+        (bounds.drop(columns="hi-80"), r"forecasts must .* Missing: \['hi-80'\]"),
+        (bounds.assign(**{"lo-x": 0.0}), "a column lo-... must name a level.* Got 'lo-x'"),
+        (bounds.assign(**{"hi-80": "much"}), r"forecasts\['hi-80'\] must hold numbers. Got 'much'"),
+        (forecasts.assign(y="many"), r"forecasts\['y'\] must hold numbers. Got 'many'"),
+        (forecasts.assign(y_hat="many"), r"forecasts\['y_hat'\] must hold numbers. Got 'many'"),
+        (forecasts.assign(cutoff=zoned), r"forecasts\['cutoff'\] must have no time zone"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(wrong, df, 12)
+    with pytest.raises(ValueError, match=r"forecast must have .* Missing: \['lo-95', 'hi-95'\]"):
+        coverage(bounds, 95)
+    with pytest.raises(ValueError, match=r"forecast\['y'\] must hold numbers. Got 'many'"):
+        coverage(bounds.assign(y="many"), 80)
+    text = forecasts.astype({"cutoff": str, "y": str})
+    pd.testing.assert_frame_equal(evaluate(text, df, 12), evaluate(forecasts, df, 12))
