@@ -93,7 +93,8 @@ class Forecaster:
             before it.
         levels: coverage of the intervals, in per cent; without any, training takes half the time.
         seed: of initial weights, dropout and the order of windows. A seed gives the same forecast
-            again. The random state of the process is left as it was.
+            again, whatever other threads train: trainings take turns, as the random state of the
+            process is one. It is left as it was.
         season_length: rows in a season; 1 for none.
         n_models: networks to average, trained side by side.
         calibration_size: last rows of `df` that calibrate the intervals; None for `3 * h`; 0 to

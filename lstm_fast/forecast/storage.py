@@ -24,6 +24,7 @@ from torch import nn
 from lstm_fast import LSTM
 from lstm_fast.forecast.intervals import ConformalIntervals
 from lstm_fast.forecast.losses import make_loss
+from lstm_fast.forecast.process import own_random_state
 from lstm_fast.forecast.windows import Features
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def load(cls: type[Forecaster], path: Path) -> Forecaster:
         raise ValueError(f"{path} must be of format {FORMAT!r}. Got {found!r}")
     try:
         # Networks are made with random weights first, which is nobody else's business.
-        with torch.random.fork_rng(devices=[]):
+        with own_random_state():
             return _restored(cls, state, settings)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lstm_fast.forecast.model import SeasonalLSTM
+from lstm_fast.forecast.process import float32_by_default, own_random_state
 from lstm_fast.forecast.storage import replacing
 from lstm_fast.forecast.windows import Batch, Windows, tilted
 
@@ -54,6 +55,7 @@ def train(
     options: TrainingOptions,
 ) -> SeasonalLSTM:
     """The networks that `build` makes, trained; the random state of the process is left as it was.
+    Trainings in several threads take turns.
 
     `slopes` [series] are the deviations of the random trends that windows are `tilted` by. With
     `validation` windows, training stops early and the best weights are kept. With a
@@ -64,9 +66,10 @@ def train(
     Raises:
         ValueError: naming a checkpoint that cannot be read, or if nothing was trained.
     """
-    with torch.random.fork_rng(devices=[]), _quiet_lightning():
+    with own_random_state(), _quiet_lightning():
         torch.manual_seed(options.seed)
-        networks = build().float()  # whatever torch.set_default_dtype says
+        with float32_by_default():
+            networks = build()
         done, part = _files(options.checkpoint)
         if done is not None and done.exists():
             with _opened(done) as file:

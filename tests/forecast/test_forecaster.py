@@ -106,11 +106,13 @@ def test_later_rows_and_covariates_may_be_of_another_time_zone_but_not_of_none(s
         model.predict(known, naive[1])
 
 
-def test_networks_are_of_float32_whatever_is_the_default(small, series, tmp_path):
-    """Other random numbers are drawn for their first weights then, so forecasts differ a little."""
+@pytest.mark.parametrize("loss", ["mae", "quantile", "normal"])
+def test_networks_are_of_float32_whatever_is_the_default(small, series, tmp_path, loss):
+    expected = small(loss=loss, id_size=2).fit(series).predict()
     torch.set_default_dtype(torch.float64)
     try:
-        model = small().fit(series)
+        model = small(loss=loss, id_size=2).fit(series)
+        assert torch.get_default_dtype() == torch.float64
         forecast = model.predict()
         model.save(tmp_path / "model.pt")
         loaded = Forecaster.load(tmp_path / "model.pt")
@@ -119,6 +121,7 @@ def test_networks_are_of_float32_whatever_is_the_default(small, series, tmp_path
         torch.set_default_dtype(torch.float32)
     assert {p.dtype for p in model._networks.parameters()} == {torch.float32}
     pd.testing.assert_frame_equal(model.predict(), forecast, check_exact=True)
+    pd.testing.assert_frame_equal(expected, forecast, check_exact=True)
 
 
 def test_horizon_beyond_a_season_and_no_season(small, series):

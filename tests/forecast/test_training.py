@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -368,6 +370,25 @@ def test_bfloat16(small, series):
     assert not np.array_equal(a, b)
     # Rounding of 2**-9 in each of 20 steps, on values of deviation 0.1.
     assert np.allclose(a, b, rtol=0.01)
+
+
+def test_threads_train_what_one_does_and_leave_the_process_as_it_was(small, series, tmp_path):
+    models = [small(seed=k, max_steps=20, dropout=0.5) for k in range(4)]
+    alone = [model.fit(series).predict() for model in models]
+    models[0].save(tmp_path / "model.pt")
+    logger = logging.getLogger("lightning.pytorch")
+    level, state = logger.level, torch.get_rng_state()
+
+    def again(model):
+        Forecaster.load(tmp_path / "model.pt")
+        return model.fit(series).predict()
+
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(again, models))
+    assert logger.level == level
+    assert torch.equal(torch.get_rng_state(), state)
+    for one, other in zip(alone, together, strict=True):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
 def test_progress_bar(small, series, capsys):
