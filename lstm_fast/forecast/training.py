@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ import pandas as pd
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from lstm_fast.forecast.frame import is_whole
 from lstm_fast.forecast.model import SeasonalLSTM
 from lstm_fast.forecast.process import float32_by_default, own_random_state
 from lstm_fast.forecast.storage import replacing
@@ -95,6 +97,7 @@ def train(
                 if trainer.interrupted:  # by Ctrl-C
                     raise KeyboardInterrupt from stop
                 raise
+            networks.float()  # from what the precision of the trainer made of them
             if trainer.global_step == 0:
                 raise ValueError("trainer_options must leave a step of training. There was none")
             is_finished = trainer.global_step >= options.max_steps or any(
@@ -330,7 +333,15 @@ class Checkpoint(Callback):
 
 def _trainer(options: TrainingOptions, validation: Windows | None) -> lightning.Trainer:
     given = options.trainer.get("callbacks") or ()
-    callbacks = [_fresh(c) for c in ([given] if isinstance(given, Callback) else given)]
+    found = list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(c, Callback) for c in found):
+        raise _unsuitable(f"callbacks must be those of Lightning. Got {given!r}")
+    batches_of_step = options.trainer.get("accumulate_grad_batches", 1)
+    if not is_whole(batches_of_step) or batches_of_step < 1:
+        raise _unsuitable(
+            f"accumulate_grad_batches must be a whole number greater than 0. Got {batches_of_step}"
+        )
+    callbacks = [_fresh(c) for c in found]
     if validation is not None:
         callbacks += [Patience("val_loss", patience=options.patience), BestWeights()]
     _, part = _files(options.checkpoint)
@@ -342,8 +353,7 @@ def _trainer(options: TrainingOptions, validation: Windows | None) -> lightning.
         "max_epochs": 1,
         "max_steps": options.max_steps,
         # Counted in batches by the trainer.
-        "val_check_interval": min(options.val_check_steps, options.max_steps)
-        * options.trainer.get("accumulate_grad_batches", 1),
+        "val_check_interval": min(options.val_check_steps, options.max_steps) * batches_of_step,
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # `TrainingBatches` deals out by itself
@@ -355,12 +365,18 @@ def _trainer(options: TrainingOptions, validation: Windows | None) -> lightning.
         "callbacks": callbacks,
     }
     try:
-        return lightning.Trainer(**arguments)
-    except (TypeError, MisconfigurationException) as error:
+        trainer = lightning.Trainer(**arguments)
+    except (TypeError, ValueError, MisconfigurationException) as error:
         raise _unsuitable(error) from error
+    if not all(isinstance(logger, Logger) for logger in trainer.loggers):
+        raise _unsuitable(f"logger must be one of Lightning's. Got {arguments['logger']!r}")
+    if trainer.precision == "16-true":
+        # What Adam adds to a divisor is 0 there: networks end in nonsense, or in no numbers.
+        raise _unsuitable("precision must be another than 16-true, as bf16-true or 16-mixed")
+    return trainer
 
 
-def _unsuitable(error: Exception) -> ValueError:
+def _unsuitable(error: object) -> ValueError:
     """In one line, whatever the trainer's message has."""
     return ValueError(
         f"trainer_options must suit lightning.Trainer: {' '.join(str(error).split())}"

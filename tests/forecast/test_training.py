@@ -372,6 +372,44 @@ def test_bfloat16(small, series):
     assert np.allclose(a, b, rtol=0.01)
 
 
+@pytest.mark.parametrize(
+    ("precision", "rtol"), [("64-true", 1e-4), (64, 1e-4), ("bf16-true", 0.01)]
+)
+@pytest.mark.parametrize("val_size", [0, 6])
+def test_networks_of_another_type_forecast_in_float32(
+    small, series, tmp_path, precision, rtol, val_size
+):
+    options: dict[str, Any] = {"dropout": 0.0, "max_steps": 10}
+    expected = small(**options).fit(series, val_size).predict()
+    options["trainer_options"] = {"precision": precision}
+    options["checkpoint_dir"] = tmp_path
+    model = small(**options).fit(series, val_size)
+    assert {p.dtype for p in model._networks.parameters()} == {torch.float32}
+    forecast = model.predict()
+    np.testing.assert_allclose(forecast["y_hat"], expected["y_hat"], rtol=rtol)
+    finished = small(**options).fit(series, val_size).predict()
+    pd.testing.assert_frame_equal(finished, forecast, check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "x"}, "Precision 'x' is invalid"),
+        ({"precision": "16-true"}, "precision must be another than 16-true"),
+        ({"accelerator": "x"}, "invalid accelerator name"),
+        ({"strategy": "x"}, "invalid strategy name"),
+        ({"num_nodes": 0}, "`num_nodes` must be"),
+        ({"callbacks": 3}, "callbacks must be those of Lightning. Got 3"),
+        ({"callbacks": [3]}, r"callbacks must be those of Lightning. Got \[3\]"),
+        ({"logger": "x"}, "logger must be one of Lightning's. Got 'x'"),
+        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches must be .* Got 0"),
+    ],
+)
+def test_what_the_trainer_does_not_take_is_said(small, series, options, message):
+    with pytest.raises(ValueError, match=f"trainer_options must suit lightning.*{message}"):
+        small(trainer_options=options).fit(series)
+
+
 def test_threads_train_what_one_does_and_leave_the_process_as_it_was(small, series, tmp_path):
     models = [small(seed=k, max_steps=20, dropout=0.5) for k in range(4)]
     alone = [model.fit(series).predict() for model in models]
