@@ -322,7 +322,7 @@ class Forecaster:
 
         The forecaster itself is left as it was. No row after a cutoff is seen in its training, nor
         in what ``fill="linear"`` makes of a gap that the cutoff lies in: it repeats the value
-        before.
+        before. Of covariates the `h` rows after it are known too, and nothing later.
         """
         frame, freq = self._check(df, self.freq, held_out=self.h)
         model = dataclasses.replace(self, freq=freq, fill=None)

@@ -203,19 +203,24 @@ def rolling_origins(
     where it was filled with anything but zero.
 
     Args:
-        frame: `df`, as checked with `fill`. Nothing that follows an origin has a part in what is
-            filled before it.
+        frame: `df`, as checked with `fill`. Nothing that follows an origin has a part in the `y`
+            that is filled before it, and nothing that follows its `h` rows in the covariates.
 
     Raises:
         ValueError: as `check_windows`.
     """
     check_windows(frame, h, n_windows, step_size)
     from_end = frame.groupby("unique_id", sort=False).cumcount(ascending=False)
-    is_given = _is_given(frame, df, fill)
+    covariates = [name for name in frame.columns if name not in COLUMNS]
+    is_given = _is_given(frame, df, fill, ["y", *covariates])
     for held_out in range(h + (n_windows - 1) * step_size, h - 1, -step_size):
-        known = _without_later_values(frame[from_end >= held_out], is_given, fill)
-        later = frame[(from_end < held_out) & (from_end >= held_out - h)]
-        actual = later[["unique_id", "ds"]].assign(y=later["y"].where(is_given))
+        known_ahead = frame[from_end >= held_out - h]
+        for name in covariates:
+            known_ahead = _without_later_values(known_ahead, name, is_given[name], fill)
+        is_known = from_end[known_ahead.index] >= held_out
+        known = _without_later_values(known_ahead[is_known], "y", is_given["y"], fill)
+        later = known_ahead[~is_known]
+        actual = later[["unique_id", "ds"]].assign(y=later["y"].where(is_given["y"]))
         cutoff = actual["unique_id"].map(known.groupby("unique_id")["ds"].last())
         actual.insert(2, "cutoff", cutoff)
         yield known, later, actual
@@ -226,37 +231,46 @@ def without_last(frame: pd.DataFrame, rows: int) -> pd.DataFrame:
     return frame[frame.groupby("unique_id", sort=False).cumcount(ascending=False) >= rows]
 
 
-def _is_given(frame: pd.DataFrame, df: pd.DataFrame, fill: str | None) -> pd.Series:
-    """Whether `y` stands in `df`, row for row of the frame that was checked with `fill`; with
-    ``"zero"``, what does not stand there is said to be 0."""
+def _is_given(
+    frame: pd.DataFrame, df: pd.DataFrame, fill: str | None, numbers: list[str]
+) -> dict[str, pd.Series]:
+    """Of each column, whether it stands in `df`, row for row of the frame that was checked with
+    `fill`; with ``"zero"``, what does not stand there is said to be 0."""
     if fill in (None, "zero"):
-        return pd.Series(True, index=frame.index)
-    given = without_index_names(df[["unique_id", "ds"]])[as_numbers(df["y"]).notna()]
-    given = given.assign(ds=_timestamps(given)).astype(frame[["unique_id", "ds"]].dtypes.to_dict())
-    found = frame[["unique_id", "ds"]].merge(given, how="left", indicator=True)["_merge"] == "both"
-    return found.set_axis(frame.index)
+        return dict.fromkeys(numbers, pd.Series(True, index=frame.index))
+    rows = without_index_names(df[["unique_id", "ds"]])
+    rows = rows.assign(ds=_timestamps(rows)).astype(frame[["unique_id", "ds"]].dtypes.to_dict())
+    found = {}
+    for name in numbers:
+        given = rows[as_numbers(df[name]).notna().to_numpy()]
+        merged = frame[["unique_id", "ds"]].merge(given, how="left", indicator=True)["_merge"]
+        found[name] = (merged == "both").set_axis(frame.index)
+    return found
 
 
 def _without_later_values(
-    known: pd.DataFrame, is_given: pd.Series, fill: str | None
+    frame: pd.DataFrame, name: str, is_given: pd.Series, fill: str | None
 ) -> pd.DataFrame:
     """The first rows of a frame that was checked with `fill`, of which ``"linear"`` may have drawn
-    the last ones towards values that come later. These repeat the last value given.
+    the last ones of a column towards values that come later. These repeat the last value given.
 
     Raises:
         ValueError: for a series in which all values given come later.
     """
     if fill != "linear":
-        return known
-    place = pd.Series(np.arange(len(known)), index=known.index)
-    series = known["unique_id"]
+        return frame
+    place = pd.Series(np.arange(len(frame)), index=frame.index)
+    series = frame["unique_id"]
     last = place.where(is_given).groupby(series, sort=False).transform("max")
     if last.isna().any():
-        row = known[last.isna()].iloc[-1]
+        row = frame[last.isna()].iloc[-1]
+        what = "value" if name == "y" else name
         raise ValueError(
-            f"{_series(row)} has no value up to {row['ds']} that fill={fill!r} could use"
+            f"{_series(row)} has no {what} up to {row['ds']} that fill={fill!r} could use"
         )
-    return known.assign(y=known["y"].mask(place > last).groupby(series, sort=False).ffill())
+    shown = frame.copy()
+    shown[name] = frame[name].mask(place > last).groupby(series, sort=False).ffill()
+    return shown
 
 
 def check_future(

@@ -221,6 +221,34 @@ def test_series_are_filled_as_each_by_itself(fill):
     )
 
 
+@pytest.mark.parametrize("name", ["price", "self", 0])
+def test_a_gap_of_a_covariate_shows_nothing_beyond_the_horizon(name):
+    df = pd.concat([monthly(40, "a"), monthly(36, "bb")], ignore_index=True)
+    df[name] = np.arange(76.0) ** 2
+    df[name] = df[name].mask(df.index.isin([20, 21, 28, 29, 34, 35, 64, 65, 70]))
+    for fill in ("linear", "previous"):
+        frame, _ = check_frame(df, fill=fill, covariates=[name])
+        for k, (known, later, _) in enumerate(rolling_origins(frame, df, fill, 6, 3, 5)):
+            held_out = 6 + 5 * (2 - k)
+            from_end = df.groupby("unique_id").cumcount(ascending=False)
+            seen = df[from_end >= held_out - 6]
+            expected, _ = check_frame(seen, fill=fill, covariates=[name])
+            shown = pd.concat([known, later])
+            for unique_id in ("a", "bb"):
+                np.testing.assert_array_equal(
+                    shown[name][shown["unique_id"] == unique_id],
+                    expected[name][expected["unique_id"] == unique_id],
+                )
+
+
+def test_a_covariate_must_have_a_value_up_to_the_horizon():
+    df = monthly(40).assign(price=1.0)
+    df["price"] = df["price"].where(df.index == 39)
+    frame, _ = check_frame(df, fill="linear", covariates=["price"])
+    with pytest.raises(ValueError, match="series 'a' has no price up to 2003-03-01"):
+        list(rolling_origins(frame, df, "linear", 6, 2, 1))
+
+
 def test_a_series_without_values_is_not_filled_from_another():
     df = pd.concat([monthly(9, k) for k in ("a", "bb", "cc")], ignore_index=True)
     df.loc[df["unique_id"] == "bb", "y"] = np.nan
