@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from lstm_fast.forecast.frame import (
     check_fill,
     check_frame,
     check_positive,
+    checked_freq,
     grid,
     grid_positions,
     in_zone_of,
@@ -179,6 +181,12 @@ class Forecaster:
             raise ValueError("trainer_options must not have max_steps, an argument of its own")
         if not isinstance(self.lstm_class, type) or not issubclass(self.lstm_class, nn.LSTM):
             raise ValueError(f"lstm_class must derive from torch.nn.LSTM. Got {self.lstm_class!r}")
+        if self.checkpoint_dir is not None and not isinstance(
+            self.checkpoint_dir, (str, os.PathLike)
+        ):
+            raise ValueError(f"checkpoint_dir must be a path. Got {self.checkpoint_dir!r}")
+        if self.freq is not None and not isinstance(self.freq, str):
+            self.freq = checked_freq(self.freq)  # of an offset, which no file can hold
         check_fill(self.fill)
         self.futr_exog_list = check_covariates(self.futr_exog_list)
         self.levels = _checked_levels(self.levels)
@@ -235,6 +243,7 @@ class Forecaster:
             raise ValueError(
                 f"val_size must be 0 or a whole number, at least h, {self.h}. Got {val_size!r}"
             )
+        val_size = int(val_size)  # which a file can hold
         frame, freq = self._check(df, self.freq)
         held_out = int(self.calibration_size or 0) if self.levels else 0
         self._check_lengths(frame, self.input_size + self.h + held_out + val_size)

@@ -98,6 +98,14 @@ def _read(df: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFrame:
     ids = df["unique_id"]
     if isinstance(ids.dtype, pd.CategoricalDtype):
         ids = ids.astype(object)  # categories without a row are no series
+    if pd.api.types.infer_dtype(ids).startswith("mixed"):
+        bad = ids.map(pd.api.types.is_list_like).to_numpy()
+        if bad.any():
+            k = int(bad.argmax())
+            raise ValueError(
+                "df['unique_id'] must hold single values, such as text. "
+                f"Got {ids.iloc[k]!r} ({_place(df, ids.index[k])})"
+            )
     columns = ["unique_id", "ds", *numbers]
     frame = without_index_names(df[columns]).assign(unique_id=ids, ds=_timestamps(df))
     for name in numbers:
@@ -117,7 +125,7 @@ def _in_order(
             f"{_series(row)} has {row['ds']} more than once in ds ({_place(df, row.name)})"
         )
     frame = frame.sort_values(["unique_id", "ds"])
-    freq = _checked_freq(freq or _infer_freq(frame))
+    freq = checked_freq(freq or _infer_freq(frame))
     _reject_far(df, frame, freq)
     return frame, grid_positions(frame["ds"], freq), freq
 
@@ -148,7 +156,7 @@ def check_covariates(names: Iterable[str], argument: str = "futr_exog_list") -> 
     """
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"{argument} must be a sequence of names. Got {names!r}")
-    found = list(names)
+    found = [plain(name) for name in names]
     for k, name in enumerate(found):
         if name in COLUMNS or name in found[:k]:
             raise ValueError(
@@ -454,18 +462,28 @@ def _reject_without_logarithm(frame: pd.DataFrame, place: Callable[[pd.Series], 
         )
 
 
-def _checked_freq(freq: str) -> str:
-    """By the name that pandas has for it now: it warns of older ones, such as M for ME."""
+def checked_freq(freq: Any) -> str:
+    """By the name that pandas has for it now: it warns of older ones, such as M for ME.
+
+    Raises:
+        ValueError: for what is no frequency, does not go forwards, or is more than its name says,
+            as one with holidays is.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         try:
             step = to_offset(freq)
-        except ValueError as error:
+            named = to_offset(step.freqstr)
+        except (ValueError, TypeError) as error:
             raise ValueError(
                 f"freq must be a frequency of pandas, such as MS. Got {freq!r}"
             ) from error
     if step.n < 1:
         raise ValueError(f"freq must go forwards. Got {freq!r}")
+    if named != step:
+        raise ValueError(
+            f"freq must be no more than its name in pandas says, {step.freqstr}. Got {freq!r}"
+        )
     return step.freqstr
 
 

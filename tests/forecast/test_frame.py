@@ -69,6 +69,14 @@ def test_freq_is_taken_where_it_is_given():
     assert check_frame(monthly(2), freq="MS")[1] == "MS"
     with pytest.raises(ValueError, match=r"frequency D. Expected 2000-01-02 .*, got 2000-02-01"):
         check_frame(monthly(), freq="D")
+    wrong: Any
+    for wrong in ("often", 1, True, pd.NaT, ["MS"], pd.DateOffset(months=1)):
+        message = f"freq must be a frequency of pandas, .* Got {wrong!r}"
+        with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+            check_frame(monthly(), freq=wrong)
+    holidays: Any = pd.offsets.CustomBusinessDay(holidays=["2000-01-03"])
+    with pytest.raises(ValueError, match="freq must be no more than its name in pandas says, C"):
+        check_frame(monthly(), freq=holidays)
     for freq in ("0D", "-1MS"):
         with pytest.raises(ValueError, match=f"freq must go forwards. Got '{freq}'"):
             check_frame(monthly(), freq=freq)
@@ -127,6 +135,17 @@ def test_an_index_of_several_levels_may_be_named_as_columns(series):
 def test_times_and_complex_numbers_are_no_values(series, convert, fill):
     with pytest.raises(ValueError, match="finite y in every row"):
         check_frame(series.assign(y=convert(series["y"])), fill=fill)
+
+
+@pytest.mark.parametrize("wrong", [("a", 1), ["a"], {"a"}])
+def test_ids_are_single_values(wrong):
+    df = monthly().astype({"unique_id": object})
+    for rows in ([3], df.index):
+        ids = [wrong if k in rows else "a" for k in df.index]
+        message = rf"df\['unique_id'\] must hold single values.* \(row {rows[0]}\)"
+        with pytest.raises(ValueError, match=message):
+            check_frame(df.assign(unique_id=pd.Series(ids, dtype=object)))
+    assert len(check_frame(df.assign(unique_id=1))[0]) == len(df)
 
 
 @pytest.mark.parametrize("name", ["cutoff", "_at", "self", 0])
