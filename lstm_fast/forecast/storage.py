@@ -158,7 +158,7 @@ def claim_folder(folder: Path, model: Forecaster, frame: pd.DataFrame, val_size:
     """Make sure that the states in `folder` are of this training.
 
     Raises:
-        ValueError: if they are of other data or other options.
+        ValueError: if they are of other data or other options, or `folder` cannot be one.
     """
     given = model.trainer_options
     trainer_options = {name: given[name] for name in _TRAINING if name in given}
@@ -181,7 +181,10 @@ def claim_folder(folder: Path, model: Forecaster, frame: pd.DataFrame, val_size:
                 f"{', '.join(differing) or 'data'}: give another folder, or empty this one"
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"checkpoint_dir must be a folder, or a new one. Got {folder}") from error
     with replacing(path) as part:  # other processes of the run may write too
         part.write_text(json.dumps(claim, indent=1), encoding="utf-8")
 

@@ -189,3 +189,33 @@ def test_what_cannot_be_saved(small, series, tmp_path):
         with pytest.raises(ValueError, match=message):
             model.save(tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_numpy_and_pandas_make_can_be_written(small, series, tmp_path):
+    df = series.assign(y=series["y"])
+    df[5] = np.arange(72.0) % 5
+    options = {"futr_exog_list": np.array([5]), "freq": pd.offsets.MonthBegin()}
+    model = small(**options, checkpoint_dir=tmp_path / "state").fit(df, val_size=np.int64(6))
+    assert [model.freq, *model.futr_exog_list] == ["MS", 5]
+    model.save(tmp_path / "model.pt")
+    loaded = Forecaster.load(tmp_path / "model.pt")
+    assert [loaded.freq, *loaded.futr_exog_list] == ["MS", 5]
+    again = small(**options, checkpoint_dir=tmp_path / "state").fit(df, val_size=6)
+    future = model.future_rows(df)
+    future[5] = 1.0
+    for other in (loaded, again):
+        pd.testing.assert_frame_equal(
+            other.predict(futr_df=future), model.predict(futr_df=future), check_exact=True
+        )
+
+
+def test_a_checkpoint_dir_is_a_folder(small, series, tmp_path):
+    for wrong in (3, b"here", ["here"], True):
+        with pytest.raises(ValueError, match="checkpoint_dir must be a path"):
+            small(checkpoint_dir=wrong)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for folder in (file, str(file), file / "below"):
+        with pytest.raises(ValueError, match="checkpoint_dir must be a folder, or a new one"):
+            small(checkpoint_dir=folder).fit(series)
+    assert file.read_text() == "mine"
