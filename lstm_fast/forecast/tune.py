@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from lstm_fast.forecast.forecaster import Forecaster
-from lstm_fast.forecast.frame import check_frame, rolling_origins
+from lstm_fast.forecast.frame import check_frame, check_positive, rolling_origins
 from lstm_fast.forecast.model import ACTIVATIONS
 
 try:
@@ -112,22 +112,36 @@ def search(
 
     Args:
         options: arguments of `Forecaster` that are not searched; `h` and `season_length` are among
-            them.
+            them, `checkpoint_dir` is not.
+        n_trials: further trials.
         n_windows: origins of the backtest, as many as in the trials that `study` has.
         timeout: seconds after which no further trial begins.
 
     Raises:
-        ValueError: as `check_frame`, for another `n_windows`, if a series is too short, or if no
+        ValueError: as `Forecaster` and `check_frame`, for `options` that lack `h` or
+            `season_length` or have a `checkpoint_dir`, for numbers that count nothing, for
+            another `n_windows`, if a series is too short, or if no
             row of any window was given.
     """
-    fill = options.get("fill")
-    frame, freq = check_frame(df, options.get("freq"), fill, options.get("futr_exog_list", ()))
-    h, season = int(options["h"]), int(options["season_length"])
+    missing = [name for name in ("h", "season_length") if name not in options]
+    if missing:
+        raise ValueError(f"options must have h and season_length. Missing: {missing}")
+    if options.get("checkpoint_dir") is not None:
+        raise ValueError(
+            "options must not have checkpoint_dir: each trial trains other networks, whose states "
+            "one folder cannot hold"
+        )
+    h, season = (_whole(options[name]) for name in ("h", "season_length"))
+    check_positive(h=h, season_length=season, n_trials=n_trials, n_windows=n_windows)
+    forecaster = Forecaster(**{**options, "input_size": season})
+    fill = forecaster.fill
+    frame, freq = check_frame(
+        df, forecaster.freq, fill, forecaster.futr_exog_list, forecaster.log, held_out=h
+    )
     origins = list(rolling_origins(frame, df, fill, h, n_windows, h))
     rows = int(frame["unique_id"].value_counts().min())
     shortest = rows - h * n_windows
     # A forecast with the best settings has the rows of the windows too, but some calibrate it.
-    forecaster = Forecaster(**{**options, "input_size": season})
     calibrating = int(forecaster.calibration_size or 0) if forecaster.levels else 0
     longest_input = min(shortest - 2 * h, rows - h - calibrating)
     needed = season + h if season > 1 else 2 * h + 1
@@ -186,6 +200,11 @@ def best_options(study: optuna.Study, season_length: int) -> dict[str, Any]:
     if "input_seasons" in options:
         options["input_size"] = season_length * options.pop("input_seasons")
     return options
+
+
+def _whole(value: Any) -> Any:
+    """As `Forecaster` takes it: 3.0 is a whole number too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _told(value: Any) -> Any:

@@ -228,3 +228,44 @@ def test_a_window_that_was_filled_entirely_counts_for_nothing(tmp_path, monkeypa
     study = tune.open_study(tmp_path / "unknown.db", unknown, options, seed=0)
     with pytest.raises(ValueError, match="last 6 rows, which n_windows=1 of h=6 forecast"):
         tune.search(study, unknown, options, n_trials=1, n_windows=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "message"),
+    [
+        ({"checkpoint_dir": "state"}, {}, "options must not have checkpoint_dir"),
+        ({"h": None}, {}, r"options must have h and season_length. Missing: \['h'\]"),
+        ({"season_length": None}, {}, r"Missing: \['season_length'\]"),
+        ({"h": 0}, {}, "h must be a whole number greater than 0. Got 0"),
+        (
+            {"season_length": 2.5},
+            {},
+            "season_length must be a whole number greater than 0. Got 2.5",
+        ),
+        ({"dropout": 2}, {}, r"dropout must lie in \[0, 1\)"),
+        ({}, {"n_trials": 0}, "n_trials must be a whole number greater than 0. Got 0"),
+        ({}, {"n_trials": -1}, "n_trials must be a whole number greater than 0. Got -1"),
+        ({}, {"n_windows": 0}, "n_windows must be a whole number greater than 0. Got 0"),
+    ],
+)
+def test_what_cannot_be_searched_is_said_before_a_trial(tmp_path, options, arguments, message):
+    df = monthly(120)
+    given = {name: value for name, value in {**OPTIONS, **options}.items() if value is not None}
+    study = tune.open_study(tmp_path / "study.db", df, SETUP, seed=0)
+    with pytest.raises(ValueError, match=message):
+        tune.search(study, df, given, **{"n_trials": 1, "n_windows": 2, **arguments})
+    assert not study.trials
+
+
+def test_values_without_a_logarithm_are_named_before_a_trial(tmp_path):
+    df = monthly(120)
+    df.loc[100, "y"] = 0.0
+    study = tune.open_study(tmp_path / "study.db", df, SETUP, seed=0)
+    with pytest.raises(
+        ValueError, match=r"series 'a' must be above 0.* \(row 100\); use log=False"
+    ):
+        tune.search(study, df, OPTIONS, n_trials=1, n_windows=2)
+    assert not study.trials
+    df.loc[[100, 118], "y"] = [1.0, 0.0]  # one of the last `h` is never trained on
+    tune.search(study, df, {**OPTIONS, "h": 6.0}, n_trials=1, n_windows=2)
+    assert len(study.trials) == 1
