@@ -85,7 +85,11 @@ def _naive_error(train: NDArray[np.float64], season_length: int) -> float:
 def accuracy(
     actual: pd.DataFrame, forecast: pd.DataFrame, train: pd.DataFrame, season_length: int
 ) -> dict[str, float]:
-    """All four metrics of the forecast of one series; frames are matched by ``ds``."""
+    """All four metrics of the forecast of one series; frames are matched by ``ds``.
+
+    Args:
+        train: in order and without gaps, as in `mase`.
+    """
     both = actual[["ds", "y"]].merge(forecast[["ds", "y_hat"]], on="ds", validate="one_to_one")
     if len(both) != len(actual):
         raise ValueError(f"forecast covers {len(both)} of the {len(actual)} rows of actual")
@@ -100,16 +104,17 @@ def accuracy(
 
 def coverage(forecast: pd.DataFrame, level: float) -> float:
     """Per cent of the rows with a ``y`` in which it lies within the bounds of the level, or on
-    them.
+    them; NaN without such rows.
 
     Raises:
-        ValueError: naming a column that is missing or holds what is no number.
+        ValueError: if there are no rows at all, or a column is missing or holds what is no number;
+            the message says which.
     """
     bounds = _bounds([level])
     check_columns(forecast, ("y", *bounds), "forecast")
     y, low, high = (_numbers(forecast, name, "forecast") for name in ("y", *bounds))
-    within = (low <= y) & (y <= high)
-    return float(100 * within[~np.isnan(y)].mean())
+    within = ((low <= y) & (y <= high))[~np.isnan(y)]
+    return float(100 * within.mean()) if len(within) else np.nan
 
 
 def levels_of(forecast: pd.DataFrame) -> list[float]:
@@ -122,11 +127,12 @@ def levels_of(forecast: pd.DataFrame) -> list[float]:
     for name in forecast.columns:
         if str(name).startswith("lo-"):
             try:
-                levels.append(float(str(name)[3:]))
-            except ValueError as error:
-                raise ValueError(
-                    f"a column lo-... must name a level, as lo-80 does. Got {name!r}"
-                ) from error
+                level = float(str(name)[3:])
+            except ValueError:
+                level = np.nan
+            if not 0 < level < 100:
+                raise ValueError(f"a column lo-... must name a level, as lo-80 does. Got {name!r}")
+            levels.append(level)
     return sorted(levels)
 
 
@@ -166,6 +172,8 @@ def evaluate(
     check_columns(forecasts, _bounds(levels), "forecasts")
     frame, position, _ = on_grid(df, freq)
     number, ids = pd.factorize(forecasts["unique_id"])
+    if not len(ids):
+        raise ValueError("forecasts['unique_id'] must name series. Got none")
     cutoff = in_zone_of(frame["ds"], forecasts, "forecasts", "cutoff")["cutoff"]
     first_cutoff = cutoff.groupby(number).min().reindex(range(len(ids)))
     scale = _seasonal_errors(frame, position, pd.Index(ids), first_cutoff, season_length)

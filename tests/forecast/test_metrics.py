@@ -217,6 +217,8 @@ def test_columns_of_forecasts_are_checked():
     for wrong, message in (
         (bounds.drop(columns="hi-80"), r"forecasts must .* Missing: \['hi-80'\]"),
         (bounds.assign(**{"lo-x": 0.0}), "a column lo-... must name a level.* Got 'lo-x'"),
+        (bounds.assign(**{"lo-nan": 0.0}), "a column lo-... must name a level.* Got 'lo-nan'"),
+        (bounds.assign(unique_id=np.nan), r"forecasts\['unique_id'\] must name series. Got none"),
         (bounds.assign(**{"hi-80": "much"}), r"forecasts\['hi-80'\] must hold numbers. Got 'much'"),
         (forecasts.assign(y="many"), r"forecasts\['y'\] must hold numbers. Got 'many'"),
         (forecasts.assign(y_hat="many"), r"forecasts\['y_hat'\] must hold numbers. Got 'many'"),
@@ -228,5 +230,6 @@ def test_columns_of_forecasts_are_checked():
         coverage(bounds, 95)
     with pytest.raises(ValueError, match=r"forecast\['y'\] must hold numbers. Got 'many'"):
         coverage(bounds.assign(y="many"), 80)
+    assert math.isnan(coverage(bounds.assign(y=np.nan), 80))
     text = forecasts.astype({"cutoff": str, "y": str})
     pd.testing.assert_frame_equal(evaluate(text, df, 12), evaluate(forecasts, df, 12))
