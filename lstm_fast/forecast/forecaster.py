@@ -361,7 +361,8 @@ class Forecaster:
 
     @classmethod
     def load(cls, path: Path | str) -> Forecaster:
-        """Read what `save` wrote. A file from elsewhere can hold wrong numbers, but no code.
+        """Read what `save` wrote. A file from elsewhere can hold wrong numbers, but no code. It
+        waits for a training that another thread is at.
 
         Raises:
             ValueError: for a file that is none of `save`'s.
