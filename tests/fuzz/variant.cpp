@@ -21,8 +21,8 @@ struct Case {
 
   explicit Case(Bytes& bytes) {
     StackArguments& a = arguments;
-    const int64_t H = 1 + bytes.below(40), I = 1 + bytes.below(40), T = 1 + bytes.below(6),
-                  B = 1 + bytes.below(20);
+    const int64_t H = 1 + bytes.below(40), I = 1 + bytes.below(40),
+                  T = steps_or_many(1 + bytes.below(6)), B = 1 + bytes.below(20);
     const bool projected = bytes.flag();
     const int64_t P = projected ? 1 + bytes.below(H) : H;
     a.has_biases = bytes.flag();
