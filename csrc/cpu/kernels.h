@@ -5,9 +5,9 @@
 //   write nothing of other rows: slices may run at the same time on different threads and give the
 //   same bits in any partition. Those that take a TeamMember are called by each member of a team,
 //   with the same arguments; layers with a projection take teams of one.
+// - Packing functions write a share of what they pack; all shares together write all of it.
 // - Unless said otherwise a pointer is read-only or written completely; nothing needs initialising,
-// and no two
-//   buffers of a call overlap.
+//   and no two buffers of a call overlap.
 // - Every buffer has its natural alignment at least; packed weights are best aligned to 64 bytes.
 // - Subnormal numbers count as zero inside of a call; the caller's mode is restored.
 #pragma once
