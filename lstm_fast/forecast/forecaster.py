@@ -32,7 +32,7 @@ from lstm_fast.forecast.frame import (
     is_whole,
     plain,
     rolling_origins,
-    starts_of_series,
+    spans_of_series,
 )
 from lstm_fast.forecast.intervals import ConformalIntervals, mean_band, mean_center
 from lstm_fast.forecast.losses import Loss, make_loss
@@ -489,9 +489,8 @@ def seasonal_naive(
     """
     check_positive(h=h, season_length=season_length)
     frame, freq = check_frame(df, freq)
-    start = starts_of_series(frame)
+    start, length = spans_of_series(frame)
     ids = frame["unique_id"].iloc[start].infer_objects()
-    length = np.diff(start, append=len(frame))
     if length.min() < season_length:
         short = int((length < season_length).argmax())
         raise ValueError(

@@ -339,9 +339,10 @@ def in_zone_of(fitted: pd.Series, df: pd.DataFrame, name: str, column: str = "ds
     return df.assign(**{column: ds if zone is None else ds.dt.tz_convert(zone)})
 
 
-def starts_of_series(frame: pd.DataFrame) -> NDArray[np.int64]:
-    """[series], the first row of each series of a frame that is in order."""
-    return np.flatnonzero(~frame["unique_id"].duplicated().to_numpy())
+def spans_of_series(frame: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """[series], the first row of each series of a frame that is in order, and its rows."""
+    start = np.flatnonzero(~frame["unique_id"].duplicated().to_numpy())
+    return start, np.diff(start, append=len(frame))
 
 
 def grid(ds: pd.Series, freq: str, beyond: int = 0) -> pd.DatetimeIndex:
@@ -572,14 +573,14 @@ def _fill(
 ) -> pd.DataFrame:
     """The series without gaps; covariates are filled as values are."""
     ds = grid(frame["ds"], freq)
-    start = starts_of_series(frame)
+    start, rows = spans_of_series(frame)
     ids = frame["unique_id"].iloc[start].infer_objects()
     first = position[start]
-    length = position[np.append(start[1:], len(frame)) - 1] - first + 1
+    length = position[start + rows - 1] - first + 1
     offset = np.cumsum(length) - length
     series = np.repeat(np.arange(len(start)), length)
     to_row = offset - first  # from the grid to the rows that are made
-    at = position + np.repeat(to_row, np.diff(start, append=len(frame)))
+    at = position + np.repeat(to_row, rows)
     every = np.arange(len(series)) - to_row[series]
     filled = pd.DataFrame({"unique_id": ids.repeat(length).to_numpy(), "ds": ds[every]})
     for name in numbers:

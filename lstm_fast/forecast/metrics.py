@@ -21,7 +21,7 @@ from lstm_fast.forecast.frame import (
     in_zone_of,
     on_grid,
     plain,
-    starts_of_series,
+    spans_of_series,
 )
 
 
@@ -234,12 +234,11 @@ def _seasonal_errors(
     Args:
         frame, position: as `on_grid` gives them.
     """
-    start = starts_of_series(frame)
+    start, length = spans_of_series(frame)
     place = pd.Index(frame["unique_id"].iloc[start]).get_indexer(ids)
     if (place < 0).any():
         missing = plain(ids[place < 0][0])
         raise ValueError(f"df must have each series of forecasts. Missing: {missing!r}")
-    length = np.diff(start, append=len(frame))
     series = np.repeat(np.arange(len(start)), length)
     last = cutoff.set_axis(place).reindex(series).set_axis(frame.index)
     is_before = (frame["ds"] <= last).to_numpy()

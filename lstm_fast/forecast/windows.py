@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lstm_fast.forecast.calendar import cycle_phases, season_phase, trading_days, useful_cycles
-from lstm_fast.forecast.frame import check_future, grid, grid_positions, stamps, starts_of_series
+from lstm_fast.forecast.frame import check_future, grid, grid_positions, spans_of_series, stamps
 
 
 class Batch(NamedTuple):
@@ -117,8 +117,7 @@ class Panel:
         """`frame`: checked and sorted, `y` transformed. `futr_df`: covariates of the future."""
         freq = features.freq
         ds = grid(frame["ds"], freq, beyond=h)
-        start = starts_of_series(frame)
-        length = np.diff(start, append=len(frame))
+        start, length = spans_of_series(frame)
         offset = start + h * np.arange(len(start))
         is_future = np.ones(len(frame) + h * len(start), dtype=bool)
         is_future[np.arange(len(frame)) + np.repeat(h * np.arange(len(start)), length)] = False
