@@ -215,7 +215,7 @@ INLINE void sum_of_products(const ChunkRows& rows, int64_t M, const T* right, in
         });
       }
     }
-    for (int64_t v = begin_v; v < end_v; ++v) f(v, sums + (v - begin_v) * vector_sums);
+    for (int64_t v = begin_v; !kept && v < end_v; ++v) f(v, sums + (v - begin_v) * vector_sums);
   }
 }
 
@@ -313,9 +313,8 @@ INLINE void gate_weight_grad(const WeightGrad<T>& p, const ChunkRows& rows, int6
     gather_inputs(p, n0, n1, out, stride, background);
   };
   sum_of_products<T>(rows, left_columns(s), p.grad_gates, 4 * s.H, begin, end, kept, scratch,
-                     gather, [&](int64_t strip, const T* sums) {
-                       if (!kept) write_gate_weight_grad(p, strip, sums);
-                     });
+                     gather,
+                     [&](int64_t strip, const T* sums) { write_gate_weight_grad(p, strip, sums); });
 }
 
 // The same for a few rows of a single step: x and h_0 are matrices as they lie, and the sums are so
@@ -396,10 +395,9 @@ INLINE void projection_weight_grad(const WeightGrad<T>& p, const ChunkRows& rows
   const auto gather = [&](int64_t n0, int64_t n1, T* out, int64_t stride) {
     for (int64_t n = n0; n < n1; ++n, out += stride) copy_row(p.grad_hidden + n * s.P, out, s.P);
   };
-  sum_of_products<T>(rows, s.P, p.hidden, s.H, begin, end, kept, scratch, gather,
-                     [&](int64_t strip, const T* sums) {
-                       if (!kept) write_projection_weight_grad(p, strip, sums);
-                     });
+  sum_of_products<T>(
+      rows, s.P, p.hidden, s.H, begin, end, kept, scratch, gather,
+      [&](int64_t strip, const T* sums) { write_projection_weight_grad(p, strip, sums); });
 }
 
 // Where the sums of a strip of a chunk are kept; null if there is but one chunk.
