@@ -250,6 +250,7 @@ template <int Most, typename T, typename OperandsOf, typename F>
 INLINE void for_each_product_tile(int64_t rows, int64_t panels, const OperandsOf& operands_of,
                                   const F& f) {
   const int64_t row_blocks = ceil_div(rows, kPairRows), items = panels * row_blocks;
+  if (items == 0) return;  // the share of a member of a team that has more members than panels
   alignas(64) T sums[2][kPairRows * kPanel<T>];
   const auto row_of = [&](int64_t item) { return item % row_blocks * kPairRows; };
   const auto start = [&](int64_t item) {

@@ -7,12 +7,24 @@
 namespace lstm_fast {
 namespace {
 
+// The step of row n of N.
+INLINE int64_t step_of_row(const Steps& steps, int64_t n) {
+  if (n == 0) return 0;
+  if (!steps.batch_sizes) return n / steps.B;
+  int64_t t = 0, end = steps.T;  // t is at or before it, end after
+  while (end - t > 1) {
+    const int64_t middle = t + (end - t) / 2;
+    (steps.offset(middle) <= n ? t : end) = middle;
+  }
+  return t;
+}
+
 // Calls f(n, b, before) for the rows n of [n0, n1): row b of the batch at its step, whose state is
 // that of row `before` of N, or the initial one, if `before` is negative.
 template <typename F>
 INLINE void for_each_row(const LayerShape& s, int64_t n0, int64_t n1, const F& f) {
   const Steps& steps = s.steps;
-  int64_t t = steps.batch_sizes || n0 == 0 ? 0 : n0 / steps.B;
+  int64_t t = step_of_row(steps, n0);
   for (int64_t n = n0; n < n1; ++n) {
     while (n >= steps.offset(t) + steps.rows(t)) ++t;
     const int64_t b = n - steps.offset(t);
