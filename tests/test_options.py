@@ -525,6 +525,19 @@ def test_float32_is_close_to_float64(options: dict[str, Any]):
         torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e3 * 2**-24)
 
 
+def test_gradients_of_norms_over_many_rows():
+    """A sum of a million rows, one after the other, would lose three digits."""
+    exact = LSTM(1, 3, layer_norm=True, dtype=torch.float64)
+    layer = copy.deepcopy(exact).float()
+    exact.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 200_000, 1)
+    layer(x)[0].sum().backward()
+    exact(x.double())[0].sum().backward()
+    for got, expected in zip(layer.parameters(), exact.parameters(), strict=True):
+        tolerance = 1e-5 * expected.grad.abs().max().item()
+        torch.testing.assert_close(got.grad.double(), expected.grad, rtol=0, atol=tolerance)
+
+
 @all_options
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_halves_are_computed_in_float32(options: dict[str, Any], dtype: torch.dtype):

@@ -13,7 +13,9 @@
 #pragma once
 
 #include "flush_denormals.h"
+#include "tasks.h"
 #include "variant_rows.h"
+#include "weight_grad.h"
 
 namespace lstm_fast {
 namespace {
@@ -24,7 +26,7 @@ struct VariantBackwardWeights {
 
   VariantBackwardWeights(const VariantShape& s, const T* packed)
       : hh{packed, 4 * s.H, s.P, parts_of(4 * s.H, s.parts)},
-        hr{offset_or_null(packed, hh.size()), s.P, s.H, 0} {}
+        hr{offset(packed, hh.size()), s.P, s.H, 0} {}
 };
 
 template <typename T>
@@ -58,19 +60,15 @@ struct VariantBackwardScratch {
   int64_t size;
 
   VariantBackwardScratch(const VariantShape& s, int64_t rows, T* base) {
-    size = 0;
-    const auto take = [&](int64_t elements) {
-      T* piece = base ? base + size : nullptr;
-      size += ceil_div(elements, 64) * 64;
-      return piece;
-    };
-    fresh = take(s.H);
-    from_h = take(s.H);
-    scaled = take(4 * s.H);
-    grad_new = take(s.projected ? 0 : rows * s.P);
-    grad_h_in = take(rows * s.P);
-    grad_m = take(s.projected ? rows * s.H : 0);
-    product = take(operand_scratch<T>(4 * s.H, s.parts));
+    Arena<T> arena(base);
+    fresh = arena.take(s.H);
+    from_h = arena.take(s.H);
+    scaled = arena.take(4 * s.H);
+    grad_new = arena.take(s.projected ? 0 : rows * s.P);
+    grad_h_in = arena.take(rows * s.P);
+    grad_m = arena.take(s.projected ? rows * s.H : 0);
+    product = arena.take(operand_scratch<T>(4 * s.H, s.parts));
+    size = arena.used();
   }
 };
 
@@ -187,8 +185,8 @@ INLINE void grad_of_state_before(const VariantBackward<T>& p, int64_t b, int64_t
     store(dh + c, load(dh + c, left) + d, left);
   });
   if (!p.masks.reset || !p.masks.reset[n]) return;
-  move_row(dh, offset_or_null(p.grad_reset_h, b * P), P);
-  move_row(p.grad_c0 + b * H, offset_or_null(p.grad_reset_c, b * H), H);
+  move_row(dh, offset(p.grad_reset_h, b * P), P);
+  move_row(p.grad_c0 + b * H, offset(p.grad_reset_c, b * H), H);
 }
 
 template <typename T>
@@ -231,20 +229,26 @@ void variant_backward_rows(const VariantBackward<T>& p, int64_t b0, int64_t b1, 
 template <typename T>
 void column_sums(const T* a, const T* b, int64_t N, int64_t C, int64_t c0, int64_t c1, T* sums) {
   const FlushDenormals scope;
-  // The sums of a few columns stay in the cache while rows go by.
+  // Block by block, as the other gradients of weights are summed. The sums of a few columns stay in
+  // registers while rows go by.
   for (int64_t c = c0; c < c1; c += kPanel<T>) {
     const int64_t columns = min(kPanel<T>, c1 - c);
     with_size<kTileVectors>(panel_vectors<T>(columns, 0), [&](auto vectors) {
       constexpr int W = decltype(vectors)::value;
-      Vec<T> acc[W] = {};
-      for (int64_t n = 0; n < N; ++n) {
-        for (int w = 0; w < W; ++w) {
-          const int64_t v = w * kLanes<T>, left = columns - v;
-          const Vec<T> x = load(a + n * C + c + v, left);
-          acc[w] = b ? fma(x, load(b + n * C + c + v, left), acc[w]) : acc[w] + x;
+      Vec<T> total[W] = {};
+      for (int64_t block = 0; block < N; block += kBlock) {
+        Vec<T> acc[W] = {};
+        for (int64_t n = block; n < min(N, block + kBlock); ++n) {
+          for (int w = 0; w < W; ++w) {
+            const int64_t v = w * kLanes<T>, left = columns - v;
+            const Vec<T> x = load(a + n * C + c + v, left);
+            acc[w] = b ? fma(x, load(b + n * C + c + v, left), acc[w]) : acc[w] + x;
+          }
         }
+        for (int w = 0; w < W; ++w) total[w] += acc[w];
       }
-      for (int w = 0; w < W; ++w) store(sums + c + w * kLanes<T>, acc[w], columns - w * kLanes<T>);
+      for (int w = 0; w < W; ++w)
+        store(sums + c + w * kLanes<T>, total[w], columns - w * kLanes<T>);
     });
   }
 }

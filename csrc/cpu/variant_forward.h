@@ -10,6 +10,7 @@
 #pragma once
 
 #include "flush_denormals.h"
+#include "tasks.h"
 #include "variant_rows.h"
 
 namespace lstm_fast {
@@ -21,8 +22,8 @@ struct VariantForwardWeights {
 
   VariantForwardWeights(const VariantShape& s, const T* packed)
       : ih{packed, s.I, 4 * s.H, parts_of(s.I, s.parts)},
-        hh{offset_or_null(packed, ih.size()), s.P, 4 * s.H, parts_of(s.P, s.parts)},
-        hr{offset_or_null(hh.data, hh.size()), s.H, s.P, 0} {}
+        hh{offset(packed, ih.size()), s.P, 4 * s.H, parts_of(s.P, s.parts)},
+        hr{offset(hh.data, hh.size()), s.H, s.P, 0} {}
 };
 
 // With room for a transposed matrix after the packed ones, where these are made of parts.
@@ -79,18 +80,14 @@ struct VariantForwardScratch {
   int64_t size;
 
   VariantForwardScratch(const VariantShape& s, int64_t rows, bool save, T* base) {
-    size = 0;
-    const auto take = [&](int64_t elements) {
-      T* piece = base ? base + size : nullptr;
-      size += ceil_div(elements, 64) * 64;
-      return piece;
-    };
-    fresh = take(s.H);
-    gates = take(save ? 0 : steps_at_once(s, rows) * rows * 4 * s.H);
-    h_in = take(save ? 0 : rows * s.P);
-    sums = take(save || !s.normalised ? 0 : rows * 4 * s.H);
-    hidden = take(save || !s.projected ? 0 : rows * s.H);
-    product = take(operand_scratch<T>(max(s.I, s.P), s.parts));
+    Arena<T> arena(base);
+    fresh = arena.take(s.H);
+    gates = arena.take(save ? 0 : steps_at_once(s, rows) * rows * 4 * s.H);
+    h_in = arena.take(save ? 0 : rows * s.P);
+    sums = arena.take(save || !s.normalised ? 0 : rows * 4 * s.H);
+    hidden = arena.take(save || !s.projected ? 0 : rows * s.H);
+    product = arena.take(operand_scratch<T>(max(s.I, s.P), s.parts));
+    size = arena.used();
   }
 };
 

@@ -52,11 +52,6 @@ INLINE void for_each_vectors(int64_t C, const F& f) {
   }
 }
 
-template <typename T>
-INLINE T* offset_or_null(T* p, int64_t elements) {
-  return p ? p + elements : nullptr;
-}
-
 template <GateActivation A>
 using GateConstant = std::integral_constant<GateActivation, A>;
 template <CellActivation A>

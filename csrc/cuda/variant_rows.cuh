@@ -334,8 +334,10 @@ struct ColumnSums {
   T *sums, *also;
 };
 
-// Of a block, which adds up every kSumThreads / kSumColumns-th row in each of as many groups.
-constexpr int kSumThreads = 512, kSumColumns = 32;
+// Of a block, which adds up every kSumThreads / kSumColumns-th row in each of as many groups: so
+// many of them by themselves, since a sum of a million rows, one after the other, would lose
+// digits.
+constexpr int kSumThreads = 512, kSumColumns = 32, kSumRows = 128;
 
 // Grid: columns; shared memory for a number of each thread.
 template <typename T>
@@ -345,8 +347,12 @@ __global__ void __launch_bounds__(kSumThreads)
   const int column = threadIdx.x % kSumColumns, group = threadIdx.x / kSumColumns;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kSumColumns + column;
   T sum = 0;
-  for (int64_t n = group; c < p.C && n < p.N; n += kGroups)
-    sum += p.b ? p.a[n * p.C + c] * p.b[n * p.C + c] : p.a[n * p.C + c];
+  for (int64_t n = group; c < p.C && n < p.N;) {
+    T of_rows = 0;
+    for (int i = 0; i < kSumRows && n < p.N; ++i, n += kGroups)
+      of_rows += p.b ? p.a[n * p.C + c] * p.b[n * p.C + c] : p.a[n * p.C + c];
+    sum += of_rows;
+  }
   T* sums = reinterpret_cast<T*>(shared_memory());
   sums[threadIdx.x] = sum;
   __syncthreads();
