@@ -3,8 +3,6 @@
 // summed pair after pair, whatever the tile.
 #pragma once
 
-#include <cstring>
-
 #include "split.h"
 
 namespace lstm_fast {
@@ -22,15 +20,11 @@ INLINE void accumulate_pairs(Vec<float> (&acc)[R][W], const SplitRows& left, con
     const int64_t n = min(pairs, kBlockTerms / 2);
 #pragma GCC unroll 4
     for (int64_t i = 0; i < n; ++i, y_row += pair_parts(vectors)) {
-      __m512bh y[W];
-      for (int w = 0; w < W; ++w) {
-        y[w] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(y_row + w * kVectorParts));
-      }
+      PartVec y[W];
+      for (int w = 0; w < W; ++w) y[w] = _mm512_loadu_si512(y_row + w * kVectorParts);
       for (int r = 0; r < R; ++r) {
-        int32_t pair;
-        std::memcpy(&pair, x_row[r] + 2 * i, sizeof(pair));
-        const __m512bh x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-        for (int w = 0; w < W; ++w) acc[r][w] = _mm512_dpbf16_ps(acc[r][w], x, y[w]);
+        const PartVec x = broadcast_pair(x_row[r] + 2 * i);
+        for (int w = 0; w < W; ++w) acc[r][w] = dot(x, y[w], acc[r][w]);
       }
     }
     block += left.block;

@@ -49,7 +49,6 @@ struct Simd;
 
 template <>
 struct Simd<float> {
-  using Int = int32_t;
   typedef float Vec __attribute__((vector_size(kVectorBytes)));
   typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
   typedef int32_t IntVec __attribute__((vector_size(kVectorBytes)));
@@ -57,7 +56,6 @@ struct Simd<float> {
 
 template <>
 struct Simd<double> {
-  using Int = int64_t;
   typedef double Vec __attribute__((vector_size(kVectorBytes)));
   typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
   typedef int64_t IntVec __attribute__((vector_size(kVectorBytes)));

@@ -9,7 +9,7 @@
 //
 // G. Henry, P. Tang, A. Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For
 // Higher-Precision Computations", 2019. Infinities and numbers too large for the products have no
-// such parts: the caller keeps them out (is_ordinary).
+// such parts: who plans a product keeps them out (is_ordinary).
 //
 // Terms are taken by blocks of 32, 16 pairs. The matrix unit multiplies 16 rows and 16 columns of
 // them at a time, dot products a pair of one row and 16 columns:
@@ -19,6 +19,8 @@
 //                   matrix unit, [blocks][parts][16 pairs of k][vectors of columns][16][2] for dot
 //                   products: four vectors, or fewer that are gates
 #pragma once
+
+#include <cstring>
 
 #include "tile.h"
 
@@ -167,6 +169,16 @@ INLINE void split(Vec<float> low, Vec<float> high, int count, PartVec (&parts)[3
     low -= widen(_mm512_castsi512_si256(parts[p]));
     high -= widen(_mm512_extracti64x4_epi64(parts[p], 1));
   }
+}
+
+INLINE PartVec broadcast_pair(const uint16_t* pair) {
+  int32_t bits;
+  std::memcpy(&bits, pair, sizeof(bits));
+  return _mm512_set1_epi32(bits);
+}
+
+INLINE Vec<float> dot(PartVec a, PartVec b, Vec<float> sums) {
+  return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
 
 // Element i and i + 16 side by side.

@@ -4,8 +4,6 @@
 // nothing has to be widened.
 #pragma once
 
-#include <cstring>
-
 #include "split_matmul.h"
 
 namespace lstm_fast {
@@ -25,16 +23,6 @@ INLINE PartVec narrow(Vec<float> low, Vec<float> high) {
   PartVec parts[3];
   split(low, high, 1, parts);
   return parts[0];
-}
-
-INLINE PartVec broadcast_pair(const uint16_t* pair) {
-  int32_t bits;
-  std::memcpy(&bits, pair, sizeof(bits));
-  return _mm512_set1_epi32(bits);
-}
-
-INLINE Vec<float> dot(PartVec a, PartVec b, Vec<float> sums) {
-  return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
 
 // acc[R][W] += x y, of so many pairs: those of row r at x.data + r * x.row, x.step apart, times W
