@@ -17,6 +17,8 @@ struct Threads {
   int64_t count;
   void (*run)(int64_t tasks, void (*f)(const void* context, int64_t task), const void* context);
   int64_t second_cache = second_cache_bytes();
+
+  Threads with_count(int64_t n) const { return {n, run, second_cache}; }
 };
 
 // A region of threads has to win back about 5 us of fork and join: 2^19 floating-point operations a
@@ -66,8 +68,8 @@ constexpr int64_t kBytesPerThread = 1 << 18;
 template <typename F>
 void run_shares(const Threads& threads, int64_t items, int64_t bytes, const F& f) {
   const int64_t shares = std::max<int64_t>(1, std::min(threads.count, bytes / kBytesPerThread));
-  const Threads used{shares, threads.run};
-  run(used, items * shares, [&](int64_t task) { f(task / shares, Share(task % shares, shares)); });
+  run(threads.with_count(shares), items * shares,
+      [&](int64_t task) { f(task / shares, Share(task % shares, shares)); });
 }
 
 // Hands out pieces of a workspace on cache lines. From a null base it only measures.

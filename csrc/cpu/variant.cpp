@@ -27,8 +27,10 @@ constexpr int64_t kMinStepRows = 8;
 
 template <typename T>
 bool unit_pays_in_steps(const LayerKernels<T>& k, const VariantShape& s, const Threads& threads) {
-  return unit_takes(k.unit, s.parts) && s.steps.T > 1 &&
-         s.steps.B >= kMinStepRows * row_slices(s, threads).count() && s.H >= kMinUnitHidden &&
+  // Dot products take any number of rows, so that the bits of a row do not depend on the batch.
+  const bool enough_rows =
+      k.unit == Bf16Unit::DotProducts || s.steps.B >= kMinStepRows * row_slices(s, threads).count();
+  return unit_takes(k.unit, s.parts) && s.steps.T > 1 && enough_rows && s.H >= kMinUnitHidden &&
          s.P + s.I >= kMinUnitColumns;
 }
 
@@ -39,7 +41,9 @@ VariantShape step_shape(const LayerKernels<T>& k, const VariantForward<T>& p,
                         const Threads& threads) {
   VariantShape s = p.shape;
   const int64_t B = s.steps.B, G = 4 * s.H;
-  const auto ordinary = [&](const T* m, int64_t n) { return !m || k.is_ordinary(m, n); };
+  const auto ordinary = [&](const T* m, int64_t n) {
+    return !m || k.unit != Bf16Unit::Matrix || k.is_ordinary(m, n);
+  };
   // A relu bounds no state.
   const bool unit = s.cell != CellActivation::Relu && unit_pays_in_steps(k, s, threads) &&
                     ordinary(p.x, s.steps.total() * s.I) && ordinary(p.h0, B * s.P) &&
@@ -193,11 +197,11 @@ void variant_forward(const Kernels& kernels, VariantForward<T> p, const Threads&
   p.shape = plan.shape;
   p.packed = plan.packed;
   const int64_t bytes = k.variant.forward_weights_size(p.shape) * sizeof(T);
-  const Threads team{threads_for(step_flops(p.shape), threads), threads.run};
+  const Threads team = threads.with_count(threads_for(step_flops(p.shape), threads));
   run_shares(team, 1, bytes, [&](int64_t, const Share& share) {
     k.variant.pack_forward(p.shape, p.plain, share, plan.packed);
   });
-  run(Threads{plan.slices.count(), threads.run}, plan.slices.count(), [&](int64_t task) {
+  run(threads.with_count(plan.slices.count()), plan.slices.count(), [&](int64_t task) {
     k.variant.forward_rows(p, plan.slices.begin(task), plan.slices.end(task),
                            plan.scratch + task * plan.scratch_size);
   });
@@ -216,7 +220,7 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
   const LayerKernels<T>& k = kernels.of(T());
   const BackwardPlan<T> plan(k, p, threads, workspace);
   const int64_t N = s.steps.total();
-  const Threads team{plan.threads, threads.run};
+  const Threads team = threads.with_count(plan.threads);
 
   const int64_t bytes = k.variant.backward_weights_size(plan.shape) * sizeof(T);
   run_shares(team, 1, bytes, [&](int64_t, const Share& share) {
@@ -230,7 +234,7 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
   p.rows.grad_hidden = plan.grad_hidden;
   p.rows.grad_norm_c = plan.grad_norm_c;
   p.rows.norm_c = plan.norm_c;
-  run(Threads{plan.slices.count(), threads.run}, plan.slices.count(), [&](int64_t task) {
+  run(threads.with_count(plan.slices.count()), plan.slices.count(), [&](int64_t task) {
     k.variant.backward_rows(p.rows, plan.slices.begin(task), plan.slices.end(task),
                             plan.scratch + task * plan.scratch_size);
   });
