@@ -19,7 +19,6 @@ def path(*, B: int, T: int = 1, parts: int = 3, dtype: str = "float32", **shape:
 def test_a_single_step():
     assert path(B=1, I=16, H=64) == path(B=32, I=16, H=64) == "single step"
     assert path(B=33, I=16, H=64) != "single step"
-    assert path(B=1, T=2, I=16, H=64) == "packed weights"
     assert path(B=1000, I=16, H=64, parts=0) == "single step"  # whose bits no batch may change
     large: dict[str, Any] = {"I": 512, "H": 512, "second_cache": 1 << 20}
     assert path(B=64, **large) != "single step"
@@ -32,6 +31,17 @@ def test_a_single_step():
     assert (path(B=1024, dtype="bfloat16", **large) == "single step") == has_dots
     assert path(B=1025, dtype="bfloat16", **large) != "single step"
     assert path(B=1, I=16, H=64, parts=0, packed=True) == "packed weights"  # nor longer rows
+
+
+def test_a_few_steps():
+    large: dict[str, Any] = {"I": 64, "H": 512, "second_cache": 1 << 20}
+    assert path(B=1, T=2, I=16, H=64) == path(B=1, T=8, **large) == "single steps"
+    assert path(B=1, T=9, I=16, H=64) == "packed weights"
+    assert path(B=4, T=4, **large) == "single steps"
+    assert path(B=4, T=4, I=16, H=64, second_cache=1 << 20) == "packed weights"  # what is cached
+    assert path(B=4, T=5, **large) == path(B=5, T=4, **large) == "packed weights"
+    assert path(B=1, T=4, D=2, **large) == path(B=1, T=4, parts=0, **large) == "packed weights"
+    assert path(B=1, T=4, packed=True, **large) == "packed weights"
 
 
 @pytest.mark.skipif(ISA != "amx", reason="no matrix unit")

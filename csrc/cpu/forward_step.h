@@ -118,7 +118,7 @@ INLINE void take_step(const LayerForward<T>& p, const LayerWeights<E>& w, int64_
   run.hidden_stride = s.projected ? s.H : p.y_stride;
   run.gates = p.gates;
   run.cells = p.cells;
-  for (int64_t b = b0; b < b1; ++b) {
+  for (int64_t b = b0; p.c0 != p.c_n && b < b1; ++b) {
     copy_row(p.c0 ? p.c0 + b * s.H + u0 : nullptr, p.c_n + b * s.H + u0, u1 - u0);
   }
   const auto operands = operands_of(run);

@@ -55,7 +55,7 @@ class KeptWeights {
   void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads,
             const GetWeights& weights) {
     p.keeps_packed = true;
-    if (p.shape.parts && !is_ordinary(kernels, p.shape, weights)) p.shape.parts = 0;
+    if (p.shape.parts && !is_ordinary(kernels, p.shape, weights, threads)) p.shape.parts = 0;
     lstm_fast::plan(kernels, p, threads);
     const bool is_packed = !p.plain && packed_[p.shape.parts].load();
     if (!is_packed && !p.bfloat16_weights) p.weights = weights();
@@ -64,10 +64,12 @@ class KeptWeights {
 
  private:
   template <typename GetWeights>
-  bool is_ordinary(const Kernels& kernels, const StackShape& shape, const GetWeights& weights) {
+  bool is_ordinary(const Kernels& kernels, const StackShape& shape, const GetWeights& weights,
+                   const Threads& threads) {
     if (kernels.of(T()).unit != Bf16Unit::Matrix) return true;
     enum { Unknown, Ordinary, Other };
-    if (kind_ == Unknown) kind_ = ordinary_weights(kernels, shape, weights()) ? Ordinary : Other;
+    if (kind_ == Unknown)
+      kind_ = ordinary_weights(kernels, shape, weights(), threads) ? Ordinary : Other;
     return kind_ == Ordinary;
   }
 

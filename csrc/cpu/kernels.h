@@ -4,7 +4,8 @@
 // - Row-sliced functions (`*_rows`) work on the batch rows [b0, b1) alone, through all steps, and
 //   write nothing of other rows: slices may run at the same time on different threads and give the
 //   same bits in any partition. Those that take a TeamMember are called by each member of a team,
-//   with the same arguments; layers with a projection take teams of one.
+//   with the same arguments; layers with a projection take teams of one. Functions that take rows
+//   [n0, n1) work on those of N instead, of all steps at once.
 // - Packing functions write a share of what they pack; all shares together write all of it.
 // - Unless said otherwise a pointer is read-only or written completely; nothing needs initialising,
 //   and no two buffers of a call overlap.
@@ -17,6 +18,11 @@
 #include "variant_kernels.h"
 
 namespace lstm_fast {
+
+// Up to so many rows in all, weights are used too few times to win back their packing in backward;
+// of a single step, the sums that are the gradients of weights are so short that to gather and
+// transpose their terms would cost more.
+constexpr int64_t kFewRows = 16;
 
 template <typename T>
 struct LayerForward {
@@ -115,7 +121,7 @@ struct WeightGrad {
 
 // Of a single step, with weights that are bfloat16 numbers in memory. Null but for float32. Parts
 // of 1 multiply bfloat16 numbers; parts of 0 give the same bits as widened weights, backward of up
-// to kPlainRows rows. `scratch` of scratch(widest layer) elements.
+// to kFewRows rows. `scratch` of scratch(widest layer) elements.
 template <typename T>
 struct StepKernels {
   int64_t (*scratch)(const LayerShape&);
@@ -154,13 +160,14 @@ struct LayerKernels {
   void (*forward_rows)(const LayerForward<T>&, int64_t b0, int64_t b1, TeamMember&, T* scratch);
 
   // The single step of a batch with T == 1, for rows [b0, b1) and units [u0, u1), straight from
-  // torch's weights. u0 must be a multiple of unit_group, the units that are computed together;
-  // projected layers take all units at once. Sums in another order than forward_rows does.
+  // torch's weights; c0 may be c_n. u0 must be a multiple of unit_group, the units that are
+  // computed together; projected layers take all units at once. Sums in another order than
+  // forward_rows does.
   int64_t unit_group;
   void (*forward_step)(const LayerForward<T>&, const LayerWeights<T>&, int64_t b0, int64_t b1,
                        int64_t u0, int64_t u1);
 
-  // Rows [n0, n1) of N, in any partition. `scratch` of recompute_scratch(shape) elements.
+  // `scratch` of recompute_scratch(shape) elements.
   int64_t (*recompute_scratch)(const LayerShape&);
   void (*recompute_rows)(const LayerRecompute<T>&, int64_t n0, int64_t n1, T* scratch);
 
@@ -174,7 +181,7 @@ struct LayerKernels {
   void (*pack_input_grad)(const LayerShape&, const T* weight_ih, const Share&, T* packed);
   // `scratch` of input_grad_scratch(shape) elements.
   int64_t (*input_grad_scratch)(const LayerShape&);
-  void (*input_grad_rows)(const InputGrad<T>&, int64_t b0, int64_t b1, T* scratch);
+  void (*input_grad_rows)(const InputGrad<T>&, int64_t n0, int64_t n1, T* scratch);
 
   // Strips of columns of the product that gives all weight gradients, and chunks of rows that it is
   // a sum over; a range of strips of a chunk can be computed by a thread of its own, in `scratch`

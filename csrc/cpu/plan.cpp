@@ -1,6 +1,6 @@
 #include "plan.h"
 
-#include "team.h"
+#include "kernels.h"
 
 #if defined(__linux__)
 #include <unistd.h>
@@ -38,6 +38,12 @@ struct StepProduct {
 int64_t cached_bytes(const Threads& threads) { return threads.second_cache / 4 * 3; }
 constexpr int64_t kPartBytes = 2;
 
+// Whether the second cache holds the weights of a step of a layer.
+bool is_step_cached(const StackShape& s, const Threads& threads, int64_t element_bytes) {
+  const StepProduct product(s, Pass::Forward);
+  return product.terms * product.columns * element_bytes <= cached_bytes(threads);
+}
+
 // Whether all weights, widened, are far too many for the second cache.
 bool far_from_cached(const StackShape& s, const Threads& threads) {
   return stack_weights(s) * int64_t{sizeof(float)} > 4 * threads.second_cache;
@@ -69,7 +75,7 @@ bool enough_terms(const StackShape& s, Pass pass, int64_t rows) {
 // 16 in backward, most of which is products over all steps.
 bool unit_pays(const StackShape& s, Pass pass, int64_t rows, int64_t members) {
   if (!unit_takes(s.unit, s.parts)) return false;
-  const bool plain = pass == Pass::Backward && s.steps.total() <= kPlainRows;
+  const bool plain = pass == Pass::Backward && s.steps.total() <= kFewRows;
   if (s.unit == Bf16Unit::DotProducts) {
     // Of several steps, so that the bits of a row do not depend on the batch.
     return s.H >= kMinUnitHidden && !(plain && s.steps.T == 1);
@@ -123,15 +129,13 @@ int64_t second_cache_bytes() {
 }
 
 Threads threads_of(const StackShape& s, Pass pass, const Threads& threads) {
-  Threads used = threads;
-  used.count = threads_for(stack_flops(s) / (pass == Pass::Backward ? s.L : 1), threads);
-  return used;
+  const int64_t flops = stack_flops(s) / (pass == Pass::Backward ? s.L : 1);
+  return threads.with_count(threads_for(flops, threads));
 }
 
 bool sums_inputs_first(const StackShape& s, const Division& division, const Threads& threads,
                        int64_t element_bytes) {
-  const StepProduct product(s, Pass::Forward);
-  const bool cached = product.terms * product.columns * element_bytes <= cached_bytes(threads);
+  const bool cached = is_step_cached(s, threads, element_bytes);
   // A single row waits for its own sums, more of them keep a core busy. With many, products take
   // longer than reading weights does.
   constexpr int64_t many_rows = 32;
@@ -157,6 +161,15 @@ int64_t plain_step_rows(const StackShape& s, bool keeps_packed, bool bfloat16,
   const int64_t packed_bytes = std::max(element_bytes, s.parts * kPartBytes);
   const int64_t kept_bytes = stack_weights(s) * (packed_bytes + 2 * element_bytes);
   return keeps_packed && kept_bytes <= cached_bytes(threads) ? rows_if_kept : rows;
+}
+
+bool is_few_steps(const StackShape& s, const Threads& threads, int64_t element_bytes) {
+  // Measured on a Zen 4 core.
+  constexpr int64_t most_rows = 4, most_steps = 4, most_steps_of_a_row = 8;
+  if (s.steps.batch_sizes || s.D > 1) return false;
+  if (s.steps.B == 1) return s.steps.T <= most_steps_of_a_row;
+  return s.steps.T <= most_steps && s.steps.B <= most_rows &&
+         !is_step_cached(s, threads, element_bytes);
 }
 
 Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t element_bytes) {

@@ -1,7 +1,8 @@
-// The planner: which kernels compute a stack, and which thread computes what of it. Knows shapes,
-// the number of threads and the size of their second caches alone. Thresholds were measured on a
-// Xeon of the Sapphire Rapids generation with two cores, 48 KiB of first and 2 MiB of second cache
-// each, on two Zen 3 cores with 32 and 512 KiB, and on two Zen 4 cores with 32 KiB and 1 MiB.
+// The rules of the planner: which kernels pay for a stack, and which thread computes what of it.
+// They know shapes, the number of threads and the size of their second caches alone. Thresholds
+// were measured on a Xeon of the Sapphire Rapids generation with two cores, 48 KiB of first and 2
+// MiB of second cache each, on two Zen 3 cores with 32 and 512 KiB, and on two Zen 4 cores with 32
+// KiB and 1 MiB.
 #pragma once
 
 #include "row_slices.h"
@@ -53,14 +54,15 @@ int64_t min_summed_inputs(const StackShape&);
 int64_t plain_step_rows(const StackShape&, bool keeps_packed, bool bfloat16, const Threads&,
                         int64_t element_bytes);
 
+// Whether a call of several steps uses its weights too few times to win back their packing: each of
+// them suits dot products, too.
+bool is_few_steps(const StackShape&, const Threads&, int64_t element_bytes);
+
 // Up to so many rows, a single step multiplies bfloat16 weights as they are where the unit is dot
 // products.
 int64_t dot_step_rows(const StackShape&, Pass, const Threads&);
 
 // The shape of the layer with most inputs.
 LayerShape widest_layer(const StackShape&);
-
-// Up to so many rows in all, weights are used too few times to win back their packing in backward.
-constexpr int64_t kPlainRows = 16;
 
 }  // namespace lstm_fast

@@ -1,6 +1,7 @@
 #include "stack.h"
 
 #include <algorithm>
+#include <atomic>
 #include <type_traits>
 #include <vector>
 
@@ -31,7 +32,9 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
   Arena<T> arena(p.workspace);
   ForwardPlan<T> plan;
-  plan.threads = threads_of(s, Pass::Forward, threads);
+  StackShape at_once = s;  // what threads take between two times that they wait for each other
+  if (p.plain) at_once.steps.T = 1;
+  plan.threads = threads_of(at_once, Pass::Forward, threads);
   plan.division = divide(s, Pass::Forward, plan.threads, sizeof(T));
   // Rows are independent of each other through all layers, so that teams need no barrier between
   // them. With two directions, a layer waits for both of the one below. Where nothing is lost by
@@ -174,6 +177,25 @@ std::vector<Team> make_teams(const StackShape& s, const Division& division) {
 TeamMember member_of(std::vector<Team>& teams, const Division& division, int64_t task) {
   if (teams.empty()) return {nullptr, 0};
   return {&teams[task / division.members], task % division.members};
+}
+
+// Step i of a layer, as that of a batch of a single step. Of several, there is but one direction.
+template <typename T>
+LayerForward<T> step_of(const LayerForward<T>& layer, int64_t i) {
+  LayerForward<T> step = layer;
+  LayerShape& s = step.shape;
+  const int64_t n = i * s.steps.B;
+  s.steps.T = 1;
+  step.x += n * s.I;
+  step.y += n * step.y_stride;
+  step.gates = offset(step.gates, n * 4 * s.H);
+  step.cells = offset(step.cells, n * s.H);
+  if (step.gates) step.hidden = offset(step.hidden, n * s.H);
+  if (i > 0) {
+    step.h0 = step.y - s.steps.B * step.y_stride;
+    step.c0 = step.c_n;
+  }
+  return step;
 }
 
 // The directions of one layer, with rows or units, whichever are more, spread over the threads.
@@ -326,8 +348,24 @@ bool multiplies_bfloat16(const Kernels& kernels, const StackForward<T>& p) {
 }
 
 template <typename T>
-bool is_ordinary(const Kernels& kernels, const T* m, int64_t n) {
-  return !m || kernels.of(T()).is_ordinary(m, n);
+bool is_ordinary(const Kernels& kernels, const T* m, int64_t n, const Threads& threads) {
+  if (!m) return true;
+  std::atomic<bool> ordinary = true;
+  run_shares(threads, 1, n * sizeof(T), [&](int64_t, const Share& share) {
+    const int64_t begin = share.begin(n);
+    if (!kernels.of(T()).is_ordinary(m + begin, share.end(n) - begin)) ordinary = false;
+  });
+  return ordinary;
+}
+
+// Whether products of x and h0 can be made of several parts. Dot products take whatever bfloat16
+// holds.
+template <typename T, typename Problem>
+bool ordinary_inputs(const Kernels& kernels, const Problem& p, const Threads& threads) {
+  const StackShape& s = p.shape;
+  return s.unit != Bf16Unit::Matrix ||
+         (is_ordinary(kernels, p.x, s.steps.total() * s.I, threads) &&
+          is_ordinary(kernels, p.h0, s.L * s.D * s.steps.B * s.P, threads));
 }
 
 }  // namespace
@@ -350,13 +388,14 @@ void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t begi
 }
 
 template <typename T>
-bool ordinary_weights(const Kernels& kernels, const StackShape& s, const LayerWeights<T>* weights) {
+bool ordinary_weights(const Kernels& kernels, const StackShape& s, const LayerWeights<T>* weights,
+                      const Threads& threads) {
   if (kernels.of(T()).unit != Bf16Unit::Matrix) return true;
   for (int64_t i = 0; i < s.L * s.D; ++i) {
     const LayerWeights<T>& w = weights[i];
-    if (!is_ordinary(kernels, w.weight_ih, 4 * s.H * s.input_size(i / s.D)) ||
-        !is_ordinary(kernels, w.weight_hh, 4 * s.H * s.P) ||
-        !is_ordinary(kernels, w.weight_hr, s.P * s.H)) {
+    if (!is_ordinary(kernels, w.weight_ih, 4 * s.H * s.input_size(i / s.D), threads) ||
+        !is_ordinary(kernels, w.weight_hh, 4 * s.H * s.P, threads) ||
+        !is_ordinary(kernels, w.weight_hr, s.P * s.H, threads)) {
       return false;
     }
   }
@@ -364,12 +403,19 @@ bool ordinary_weights(const Kernels& kernels, const StackShape& s, const LayerWe
 }
 
 template <typename T>
-bool takes_plain_step(const Kernels& kernels, const StackForward<T>& p, const Threads& threads) {
+bool takes_plain_steps(const Kernels& kernels, const StackForward<T>& p, const Threads& threads) {
   const StackShape& s = p.shape;
-  if (s.steps.T != 1) return false;
+  const Bf16Unit unit = kernels.of(T()).unit;
+  if (s.steps.T > 1) {
+    // Dot products of bfloat16 sum a row as in any batch.
+    const bool sums_any = s.parts && !(unit == Bf16Unit::DotProducts && unit_takes(unit, s.parts));
+    return sums_any && !p.keeps_packed && !p.bfloat16_weights && !p.recompute_gates &&
+           is_few_steps(s, threads, sizeof(T));
+  }
+  if (s.steps.T < 1) return false;
   // By parts of 0, a row is summed as in any batch, and in a packed one others may be longer.
   if (!s.parts) return !s.steps.batch_sizes;
-  if (kernels.of(T()).unit == Bf16Unit::DotProducts && multiplies_bfloat16(kernels, p)) {
+  if (unit == Bf16Unit::DotProducts && multiplies_bfloat16(kernels, p)) {
     return s.steps.B <= dot_step_rows(s, Pass::Forward, threads);
   }
   return s.steps.B <= plain_step_rows(s, p.keeps_packed, p.bfloat16_weights, threads, sizeof(T));
@@ -379,16 +425,12 @@ template <typename T>
 void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   StackShape& s = p.shape;
   s.unit = kernels.of(T()).unit;
-  p.plain = takes_plain_step(kernels, p, threads);
+  p.plain = takes_plain_steps(kernels, p, threads);
   const Threads team = threads_of(s, Pass::Forward, threads);
   const Division division = divide(s, Pass::Forward, team, sizeof(T));
   bool unit = !p.plain && unit_pays(s, Pass::Forward, division);
-  // Dot products take whatever bfloat16 holds.
-  if (unit && s.unit == Bf16Unit::Matrix) {
-    unit = is_ordinary(kernels, p.x, s.steps.total() * s.I) &&
-           is_ordinary(kernels, p.h0, s.L * s.D * s.steps.B * s.P) &&
-           (p.keeps_packed || ordinary_weights(kernels, s, p.weights));
-  }
+  unit = unit && ordinary_inputs<T>(kernels, p, team) &&
+         (p.keeps_packed || ordinary_weights(kernels, s, p.weights, team));
   // Another order of sums than that of parts 0. Recomputed gates are to be those of the forward
   // pass, bit for bit.
   const bool may = s.parts && !unit && !p.plain && !p.recompute_gates &&
@@ -415,17 +457,18 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
   }
   s.unit = kernels.of(T()).unit;
   if (!s.steps.total()) s.parts = 0;  // no product clears the gradients of weights then
-  const Division division =
-      divide(s, Pass::Backward, threads_of(s, Pass::Backward, threads), sizeof(T));
+  const Threads team = threads_of(s, Pass::Backward, threads);
+  const Division division = divide(s, Pass::Backward, team, sizeof(T));
   const bool step = p.bfloat16_weights && s.steps.T == 1 && !s.projected && !p.recompute_gates;
   const int64_t dot_rows = s.unit == Bf16Unit::None ? 0
                            : s.unit == Bf16Unit::DotProducts
                                ? dot_step_rows(s, Pass::Backward, threads)
-                               : kPlainRows;
+                               : kFewRows;
   const bool dots = step && s.parts && s.steps.B <= dot_rows;
-  if (!dots && !unit_pays(s, Pass::Backward, division)) s.parts = 0;
+  const bool unit = unit_pays(s, Pass::Backward, division) && ordinary_inputs<T>(kernels, p, team);
+  if (!dots && !unit) s.parts = 0;
   // Used too seldom to win back packing.
-  p.plain = dots || (s.steps.total() <= kPlainRows && !s.parts);
+  p.plain = dots || (s.steps.total() <= kFewRows && !s.parts);
   p.bfloat16_step = step && p.plain;
 }
 
@@ -445,11 +488,14 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
 
   if (p.plain) {
     for (int64_t l = 0; l < s.L; ++l) {
-      const LayerForward<T>* layers = &plan.layers[l * s.D];
-      if (p.bfloat16_weights) {
-        forward_single_step(k, s, layers, p.bfloat16_weights + l * s.D, team, plan.scratch.data());
-      } else {
-        forward_single_step(k, s, layers, p.weights + l * s.D, team);
+      for (int64_t i = 0; i < s.steps.T; ++i) {
+        LayerForward<T> steps[2];
+        for (int64_t d = 0; d < s.D; ++d) steps[d] = step_of(plan.layers[l * s.D + d], i);
+        if (p.bfloat16_weights) {
+          forward_single_step(k, s, steps, p.bfloat16_weights + l * s.D, team, plan.scratch.data());
+        } else {
+          forward_single_step(k, s, steps, p.weights + l * s.D, team);
+        }
       }
     }
     return;
@@ -578,10 +624,12 @@ template void pack_weights(const Kernels&, const StackForward<float>&, int64_t, 
                            float* const*, const Threads&);
 template void pack_weights(const Kernels&, const StackForward<double>&, int64_t, int64_t,
                            double* const*, const Threads&);
-template bool ordinary_weights(const Kernels&, const StackShape&, const LayerWeights<float>*);
-template bool ordinary_weights(const Kernels&, const StackShape&, const LayerWeights<double>*);
-template bool takes_plain_step(const Kernels&, const StackForward<float>&, const Threads&);
-template bool takes_plain_step(const Kernels&, const StackForward<double>&, const Threads&);
+template bool ordinary_weights(const Kernels&, const StackShape&, const LayerWeights<float>*,
+                               const Threads&);
+template bool ordinary_weights(const Kernels&, const StackShape&, const LayerWeights<double>*,
+                               const Threads&);
+template bool takes_plain_steps(const Kernels&, const StackForward<float>&, const Threads&);
+template bool takes_plain_steps(const Kernels&, const StackForward<double>&, const Threads&);
 template void plan(const Kernels&, StackForward<float>&, const Threads&);
 template void plan(const Kernels&, StackForward<double>&, const Threads&);
 template void plan(const Kernels&, StackBackward<float>&, const Threads&);

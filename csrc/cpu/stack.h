@@ -1,5 +1,5 @@
-// A stack of layers in one or two directions: what an op calls. Decides which rows go to which
-// thread; knows the kernels by their contracts (kernels.h) and threads by one function.
+// A stack of layers in one or two directions: what an op calls. Knows the kernels by their
+// contracts (kernels.h), the planner (plan.h) and threads by one function.
 #pragma once
 
 #include "kernels.h"
@@ -22,7 +22,8 @@ struct StackForward {
   T* saved;                                        // SavedLayout, or null; y may point into it
   bool recompute_gates;                            // how `saved` is laid out
   T* workspace;  // forward_workspace_size() elements, aligned to 64 bytes
-  bool plain;    // decided by `plan`: a single step, straight from torch's weights; y may be h_n
+  bool plain;    // decided by `plan`: step by step, straight from torch's weights; y may be h_n if
+                 // there is one step
   bool sums_inputs;  // decided by `plan`: what x adds to the gates is summed for several steps at
                      // once
   // Whether packed weights serve further calls. Before `forward` their owner then gives them as
@@ -76,11 +77,11 @@ void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t begi
 // them.
 template <typename T>
 bool ordinary_weights(const Kernels& kernels, const StackShape& shape,
-                      const LayerWeights<T>* weights);
+                      const LayerWeights<T>* weights, const Threads& threads);
 
-// Whether `plan` will take a single step from torch's own weights.
+// Whether `plan` will take a single step, or each of a few, from torch's own weights.
 template <typename T>
-bool takes_plain_step(const Kernels& kernels, const StackForward<T>& p, const Threads& threads);
+bool takes_plain_steps(const Kernels& kernels, const StackForward<T>& p, const Threads& threads);
 
 template <typename T>
 int64_t forward_workspace_size(const Kernels& kernels, const StackForward<T>& p,

@@ -317,9 +317,7 @@ INLINE void gate_weight_grad(const WeightGrad<T>& p, const ChunkRows& rows, int6
                      [&](int64_t strip, const T* sums) { write_gate_weight_grad(p, strip, sums); });
 }
 
-// The same for a few rows of a single step: x and h_0 are matrices as they lie, and the sums are so
-// short that gathering and transposing would cost more than they.
-constexpr int64_t kFewRows = 16;
+// The same for a few rows of a single step: x and h_0 are matrices as they lie.
 
 // out [rows, C] = dz [B, rows]^T m [B, C], rows of dz G apart. One row after the other, so that
 // what is written lies in one run: six at a time, out of the cache, took three times as long for

@@ -104,7 +104,7 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts, KeptOfModule
     kept->of(T())->plan(kernels, p, threads, [&] { return weights.prepared(); });
   } else {
     const bool is_read =
-        kernels.of(T()).unit == Bf16Unit::Matrix && !takes_plain_step(kernels, p, threads);
+        kernels.of(T()).unit == Bf16Unit::Matrix && !takes_plain_steps(kernels, p, threads);
     if (!p.bfloat16_weights || is_read) p.weights = weights.prepared();
     plan(kernels, p, threads);
   }

@@ -195,7 +195,8 @@ py::dict cpu_plan_of(const StackShape& shape, const Threads& threads, bool is_bf
   if (is_bfloat16) p.bfloat16_weights = &before_widening;
   plan(active_kernels(), p, threads);
   py::dict result;
-  result["path"] = p.plain                            ? "single step"
+  const char* plain = shape.steps.T == 1 ? "single step" : "single steps";
+  result["path"] = p.plain                            ? plain
                    : !p.shape.parts                   ? "packed weights"
                    : p.shape.unit == Bf16Unit::Matrix ? "matrix unit"
                                                       : "bfloat16 dot products";

@@ -171,7 +171,7 @@ struct Problem {
     f.shape.parts = parts;
     f.recompute_gates = c.recompute_gates;
     if (!bfloat16_weights.empty()) f.bfloat16_weights = bfloat16_weights.data();
-    if (!f.bfloat16_weights || !takes_plain_step(kernels, f, threads)) f.weights = weights.data();
+    if (!f.bfloat16_weights || !takes_plain_steps(kernels, f, threads)) f.weights = weights.data();
     f.x = x.get();
     f.h0 = given(c.arguments.h0, h0);
     f.c0 = given(c.arguments.c0, c0);
