@@ -22,47 +22,39 @@
 namespace lstm_fast {
 namespace {
 
-// W_hh [G, P] and W_ih [G, I] for the matrix unit.
+// As packed, or torch's own.
 template <typename T>
-INLINE SplitMatrix<T> split_matrix(const LayerShape& s, const T* data, int64_t C) {
-  return {data, 4 * s.H, C, s.parts};
-}
+struct BackwardWeights {
+  Operand<T> hh, hr;
 
-// Elements of W_hh as packed.
-template <typename T>
-INLINE int64_t packed_hh_size(const LayerShape& s) {
-  return s.parts ? split_matrix<T>(s, nullptr, s.P).size() : packed_size<T>(4 * s.H, s.P);
-}
+  INLINE BackwardWeights(const LayerShape& s, const T* packed)
+      : hh{packed, 4 * s.H, s.P, s.parts}, hr{offset(packed, hh.size()), s.P, s.H, 0} {}
+  INLINE explicit BackwardWeights(const LayerBackward<T>& p)
+      : BackwardWeights(p.shape, p.plain ? nullptr : p.weights) {
+    if (!p.plain) return;
+    hh.data = p.plain->weight_hh;
+    hr.data = p.plain->weight_hr;
+    hh.packed = hr.packed = false;
+  }
+};
 
 template <typename T>
 int64_t backward_weights_size(const LayerShape& s) {
-  return packed_hh_size<T>(s) + (s.projected ? packed_size<T>(s.P, s.H) : 0);
+  const BackwardWeights<T> w(s, nullptr);
+  return w.hh.size() + (s.projected ? w.hr.size() : 0);
+}
+
+template <typename T>
+void pack_backward(const LayerShape& s, const LayerWeights<T>& weights, const Share& share,
+                   T* out) {
+  const BackwardWeights<T> w(s, out);
+  w.hh.pack(weights.weight_hh, share, out);
+  if (s.projected) w.hr.pack(weights.weight_hr, share, out + w.hh.size());
 }
 
 template <typename T>
 int64_t backward_scratch(const LayerShape& s, int64_t rows) {
   return s.parts ? split_size(rows, 4 * s.H, s.parts) : 0;
-}
-
-template <typename T>
-Matrix<T> weight_hh(const LayerBackward<T>& p) {
-  const LayerShape& s = p.shape;
-  return {p.plain ? p.plain->weight_hh : p.weights, 4 * s.H, s.P, !p.plain};
-}
-template <typename T>
-Matrix<T> weight_hr(const LayerBackward<T>& p) {
-  const LayerShape& s = p.shape;
-  return {p.plain ? p.plain->weight_hr : p.weights + packed_hh_size<T>(s), s.P, s.H, !p.plain};
-}
-
-template <typename T>
-void pack_backward(const LayerShape& s, const LayerWeights<T>& w, const Share& share, T* out) {
-  if (s.parts) {
-    pack_split(w.weight_hh, split_matrix<T>(s, nullptr, s.P), share, out);
-  } else {
-    pack_columns(w.weight_hh, 4 * s.H, s.P, share, out);
-  }
-  if (s.projected) pack_columns(w.weight_hr, s.P, s.H, share, out + packed_hh_size<T>(s));
 }
 
 // The rows [begin, end) of the batch at one step, and the panels of columns of W_hh that are
@@ -115,19 +107,6 @@ INLINE void gate_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run,
   }
 }
 
-// y = dz W_hh, of the rows [begin, end) and of panels of columns.
-template <typename T>
-INLINE void recurrent_product(const LayerBackward<T>& p, int64_t begin, int64_t end, const T* dz,
-                              T* y, const Sweep& panels, T* scratch) {
-  const LayerShape& s = p.shape;
-  const int64_t G = 4 * s.H;
-  if (s.parts) {
-    return multiply_rows_split(begin, end, dz, G, split_matrix(s, p.weights, s.P), y, s.P, false,
-                               panels, scratch);
-  }
-  multiply_rows<T>(begin, end, {dz, G}, weight_hh(p), y, s.P, false, panels);
-}
-
 // From a tile of the product with W_hh, or with W_hr if projected, to the gradients of its gates.
 template <typename T, int R, int W, typename Background = NoBackground>
 INLINE void finish_tile(const LayerBackward<T>& p, const BackwardRun<T>& run, int64_t b,
@@ -178,12 +157,13 @@ void finish_product(const LayerBackward<T>& p, const BackwardRun<T>& run, Rows<T
 }
 
 template <typename T>
-INLINE void backward_run(const LayerBackward<T>& p, BackwardRun<T> run, T* scratch) {
+INLINE void backward_run(const LayerBackward<T>& p, const BackwardWeights<T>& w, BackwardRun<T> run,
+                         T* scratch) {
   const LayerShape& s = p.shape;
   const int64_t G = 4 * s.H, P = s.P;
   if (s.projected) {  // and no team shares the units
     if (run.dz_next) {
-      recurrent_product(p, run.begin, run.end, run.dz_next, run.dh, run.panels, scratch);
+      w.hh.multiply(run.begin, run.end, run.dz_next, run.dh, false, run.panels, scratch);
     } else {
       copy_rows(run.begin, run.end, run.dh_end, P, run.dh, P);
     }
@@ -191,16 +171,15 @@ INLINE void backward_run(const LayerBackward<T>& p, BackwardRun<T> run, T* scrat
       add_row(run.dy + b * p.grad_y_stride, run.dh + b * P, P);
     }
     run.dh_end = run.dy = nullptr;
-    const Matrix<T> hr = weight_hr(p);
+    const Matrix<T> hr = w.hr.matrix();
     finish_product(p, run, {run.dh, P}, hr, hr.all_panels());
   } else if (s.parts && run.dz_next) {
-    for_each_split_tile(run.begin, run.end, Rows<T>{run.dz_next, G}, split_matrix(s, p.weights, P),
-                        run.panels, scratch,
-                        [&](int64_t b, int64_t column, auto& dh, const auto& background) {
+    for_each_split_tile(run.begin, run.end, Rows<T>{run.dz_next, G}, w.hh.split(), run.panels,
+                        scratch, [&](int64_t b, int64_t column, auto& dh, const auto& background) {
                           finish_tile(p, run, b, column, dh, background);
                         });
   } else {
-    finish_product(p, run, {run.dz_next, G}, weight_hh(p), run.panels);
+    finish_product(p, run, {run.dz_next, G}, w.hh.matrix(), run.panels);
   }
 }
 
@@ -211,14 +190,15 @@ void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1, TeamMember
   const UnitScope unit(p.shape.parts > 0);
   const LayerShape& s = p.shape;
   const Steps& steps = s.steps;
-  const int64_t G = 4 * s.H, panels = weight_hh(p).all_panels().size();
+  const BackwardWeights<T> w(p);
+  const int64_t G = 4 * s.H, panels = w.hh.matrix().all_panels().size();
   const auto dz = [&](int64_t t) { return p.grad_gates + steps.offset(t) * G; };
 
   // The gradient of h0 of the rows that step t was the first of.
   const auto finish_rows = [&](int64_t t, const Sweep& panels) {
     const int64_t begin = max(b0, steps.carried(t, s.reverse)), end = min(b1, steps.rows(t));
     if (!p.grad_h0 || begin >= end) return;
-    recurrent_product(p, begin, end, dz(t), p.grad_h0, panels, scratch);
+    w.hh.multiply(begin, end, dz(t), p.grad_h0, false, panels, scratch);
   };
 
   member.round([&](const Share& share) {
@@ -245,21 +225,10 @@ void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1, TeamMember
         run.dh_end = has_next ? nullptr : p.grad_h_n;
         run.c_before =
             has_previous ? p.cells + steps.offset(Steps::previous(t, s.reverse)) * s.H : p.c0;
-        backward_run(p, run, scratch);
+        backward_run(p, w, run, scratch);
       }
     });
   }
-}
-
-template <typename T>
-int64_t input_grad_weights_size(const LayerShape& s) {
-  return s.parts ? split_matrix<T>(s, nullptr, s.I).size() : packed_size<T>(4 * s.H, s.I);
-}
-
-template <typename T>
-void pack_input_grad(const LayerShape& s, const T* weight_ih, const Share& share, T* out) {
-  if (s.parts) return pack_split(weight_ih, split_matrix<T>(s, nullptr, s.I), share, out);
-  pack_columns(weight_ih, 4 * s.H, s.I, share, out);
 }
 
 INLINE int64_t step_grad_panels(int64_t C) { return ceil_div(C, kPanel<float>); }
@@ -275,25 +244,33 @@ INLINE void step_grad(const StepGrad<float, BFloat16>& p, int64_t panel0, int64_
 }
 
 template <typename T>
+INLINE Operand<T> input_operand(const LayerShape& s, const T* data) {
+  return {data, 4 * s.H, s.I, s.parts};
+}
+
+template <typename T>
+int64_t input_grad_weights_size(const LayerShape& s) {
+  return input_operand<T>(s, nullptr).size();
+}
+
+template <typename T>
+void pack_input_grad(const LayerShape& s, const T* weight_ih, const Share& share, T* out) {
+  input_operand<T>(s, nullptr).pack(weight_ih, share, out);
+}
+
+template <typename T>
 int64_t input_grad_scratch(const LayerShape& s) {
-  return s.parts ? split_size(kSplitRowsAtOnce, 4 * s.H, s.parts) : 0;
+  return operand_scratch<T>(4 * s.H, s.parts);
 }
 
 template <typename T>
 void input_grad_rows(const InputGrad<T>& p, int64_t n0, int64_t n1, T* scratch) {
   const FlushDenormals scope;
   const UnitScope unit(p.shape.parts > 0);
-  const LayerShape& s = p.shape;
-  const int64_t G = 4 * s.H;
   for (int d = 0; d < p.directions; ++d) {
-    if (s.parts) {
-      const SplitMatrix<T> weight_ih = split_matrix(s, p.weights[d], s.I);
-      multiply_rows_split(n0, n1, p.grad_gates[d], G, weight_ih, p.grad_x, s.I, d > 0,
-                          weight_ih.all_panels(), scratch);
-    } else {
-      const Matrix<T> weight_ih = {p.weights[d], G, s.I, p.packed};
-      multiply_rows<T>(n0, n1, {p.grad_gates[d], G}, weight_ih, p.grad_x, s.I, d > 0);
-    }
+    Operand<T> weight_ih = input_operand(p.shape, p.weights[d]);
+    weight_ih.packed = p.packed;
+    weight_ih.multiply(n0, n1, p.grad_gates[d], p.grad_x, d > 0, scratch);
   }
 }
 

@@ -101,5 +101,41 @@ void multiply_rows_split(int64_t begin, int64_t end, const T* a, int64_t a_row,
   }
 }
 
+// A matrix [K, C] of a layer, packed for `parts`, or as torch has it.
+template <typename T>
+struct Operand {
+  const T* data;
+  int64_t K, C;
+  int parts;
+  bool packed = true;
+
+  INLINE Matrix<T> matrix() const { return {data, K, C, packed}; }
+  INLINE SplitMatrix<T> split() const { return {data, K, C, parts}; }
+  INLINE int64_t size() const { return parts ? split().size() : packed_size<T>(K, C); }
+
+  // Packs a share of m [K, C] to out, of size() elements.
+  INLINE void pack(const T* m, const Share& share, T* out) const {
+    if (parts) return pack_split(m, split(), share, out);
+    pack_columns(m, K, C, share, out);
+  }
+
+  // y[begin:end, C] (+)= a[begin:end, K] x its panels. `scratch` has operand_scratch() elements.
+  INLINE void multiply(int64_t begin, int64_t end, const T* a, T* y, bool add, const Sweep& panels,
+                       T* scratch) const {
+    if constexpr (kUnit<T> != Bf16Unit::None) {
+      if (parts) return multiply_rows_split(begin, end, a, K, split(), y, C, add, panels, scratch);
+    }
+    multiply_rows<T>(begin, end, {a, K}, matrix(), y, C, add, panels);
+  }
+  INLINE void multiply(int64_t begin, int64_t end, const T* a, T* y, bool add, T* scratch) const {
+    multiply(begin, end, a, y, add, matrix().all_panels(), scratch);
+  }
+};
+
+template <typename T>
+INLINE int64_t operand_scratch(int64_t K, int parts) {
+  return parts ? split_size(kSplitRowsAtOnce, K, parts) : 0;
+}
+
 }  // namespace
 }  // namespace lstm_fast

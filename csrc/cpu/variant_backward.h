@@ -39,12 +39,8 @@ template <typename T>
 void variant_pack_backward(const VariantShape& s, const LayerWeights<T>& weights,
                            const Share& share, T* out) {
   const VariantBackwardWeights<T> w(s, out);
-  if (w.hh.parts) {
-    pack_split(weights.weight_hh, w.hh.split(), share, out);
-  } else {
-    pack_columns(weights.weight_hh, w.hh.K, w.hh.C, share, out);
-  }
-  if (s.projected) pack_columns(weights.weight_hr, w.hr.K, w.hr.C, share, out + w.hh.size());
+  w.hh.pack(weights.weight_hh, share, out);
+  if (s.projected) w.hr.pack(weights.weight_hr, share, out + w.hh.size());
 }
 
 // Pieces of the scratch of a slice.
@@ -209,7 +205,7 @@ void variant_backward_rows(const VariantBackward<T>& p, int64_t b0, int64_t b1, 
     T* grad_new = s.projected ? p.grad_hidden + n * P : scratch.grad_new;
     for (int64_t r = 0; r < rows; ++r) grad_of_new_h(p, b0 + r, n + r, grad_new + r * P);
     const T* dm = s.projected ? scratch.grad_m : grad_new;
-    if (s.projected) weights.hr.multiply(rows, grad_new, scratch.grad_m, false, scratch.product);
+    if (s.projected) weights.hr.multiply(0, rows, grad_new, scratch.grad_m, false, scratch.product);
     with_activations(s, [&](auto gate, auto cell) {
       for (int64_t r = 0; r < rows; ++r) {
         cell_row_grad<decltype(gate)::value, decltype(cell)::value>(p, scratch, t, b0 + r, n + r,
@@ -219,7 +215,7 @@ void variant_backward_rows(const VariantBackward<T>& p, int64_t b0, int64_t b1, 
     if (s.normalised) {
       for (int64_t r = 0; r < rows; ++r) products_row_grad(p, n + r, scratch.scaled);
     }
-    weights.hh.multiply(rows, p.grad_hh + n * G, scratch.grad_h_in, false, scratch.product);
+    weights.hh.multiply(0, rows, p.grad_hh + n * G, scratch.grad_h_in, false, scratch.product);
     for (int64_t r = 0; r < rows; ++r) {
       grad_of_state_before(p, b0 + r, n + r, scratch.grad_h_in + r * P);
     }

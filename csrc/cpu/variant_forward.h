@@ -103,7 +103,7 @@ INLINE void input_gates(const VariantForward<T>& p, const Operand<T>& weight_ih,
   const VariantShape& s = p.shape;
   const int64_t G = 4 * s.H;
   T* sums = s.normalised && p.save ? p.saved.ih + n0 * G : gates;
-  weight_ih.multiply(n1 - n0, p.x + n0 * s.I, sums, false, scratch);
+  weight_ih.multiply(0, n1 - n0, p.x + n0 * s.I, sums, false, scratch);
   for (int64_t r = 0; r < n1 - n0; ++r) {
     const T* from = sums + r * G;
     T* to = gates + r * G;
@@ -197,7 +197,7 @@ INLINE void variant_forward_step(const VariantForward<T>& p, const VariantForwar
   for (int64_t r = 0; r < rows; ++r) begin_step(p, b0 + r, n + r, h_in + r * P);
   if (s.normalised) {
     T* sums = p.save ? p.saved.hh + n * G : scratch.sums;
-    w.hh.multiply(rows, h_in, sums, false, scratch.product);
+    w.hh.multiply(0, rows, h_in, sums, false, scratch.product);
     for (int64_t r = 0; r < rows; ++r) {
       const T scale = standardise_row(sums + r * G, G);
       if (p.save) p.saved.hh_scale[n + r] = scale;
@@ -208,7 +208,7 @@ INLINE void variant_forward_step(const VariantForward<T>& p, const VariantForwar
       });
     }
   } else {
-    w.hh.multiply(rows, h_in, gates, true, scratch.product);
+    w.hh.multiply(0, rows, h_in, gates, true, scratch.product);
   }
   T* y = p.y + n * P;
   T* hidden = !s.projected ? y : p.save ? p.saved.hidden + n * s.H : scratch.hidden;
@@ -218,7 +218,7 @@ INLINE void variant_forward_step(const VariantForward<T>& p, const VariantForwar
                                                              scratch.fresh, hidden + r * s.H);
     }
   });
-  if (s.projected) w.hr.multiply(rows, hidden, y, false, scratch.product);
+  if (s.projected) w.hr.multiply(0, rows, hidden, y, false, scratch.product);
   for (int64_t r = 0; r < rows; ++r) end_step(p, b0 + r, n + r);
 }
 

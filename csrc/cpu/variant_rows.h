@@ -9,34 +9,8 @@
 namespace lstm_fast {
 namespace {
 
-// A matrix [K, C] as packed for `parts`, and its product with rows [rows, K]; `scratch` has
-// operand_scratch() elements.
-template <typename T>
-struct Operand {
-  const T* data;
-  int64_t K, C;
-  int parts;
-
-  INLINE SplitMatrix<T> split() const { return {data, K, C, parts}; }
-  INLINE int64_t size() const { return parts ? split().size() : packed_size<T>(K, C); }
-
-  INLINE void multiply(int64_t rows, const T* a, T* y, bool add, T* scratch) const {
-    if constexpr (kUnit<T> != Bf16Unit::None) {
-      if (parts)
-        return multiply_rows_split(0, rows, a, K, split(), y, C, add, split().all_panels(),
-                                   scratch);
-    }
-    multiply_rows<T>(0, rows, {a, K}, {data, K, C, true}, y, C, add);
-  }
-};
-
 // Parts that a matrix of K rows is made of: none if no block of the unit would be full enough.
 INLINE int parts_of(int64_t K, int parts) { return split_blocks(K) > 0 ? parts : 0; }
-
-template <typename T>
-INLINE int64_t operand_scratch(int64_t K, int parts) {
-  return parts ? split_size(kSplitRowsAtOnce, K, parts) : 0;
-}
 
 // Calls f(column, columns left) for each vector of C columns.
 template <typename T, typename F>
