@@ -61,7 +61,7 @@ struct Case {
     keep_output = save && bytes.flag();
     is_double = bytes.flag();
     isa = bytes.below(8);
-    threads = 1 + bytes.below(4);
+    threads = bytes.below(8) ? 1 + bytes.below(4) : 16;  // more than a step has panels
     for (int64_t left = bytes.below(4); left > 0; --left) spoil(bytes);
     recompute_gates = bytes.flag();
     parts = bytes.below(4);
