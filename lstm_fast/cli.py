@@ -391,7 +391,7 @@ def backtest(
     if out is not None:
         _write(results["lstm-fast"], out)
     scores = {
-        name: evaluate(result, df, season_length, settings.options["freq"])
+        name: evaluate(result, reading.frame, season_length, place["freq"], place["fill"])
         for name, result in results.items()
     }
     series = len(scores["lstm-fast"])

@@ -17,7 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from lstm_fast.forecast.frame import (
     as_numbers,
     check_columns,
+    check_fill,
+    check_frame,
     check_positive,
+    grid_positions,
     in_zone_of,
     on_grid,
     plain,
@@ -137,7 +140,11 @@ def levels_of(forecast: pd.DataFrame) -> list[float]:
 
 
 def evaluate(
-    forecasts: pd.DataFrame, df: pd.DataFrame, season_length: int, freq: str | None = None
+    forecasts: pd.DataFrame,
+    df: pd.DataFrame,
+    season_length: int,
+    freq: str | None = None,
+    fill: str | None = None,
 ) -> pd.DataFrame:
     """The accuracy of a cross-validation, one row a series.
 
@@ -153,6 +160,8 @@ def evaluate(
         season_length: steps of `freq` in a season; 1 for none.
         freq: pandas alias of the frequency of `df`; inferred from the longest series where it is
             None.
+        fill: that of the forecaster. With ``"zero"``, what is missing in `df` is 0 in the scale of
+            MASE, as it is in the ``y`` of `forecasts`; other values change nothing.
 
     Returns:
         A frame with the columns ``unique_id``, ``MAE``, ``RMSE``, ``sMAPE`` and ``MASE``, and
@@ -170,7 +179,12 @@ def evaluate(
     check_columns(forecasts, ("unique_id", "ds", "cutoff", "y", "y_hat"), "forecasts")
     levels = levels_of(forecasts)
     check_columns(forecasts, _bounds(levels), "forecasts")
-    frame, position, _ = on_grid(df, freq)
+    check_fill(fill)
+    if fill == "zero":
+        frame, freq = check_frame(df, freq, fill)
+        position = grid_positions(frame["ds"], freq)
+    else:
+        frame, position, _ = on_grid(df, freq)
     number, ids = pd.factorize(forecasts["unique_id"])
     if not len(ids):
         raise ValueError("forecasts['unique_id'] must name series. Got none")

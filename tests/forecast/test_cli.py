@@ -374,6 +374,20 @@ def test_backtest_prints_a_table_and_draws_the_windows(csv, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("fill", ["linear", "previous", "zero"])
+def test_backtest_of_gaps_prints_what_evaluate_finds(tmp_path, fill):
+    path, out = tmp_path / "gaps.csv", tmp_path / "out.csv"
+    given = monthly(90).drop(index=range(60, 84, 2))
+    given.to_csv(path, index=False)
+    arguments = (*SHORT, "--windows", 2, "--fill", fill, "--out", out)
+    result = invoke("backtest", path, *arguments)
+    assert result.exit_code == 0, result.output
+    windows = pd.read_csv(out, parse_dates=["ds", "cutoff"])
+    table = [line.split("│")[1:-1] for line in result.stdout.splitlines() if "lstm-fast" in line]
+    mase = evaluate(windows, given, 12, fill=fill)["MASE"][0]
+    assert table[-1][4].strip() == f"{mase:,.4g}"
+
+
 def test_a_gap_at_the_cutoff_shows_nothing_of_later_rows(csv, tmp_path, monkeypatch):
     from lstm_fast.forecast import tune
 

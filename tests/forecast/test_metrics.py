@@ -197,6 +197,21 @@ def test_a_row_is_compared_with_the_one_a_season_before_it_in_time():
             assert evaluate(forecasts, gaps, 7)["MASE"][0] == pytest.approx(1 / np.mean(errors))
 
 
+def test_what_is_missing_is_0_in_the_scale_where_it_is_in_the_actual_values():
+    df = monthly(60)
+    gaps = df.drop(index=range(10, 20)).assign(y=lambda rows: rows["y"].where(rows.index != 30))
+    zeros = df.assign(y=df["y"].where(~df.index.isin([*range(10, 20), 30]), 0.0))
+    forecasts = df[54:].assign(cutoff=df["ds"][53], y_hat=df["y"][54:] + 1)
+    expected = evaluate(forecasts, zeros, 12)
+    pd.testing.assert_frame_equal(evaluate(forecasts, gaps, 12, fill="zero"), expected)
+    given = evaluate(forecasts, gaps, 12)
+    assert given["MASE"][0] > expected["MASE"][0]
+    for fill in ("linear", "previous"):
+        pd.testing.assert_frame_equal(evaluate(forecasts, gaps, 12, fill=fill), given)
+    with pytest.raises(ValueError, match=r"fill must be None or one of linear.* Got 'next'"):
+        evaluate(forecasts, gaps, 12, fill="next")
+
+
 def test_the_frequency_may_be_given_where_gaps_hide_it():
     ds = pd.to_datetime(["2020-01-01", "2020-01-02", "2020-01-04", "2020-01-07", "2020-01-08"])
     df = pd.DataFrame({"unique_id": "a", "ds": ds, "y": [1.0, 3, 7, 20, 22]})
