@@ -303,8 +303,10 @@ class Forecaster:
         return self._forecast_frame(panel, windows, levels)
 
     def future_rows(self, df: pd.DataFrame) -> pd.DataFrame:
-        """``unique_id`` and ``ds`` of the `h` rows that come after `df`."""
-        frame, freq = check_frame(df, self.freq, self.fill)
+        """``unique_id`` and ``ds`` of the `h` rows that come after `df`, at the frequency that was
+        fitted; before `fit`, at `freq`."""
+        freq = self._features.freq if hasattr(self, "_fitted") else self.freq
+        frame, freq = check_frame(df, freq, self.fill)
         features = Features.of(frame, freq, self.season_length, ())
         return Panel.from_frame(frame, features, self.h).future
 

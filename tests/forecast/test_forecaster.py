@@ -394,6 +394,17 @@ def test_the_future_of_covariates_must_be_given(small, series):
         model.predict(futr_df=df.assign(unique_id=7))
 
 
+def test_future_rows_are_those_that_predict_forecasts(small):
+    ds = pd.date_range("2024-01-01", periods=80, freq="B")
+    df = monthly(80).assign(ds=ds)
+    model = small(season_length=5, input_size=5, levels=()).fit(df[:70])
+    week = df[70:75]  # from Monday to Friday, whose frequency might be of all days
+    assert week["ds"].dt.day_of_week.tolist() == [0, 1, 2, 3, 4]
+    forecast = model.predict(week)
+    pd.testing.assert_frame_equal(model.future_rows(week), forecast[["unique_id", "ds"]])
+    assert forecast["ds"][0] == ds[75]
+
+
 def test_filled_rows_are_used(small, series):
     with pytest.raises(ValueError, match=r"Expected 2001-02-01 .* \(row 14\)"):
         small(levels=()).fit(series.drop(index=13))
