@@ -266,7 +266,7 @@ def forecast(
         ignored = {
             "season": season, "freq": freq, "loss": loss, "steps": steps,
             "models": models, "seed": seed, "options": options_file, "checkpoints": checkpoints,
-            "plot-training": plot_training, "val-size": val_size or None,
+            "plot-training": plot_training, "val-size": val_size or None, "save": save,
         }  # fmt: skip
         for name, value in ignored.items():
             if value is not None:
@@ -309,7 +309,7 @@ def forecast(
             ylabel=name,
         )
         _save_picture(picture, plot)
-    if plot_training is not None and model is None:
+    if plot_training is not None:
         from lstm_fast.forecast.plot import plot_training as draw
 
         losses = history.frame()

@@ -311,6 +311,7 @@ def test_a_saved_forecaster_knows_its_covariates(csv, tmp_path, monkeypatch):
         (("{csv}", *SHORT[:2], "--model", "{csv}"), "is no file of a forecaster"),
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--season", 4), "--season is for training"),
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--seed", 3), "--seed is for training"),
+        (("{csv}", *SHORT[:2], "--model", "m.pt", "--save", "n.pt"), "--save is for training"),
         (("{csv}", *SHORT, "--out", "new", "--save", "new"), "new is given for two outputs"),
         (("{csv}", *SHORT, "--out", "{csv}", "--overwrite"), "is read: choose another name"),
         (("{csv}", *SHORT, "--freq", "D"), "frequency D"),
