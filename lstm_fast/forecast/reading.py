@@ -22,6 +22,8 @@ _ID_NAMES = ("unique_id", "id", "series", "series_id", "item", "item_id", "sku",
 _TARGET_NAMES = ("y", "value", "target", "sales", "demand", "quantity", "count")
 # Numbers in columns so named say which row it is; pandas calls a column Unnamed that has no name.
 _ROW_NAMES = (*_TIME_NAMES, "quarter", "weekday", "hour", "minute", "index", "row", "")
+# So end the names of numbers that tell rows or series apart, which are not forecast.
+_NUMBERING = re.compile(r"(^|[\W_])(id|nr|no|nbr|number|code)$")
 _STANDARD_INPUT = Path("-")
 _SEPARATORS = (",", ";", "\t", "|")
 _SAMPLE_ROWS = 200
@@ -73,6 +75,7 @@ def read_series(path: Path, columns: Columns = Columns(), decimal: str | None = 
     if decimal not in (None, ".", ","):
         raise ValueError(f"decimal must be '.' or ','. Got {decimal!r}")
     written, table, guesses = _read_table(path, decimal)
+    id_is_guessed = columns.unique_id is None
     columns = _guess_columns(table, columns, guesses)
     assert columns.ds is not None
     assert columns.y is not None
@@ -100,9 +103,21 @@ def read_series(path: Path, columns: Columns = Columns(), decimal: str | None = 
         guesses.append(f"dates such as {ds.iloc[0]!r} stand for months, and are taken as the first")
         dates = _first_of_month(dates)
     frame = pd.DataFrame({"unique_id": ids, "ds": dates})
+    if id_is_guessed:
+        _reject_repeated(frame, columns.ds)
     for name, column in (("y", columns.y), *((name, name) for name in columns.covariates)):
         frame[name] = _numbers(table[column], written[column], decimal, guesses)
     return Reading(frame, columns, day_first, of_clocks, of_months, decimal, guesses)
+
+
+def _reject_repeated(frame: pd.DataFrame, ds: str) -> None:
+    repeated = frame.duplicated()
+    if repeated.any():
+        row = frame[repeated].iloc[0]
+        raise ValueError(
+            f"series {row['unique_id']!r} has {row['ds']} more than once in {ds} "
+            f"(line {row.name}); give --id-col if another column names the series"
+        )
 
 
 def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFrame:
@@ -318,17 +333,29 @@ def _guess_columns(table: pd.DataFrame, given: Columns, guesses: list[str]) -> C
     if ds is None:
         raise ValueError(f"no column holds dates. The columns are {list(table.columns)}")
     free = [name for name in free if name != ds]
-    unique_id = given.unique_id or _named(free, _ID_NAMES)
+    # An id that is another in each row names rows.
+    unique_id = given.unique_id or _named(free, _ID_NAMES, lambda n: table[n].duplicated().any())
     free = [name for name in free if name != unique_id]
     numeric = [name for name in free if _holds_numbers(table[name])]
-    y = given.y or _named(free, _TARGET_NAMES) or _first(numeric, lambda n: not _names_rows(n))
+    y = given.y or _named(free, _TARGET_NAMES)
+    if y is None:
+        values = [name for name in numeric if not _names_rows(name)]
+        values = [name for name in values if not _is_numbering(name)] or values
+        values = [name for name in values if _varies(table[name])] or values
+        y = values[0] if values else None
     if y is None and len(free) == 1:
         y = free[0]  # a column of numbers with a bad one among them: the error will name its line
     if y is None:
         raise ValueError(f"no column holds numbers to forecast. The columns are {list(table)}")
     free = [name for name in free if name != y]
     if unique_id is None and table[ds].duplicated().any():
-        unique_id = _first(free, lambda n: n not in numeric and _may_name_series(table[n]))
+        may_name = [
+            name
+            for name in free
+            if (name not in numeric or _is_numbering(name)) and _may_name_series(table[name])
+        ]
+        may_name = [n for n in may_name if not table.duplicated([ds, n]).any()] or may_name
+        unique_id = may_name[0] if may_name else None
         free = [name for name in free if name != unique_id]
     found = [(n, w) for n, g, w in ((ds, given.ds, "time"), (y, given.y, "values")) if g is None]
     if unique_id is not None and given.unique_id is None:
@@ -339,9 +366,9 @@ def _guess_columns(table: pd.DataFrame, given: Columns, guesses: list[str]) -> C
     return Columns(unique_id, ds, y, given.covariates)
 
 
-def _named(names: list[str], wanted: Sequence[str]) -> str | None:
+def _named(names: list[str], wanted: Sequence[str], holds: Any = lambda _: True) -> str | None:
     lower = {str(name).strip().lower(): name for name in reversed(names)}
-    return next((lower[name] for name in wanted if name in lower), None)
+    return _first([lower[name] for name in wanted if name in lower], holds)
 
 
 def _first(names: list[str], holds: Any) -> str | None:
@@ -355,6 +382,18 @@ def _holds_numbers(column: pd.Series) -> bool:
 
 def _names_rows(name: str) -> bool:
     return name.strip().lower() in _ROW_NAMES or bool(re.fullmatch(r"Unnamed: \d+", name))
+
+
+def _is_numbering(name: str) -> bool:
+    return bool(_NUMBERING.search(name.strip().lower()))
+
+
+def _varies(column: pd.Series) -> bool:
+    """As values do; not by 1 in each row, nor between yes and no alone."""
+    numbers = _to_numbers(column).dropna()
+    return not (
+        numbers.nunique() == 1 or numbers.isin([0, 1]).all() or (numbers.diff()[1:] == 1).all()
+    )
 
 
 def _may_name_series(column: pd.Series) -> bool:

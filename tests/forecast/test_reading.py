@@ -180,7 +180,7 @@ ISO = "date,y\n" + "".join(f"{day.date()},1\n" for day in DAYS)
         ("date,y,t\n2020-01-01,1,'a\n2020-01-02,x,b\n", "line 3: y must be a number. Got 'x'"),
         ('date,y,t\n2020-01-01,1,"a\nb\n"\n2020-01-02,x,b\n', "line 5: y must be a number"),
         ('date,y,"t\nu"\n2020-01-01,1,a\n2020-01-02,x,b\n', "line 4: y must be a number"),
-        ("id,date,y\na,2020-01-01,1\n,2020-01-02,1\n", "line 3 has no id"),
+        ("id,date,y\na,2020-01-01,1\na,2020-01-02,1\n,2020-01-03,1\n", "line 4 has no id"),
         ("date,y\n2020-01-01,10,013\n2020-01-02,10,587\n", "line 2 has 3 cells, .* names 2"),
         ("date,y\n2020-01-01,5,\n2020-01-02,6,7\n", "line 3 has 3 cells, .* names 2"),
         (YEARS_FIRST, "line 2: .* years of four digits"),
@@ -243,6 +243,42 @@ def test_parts_of_dates_are_not_the_target(write):
     assert read_series(write(text)).names == Columns(None, "date", "load")
     with pytest.raises(ValueError, match=r"no column holds numbers to forecast.*'year', 'month'"):
         read_series(write(text.replace("load", "hour")))
+
+
+SHOPS = [(day, shop) for day in range(1, 4) for shop in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "expected"),
+    [
+        ("row_id,date,sold", [f"{k},2020-01-0{k},{7 - k}" for k in range(1, 4)], (None, "sold")),
+        ("row_id,date,sold", [f"{k},2020-01-0{k},{k}.5" for k in range(1, 4)], (None, "sold")),
+        ("t,date,sold", [f"{k},2020-01-0{k},{9 - k}" for k in range(1, 4)], (None, "sold")),
+        ("date,holiday,sold", [f"2020-01-0{k},0,{9 - k}" for k in range(1, 4)], (None, "sold")),
+        ("date,sale,sold", [f"2020-01-0{k},{k % 2},{3 * k}" for k in range(1, 4)], (None, "sold")),
+        ("date,shop_nr,sold", [f"2020-01-0{k},7,{9 - k}" for k in range(1, 4)], (None, "sold")),
+        ("id,date,sales", [f"{k},2020-01-0{k},{9 - k}" for k in range(1, 4)], (None, "sales")),
+        ("date,shop_nr,sold", [f"2020-01-0{d},{n},{d}" for d, n in SHOPS], ("shop_nr", "sold")),
+        (
+            "id,date,kind,shop nbr,sales",  # of two columns, the one that tells all rows apart
+            [f"{k},2020-01-0{d},x,{n},{9 - k}" for k, (d, n) in enumerate(SHOPS)],
+            ("shop nbr", "sales"),
+        ),
+        # What looks like no values is taken where nothing else is left.
+        ("date,shop_nr", [f"2020-01-0{k},{k}" for k in range(1, 4)], (None, "shop_nr")),
+    ],
+)
+def test_numbers_of_rows_and_shops_are_not_the_target(write, header, rows, expected):
+    names = read_series(write("\n".join([header, *rows]) + "\n")).names
+    assert (names.unique_id, names.y) == expected
+
+
+def test_series_that_two_columns_name(write):
+    rows = [f"2020-01-0{d},{n},{f},{d}" for d, n in SHOPS for f in ("bread", "wine")]
+    path = write("date,store_nbr,family,sales\n" + "\n".join(rows) + "\n")
+    message = r"series '1' has 2020-01-01 00:00:00 more than once in date \(line 3\); give --id-col"
+    with pytest.raises(ValueError, match=message):
+        read_series(path)
 
 
 def test_the_only_other_column_is_the_target_whatever_its_name(write):
@@ -343,7 +379,8 @@ def test_names_may_hold_commas(write):
 
 def test_times_of_day_name_no_series(write):
     rows = "".join(f"2020-01-0{d},{h:02}:00,{h}\n" for d in (1, 2) for h in range(3))
-    assert read_series(write("Date,Time,Load\n" + rows)).names.unique_id is None
+    with pytest.raises(ValueError, match=r"series 'Load' has 2020-01-01 .* more than once in Date"):
+        read_series(write("Date,Time,Load\n" + rows))
 
 
 def test_commas_of_text_are_left_alone(write):
@@ -424,15 +461,17 @@ def test_separators_at_the_end_of_lines(write):
 
 
 def test_ids_are_as_they_are_written(write):
-    text = "sku,ds,y\n007,2020-01-01,5\n7,2020-01-01,6\nNA,2020-01-01,6\n\n1.10,2020-01-01,6\n"
-    assert read_series(write(text)).frame["unique_id"].tolist() == ["007", "7", "NA", "1.10"]
+    ids = ["007", "7", "NA", "1.10", "007"]
+    rows = [f"{name},2020-01-0{k + 1},6" for k, name in enumerate(ids)]
+    text = "\n".join(["sku,ds,y", *rows[:3], "", *rows[3:]])
+    assert read_series(write(text)).frame["unique_id"].tolist() == ids
 
 
 def test_ids_with_a_comma_are_as_they_are_written(write):
-    text = "sku;ds;y\n1,5;2020-01-01;2,5\n1,25;2020-01-01;3,5\n"
+    text = "sku;ds;y\n1,5;2020-01-01;2,5\n1,25;2020-01-01;3,5\n1,5;2020-01-02;4,5\n"
     frame = read_series(write(text)).frame
-    assert frame["unique_id"].tolist() == ["1,5", "1,25"]
-    assert frame["y"].tolist() == [2.5, 3.5]
+    assert frame["unique_id"].tolist() == ["1,5", "1,25", "1,5"]
+    assert frame["y"].tolist() == [2.5, 3.5, 4.5]
 
 
 @pytest.mark.parametrize("numbers", [["1.244", "1.280"], ["1.244", "2"], ["0.244", "891"]])
