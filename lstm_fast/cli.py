@@ -86,6 +86,12 @@ _Models = Annotated[int | None, typer.Option(min=1, help="Networks to average. (
 _Loss = Annotated[
     str | None, typer.Option(help="mse, mae, huber, quantile, normal or laplace. (default: mae)")
 ]
+_Log = Annotated[
+    bool | None,
+    typer.Option(
+        "--log/--no-log", help="Forecast logarithms. (default: if all values are above 0)"
+    ),
+]
 _Levels = Annotated[
     list[float] | None,
     typer.Option("--level", help="Coverage of an interval in per cent. (default: 80 and 95)"),
@@ -223,6 +229,7 @@ def forecast(
         Path | None, typer.Option(help="CSV file with the covariates of the rows to forecast.")
     ] = None,
     loss: _Loss = None,
+    log: _Log = None,
     levels: _Levels = None,
     steps: _Steps = None,
     models: _Models = None,
@@ -264,7 +271,7 @@ def forecast(
     history = History()
     if model is not None:
         ignored = {
-            "season": season, "freq": freq, "loss": loss, "steps": steps,
+            "season": season, "freq": freq, "loss": loss, "log": log, "steps": steps,
             "models": models, "seed": seed, "options": options_file, "checkpoints": checkpoints,
             "plot-training": plot_training, "val-size": val_size or None, "save": save,
         }  # fmt: skip
@@ -283,7 +290,7 @@ def forecast(
     else:
         options = _options(
             options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
-            levels=levels, max_steps=steps, n_models=models, seed=seed,
+            log=log, levels=levels, max_steps=steps, n_models=models, seed=seed,
         )  # fmt: skip
         reading = _read(file, id_col, time_col, target_col, decimal, options.get("futr_exog_list"))
         settings = _guess(reading, horizon, season, options)
@@ -342,6 +349,7 @@ def backtest(
     decimal: _Decimal = None,
     covariates: _Covariates = None,
     loss: _Loss = None,
+    log: _Log = None,
     levels: _Levels = None,
     steps: _Steps = None,
     models: _Models = None,
@@ -368,7 +376,7 @@ def backtest(
     torch.set_num_threads(threads)
     options = _options(
         options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
-        levels=levels, max_steps=steps, n_models=models, seed=seed,
+        log=log, levels=levels, max_steps=steps, n_models=models, seed=seed,
     )  # fmt: skip
     reading = _read(file, id_col, time_col, target_col, decimal, options.get("futr_exog_list"))
     step = step or horizon
@@ -442,6 +450,7 @@ def tune(
     decimal: _Decimal = None,
     covariates: _Covariates = None,
     loss: _Loss = None,
+    log: _Log = None,
     seed: _Seed = None,
     threads: _Threads = 1,
     out: Annotated[
@@ -472,7 +481,9 @@ def tune(
     for handler in logging.getLogger("optuna").handlers:
         handler.addFilter(_without_traceback)
     reading = _read(file, id_col, time_col, target_col, decimal, covariates)
-    options = _options(None, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss, seed=seed)
+    options = _options(
+        None, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss, log=log, seed=seed
+    )
     settings = _guess(reading, horizon, season, options, holdout, tuned=("input_size",))
     # The search fills gaps itself, as it has to know what an origin hides.
     searched_options = {**settings.options, "fill": fill}
@@ -500,7 +511,7 @@ def tune(
            timeout=timeout, on_trial=tell)  # fmt: skip
     best = best_options(searched, settings.options["season_length"])
     # What the search was made with, and a forecast should be.
-    given = {"season_length": season, "loss": loss, "futr_exog_list": covariates}
+    given = {"season_length": season, "loss": loss, "log": log, "futr_exog_list": covariates}
     best |= {name: value for name, value in given.items() if value is not None}
     text = json.dumps(best, indent=2)
     if out is None:

@@ -459,7 +459,7 @@ def _reject_without_logarithm(frame: pd.DataFrame, place: Callable[[pd.Series], 
         row = frame[bad].iloc[0]
         raise ValueError(
             f"{_series(row)} must be above 0 for its logarithm. "
-            f"Got {row['y']} at ds {row['ds']} {place(row)}; use log=False"
+            f"Got {row['y']} at ds {row['ds']} {place(row)}; use log=False (--no-log)"
         )
 
 

@@ -221,6 +221,33 @@ def test_a_value_without_a_logarithm_is_named_by_its_line(csv, tmp_path):
         result = invoke("forecast", tmp_path / "zero.csv", *SHORT[:2], *option)
         assert result.exit_code == 1
         assert re.search(r"above 0 .* Got 0.0 .* \(line 87\); use log=False", result.stderr)
+        assert "(--no-log)" in result.stderr
+
+
+def test_whether_logarithms_are_forecast_may_be_said(csv, tmp_path, monkeypatch):
+    from lstm_fast.forecast import tune
+
+    searched = []
+    monkeypatch.setattr(tune, "search", lambda study, df, options, **_: searched.append(options))
+    monkeypatch.setattr(tune, "best_options", lambda *args: {})
+    rows = pd.read_csv(csv)
+    rows.loc[80, "y"] = 0.0  # in the first of the windows that are forecast
+    rows.to_csv(tmp_path / "zero.csv", index=False)
+    backtest = ("backtest", tmp_path / "zero.csv", *SHORT, "--windows", 2)
+    refused = invoke(*backtest)
+    assert refused.exit_code == 1
+    assert "use log=False (--no-log)" in refused.stderr
+    result = invoke(*backtest, "--no-log")
+    assert result.exit_code == 0, result.output
+    assert "logarithms are forecast" not in result.stderr
+    for option, log in (("--log", True), ("--no-log", False)):
+        model = tmp_path / f"{log}.pt"
+        result = invoke("forecast", csv, *SHORT, option, "--save", model)
+        assert result.exit_code == 0, result.output
+        assert Forecaster.load(model).log is log
+        search = ("--horizon", 6, "--study", tmp_path / f"{log}.db", "--windows", 1, option)
+        assert json.loads(invoke("tune", csv, *search).stdout) == {"log": log}
+    assert [options["log"] for options in searched] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -311,6 +338,7 @@ def test_a_saved_forecaster_knows_its_covariates(csv, tmp_path, monkeypatch):
         (("{csv}", *SHORT[:2], "--model", "{csv}"), "is no file of a forecaster"),
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--season", 4), "--season is for training"),
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--seed", 3), "--seed is for training"),
+        (("{csv}", *SHORT[:2], "--model", "m.pt", "--no-log"), "--log is for training"),
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--save", "n.pt"), "--save is for training"),
         (("{csv}", *SHORT, "--out", "new", "--save", "new"), "new is given for two outputs"),
         (("{csv}", *SHORT, "--out", "{csv}", "--overwrite"), "is read: choose another name"),
