@@ -7,11 +7,12 @@ from numbers import Real
 from typing import Any
 
 import pandas as pd
+from pandas.tseries import offsets
 from pandas.tseries.frequencies import to_offset
 
 from lstm_fast.forecast.frame import as_numbers, check_covariates, check_frame, without_last
 
-_SEASONS = {"M": 12, "Q": 4, "W": 52, "B": 5, "D": 7}
+_SEASONS = {"M": 12, "Q": 4, "W": 52, "B": 5}
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ def guess_settings(
 def season_of(freq: str) -> int:
     """Rows of the season that is usual for a frequency: a day, a week or a year; 1 for none."""
     offset = to_offset(freq)
+    days = isinstance(offset, offsets.Day)  # which pandas 3 gives no fixed length either
     try:
-        step = pd.Timedelta(offset)  # type: ignore[arg-type]
+        step = pd.Timedelta(days=offset.n) if days else pd.Timedelta(offset)  # type: ignore[arg-type]
     except ValueError:  # months and quarters have no fixed length
         name = freq.split("-")[0].lstrip("0123456789")
         name = name.removeprefix("B").removesuffix("S").removesuffix("E")

@@ -105,7 +105,7 @@ def test_timestamps_may_be_those_of_arrow(series, zone):
     df = expected.astype(
         {
             "unique_id": "string[pyarrow]",
-            "ds": f"timestamp[ns{zone}][pyarrow]",
+            "ds": f"timestamp[{expected['ds'].dt.unit}{zone}][pyarrow]",
             "y": "double[pyarrow]",
         }
     )
