@@ -509,9 +509,11 @@ def tune(
 
     search(searched, df, searched_options, n_trials=trials, n_windows=windows,
            timeout=timeout, on_trial=tell)  # fmt: skip
-    best = best_options(searched, settings.options["season_length"])
-    # What the search was made with, and a forecast should be.
-    given = {"season_length": season, "loss": loss, "log": log, "futr_exog_list": covariates}
+    season_length = settings.options["season_length"]
+    best = best_options(searched, season_length)
+    # What the search was made with, and a forecast should be. Of a season that is guessed the rows
+    # decide, which are others then.
+    given = {"season_length": season_length, "loss": loss, "log": log, "futr_exog_list": covariates}
     best |= {name: value for name, value in given.items() if value is not None}
     text = json.dumps(best, indent=2)
     if out is None:

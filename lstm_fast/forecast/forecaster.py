@@ -246,7 +246,8 @@ class Forecaster:
         val_size = int(val_size)  # which a file can hold
         frame, freq = self._check(df, self.freq)
         held_out = int(self.calibration_size or 0) if self.levels else 0
-        self._check_lengths(frame, self.input_size + self.h + held_out + val_size)
+        needed = self.input_size + self.h + held_out + val_size
+        self._check_lengths(frame, needed, "; lower h, season_length or input_size")
         self._features = Features.of(frame, freq, self.season_length, self.futr_exog_list)
         self._loss: Loss = make_loss(self.loss, self.levels)
         if self.checkpoint_dir is not None:
@@ -376,12 +377,12 @@ class Forecaster:
     ) -> tuple[pd.DataFrame, str]:
         return check_frame(df, freq, self.fill, self.futr_exog_list, self.log, held_out)
 
-    def _check_lengths(self, frame: pd.DataFrame, needed: int) -> None:
+    def _check_lengths(self, frame: pd.DataFrame, needed: int, hint: str = "") -> None:
         rows = frame["unique_id"].value_counts()
         if rows.min() < needed:
             raise ValueError(
                 f"series {plain(rows.idxmin())!r} is too short: input_size, h, calibration_size "
-                f"and val_size need {needed} rows. Got {rows.min()}"
+                f"and val_size need {needed} rows. Got {rows.min()}{hint}"
             )
 
     def _panel(self, frame: pd.DataFrame, futr_df: pd.DataFrame | None = None) -> Panel:

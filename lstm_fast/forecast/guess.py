@@ -60,14 +60,19 @@ def guess_settings(
         guesses.append(f"{missing} missing values are filled ({options['fill']})")
     if season_length is None:
         season_length = options.get("season_length")
+    shortest = int(frame["unique_id"].value_counts().min()) - test_size
     if season_length is None:
         season_length = season_of(freq)
-        guesses.append(f"a season has {season_length} rows")
+        # A window of a season, and the rows ahead of it and those that calibrate by default.
+        if season_length > 1 and shortest < season_length + 4 * h:
+            guesses.append(f"too short for seasons of {season_length} rows: none")
+            season_length = 1
+        else:
+            guesses.append(f"a season has {season_length} rows")
     if not isinstance(season_length, Real) or season_length < 1:
         raise ValueError(f"season_length must be a number greater than 0. Got {season_length!r}")
     found = {**options, "h": h, "freq": freq, "season_length": season_length, "fill": None}
     if "input_size" not in found:
-        shortest = int(frame["unique_id"].value_counts().min()) - test_size
         found["input_size"] = input_size_for(season_length, h, shortest)
         guesses.append(f"the network reads {found['input_size']} rows")
     if "log" not in found:

@@ -246,7 +246,7 @@ def test_whether_logarithms_are_forecast_may_be_said(csv, tmp_path, monkeypatch)
         assert result.exit_code == 0, result.output
         assert Forecaster.load(model).log is log
         search = ("--horizon", 6, "--study", tmp_path / f"{log}.db", "--windows", 1, option)
-        assert json.loads(invoke("tune", csv, *search).stdout) == {"log": log}
+        assert json.loads(invoke("tune", csv, *search).stdout) == {"season_length": 12, "log": log}
     assert [options["log"] for options in searched] == [True, False]
 
 

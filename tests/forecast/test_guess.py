@@ -66,8 +66,20 @@ def test_rows_of_a_backtest_are_not_counted_on():
     assert guess_settings(monthly(120), 12, {}, test_size=30).options["input_size"] == 18
 
 
+def test_series_too_short_for_a_season_have_none():
+    df = monthly(100).assign(ds=pd.date_range("2020-01-05", periods=100, freq="W"))
+    settings = guess_settings(df, 13, {})
+    assert "too short for seasons of 52 rows: none" in settings.guesses
+    assert settings.options["season_length"] == 1
+    Forecaster(**settings.options, max_steps=1, n_models=1).fit(settings.frame)
+    assert guess_settings(df, 12, {}).options["season_length"] == 52
+    assert guess_settings(df, 12, {}, test_size=12).options["season_length"] == 1
+    assert guess_settings(df, 13, {}, season_length=52).options["season_length"] == 52
+    assert guess_settings(df, 13, {"season_length": 52}).options["season_length"] == 52
+
+
 def test_series_too_short_for_all_that_end_in_an_error_that_says_so():
     df = pd.concat([monthly(120), monthly(30, "bb")])
     settings = guess_settings(df, 12, {})
-    with pytest.raises(ValueError, match="series 'bb' is too short"):
+    with pytest.raises(ValueError, match=r"series 'bb' is too short.* Got 30; lower h, season_len"):
         Forecaster(**settings.options).fit(settings.frame)
