@@ -493,7 +493,7 @@ def seasonal_naive(
     check_positive(h=h, season_length=season_length)
     frame, freq = check_frame(df, freq)
     start, length = spans_of_series(frame)
-    ids = frame["unique_id"].iloc[start].infer_objects()
+    ids = frame["unique_id"].iloc[start]
     if length.min() < season_length:
         short = int((length < season_length).argmax())
         raise ValueError(

@@ -34,7 +34,8 @@ def check_frame(
     """A sorted copy of `df` with the columns that are used, and the frequency of its timestamps.
 
     Args:
-        df: long frame; ``ds`` may be anything that `pandas.to_datetime` reads.
+        df: long frame; ``ds`` may be anything that `pandas.to_datetime` reads, or periods, taken
+            as their first days.
         freq: pandas frequency alias; inferred from the longest series where it is None.
         fill: what to do about missing timestamps and values: None refuses them, ``"linear"`` draws
             a line between the neighbours (beyond the first and the last value it repeats these),
@@ -98,6 +99,7 @@ def _read(df: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFrame:
     ids = df["unique_id"]
     if isinstance(ids.dtype, pd.CategoricalDtype):
         ids = ids.astype(object)  # categories without a row are no series
+    ids = ids.infer_objects()  # as they are when a saved forecaster is loaded
     if pd.api.types.infer_dtype(ids).startswith("mixed"):
         bad = ids.map(pd.api.types.is_list_like).to_numpy()
         if bad.any():
@@ -417,6 +419,8 @@ def _timestamps(df: pd.DataFrame, name: str = "df", column: str = "ds") -> pd.Se
             f"Of years, pandas.to_datetime({name}, format='%Y') makes some"
         )
     try:
+        if kind == "period":
+            given = pd.Series(pd.PeriodIndex(given).to_timestamp(), index=given.index)
         found = pd.to_datetime(given)
     except (ValueError, TypeError) as error:
         for label, value in given.items():
@@ -497,11 +501,18 @@ def _infer_freq(frame: pd.DataFrame) -> str:
         )
     freq = infer_freq(ds) or _most_common_freq(ds)
     if freq is None:
+        # pandas has no frequency of them.
+        remedy = "move dates to the first of the month" if are_of_one_day(ds) else "give freq"
         raise ValueError(
             f"series {plain(unique_id)!r} must have regular timestamps, but no frequency fits "
-            f"{ds[0]}, {ds[1]}, {ds[2]} ...; give freq"
+            f"{ds[0]}, {ds[1]}, {ds[2]} ...; {remedy}"
         )
     return freq
+
+
+def are_of_one_day(ds: pd.DatetimeIndex) -> bool:
+    """Whether dates are of one day of the month, not the first."""
+    return bool(ds.is_normalized) and ds.day.nunique() == 1 and ds[0].day > 1
 
 
 def infer_freq(ds: pd.DatetimeIndex) -> str | None:
@@ -574,7 +585,7 @@ def _fill(
     """The series without gaps; covariates are filled as values are."""
     ds = grid(frame["ds"], freq)
     start, rows = spans_of_series(frame)
-    ids = frame["unique_id"].iloc[start].infer_objects()
+    ids = frame["unique_id"].iloc[start]
     first = position[start]
     length = position[start + rows - 1] - first + 1
     offset = np.cumsum(length) - length

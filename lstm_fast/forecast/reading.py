@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import pandas as pd
 
-from lstm_fast.forecast.frame import check_covariates, check_future, infer_freq
+from lstm_fast.forecast.frame import are_of_one_day, check_covariates, check_future, infer_freq
 
 _TIME_NAMES = ("ds", "date", "datetime", "timestamp", "time", "month", "week", "day", "year")
 _ID_NAMES = ("unique_id", "id", "series", "series_id", "item", "item_id", "sku", "store", "name")
@@ -606,9 +606,8 @@ def _day_month_year(text: pd.Series, parts: pd.DataFrame, day_first: bool) -> pd
 def _are_of_months(dates: pd.Series) -> bool:
     """Whether they are of one day of the month, not the first: pandas has no frequency of that."""
     stamps = pd.DatetimeIndex(dates.unique()).sort_values()
-    days = stamps.day.unique()
-    same_day = len(stamps) > 2 and len(days) == 1 and days[0] > 1 and bool(stamps.is_normalized)
-    return same_day and infer_freq(stamps) is None  # the last of December has one, once a year
+    # The last of December has one, once a year.
+    return len(stamps) > 2 and are_of_one_day(stamps) and infer_freq(stamps) is None
 
 
 def _first_of_month(dates: pd.Series) -> pd.Series:

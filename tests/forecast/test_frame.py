@@ -112,6 +112,24 @@ def test_timestamps_may_be_those_of_arrow(series, zone):
     pd.testing.assert_series_equal(check_frame(df)[0]["ds"], check_frame(expected)[0]["ds"])
 
 
+@pytest.mark.parametrize(("period", "freq"), [("M", "MS"), ("Q", "QS-OCT"), ("W", "W-MON")])
+def test_periods_are_their_first_days(series, period, freq):
+    periods = pd.period_range("2020-01-01", periods=len(series), freq=period)
+    for ds in (periods, periods.astype(object)):
+        frame, found = check_frame(series.assign(ds=ds))
+        assert frame["ds"].tolist() == [*periods.to_timestamp()]
+        assert found == freq
+
+
+def test_days_within_months_have_no_frequency_to_give(series):
+    late = series.assign(ds=series["ds"] + pd.Timedelta(days=14))
+    with pytest.raises(ValueError, match=r"2000-01-15 .*; move dates to the first of the month"):
+        check_frame(late)
+    irregular = series[:4].assign(ds=pd.to_datetime(["2000-01", "2000-02", "2000-05", "2000-06"]))
+    with pytest.raises(ValueError, match="give freq"):
+        check_frame(irregular)
+
+
 def test_an_index_may_be_named_as_a_column(series):
     frame, _ = check_frame(series.set_index(pd.Index(series["ds"], name="ds")), fill="linear")
     pd.testing.assert_frame_equal(frame, series, check_dtype=False)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lstm_fast
-from lstm_fast.forecast import Forecaster
+from lstm_fast.forecast import Forecaster, evaluate
 from tests.forecast.series import monthly
 
 
@@ -189,6 +189,21 @@ def test_what_cannot_be_saved(small, series, tmp_path):
         with pytest.raises(ValueError, match=message):
             model.save(tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ids", [(1, 2), ("a", "b")])
+@pytest.mark.parametrize("dtype", ["category", object])
+def test_ids_stay_of_the_type_that_they_have_when_loaded(small, series, tmp_path, ids, dtype):
+    df = pd.concat([series.assign(unique_id=name, x=series.index % 3) for name in ids])
+    df = df.astype({"unique_id": dtype})
+    step = df.groupby("unique_id", observed=True).cumcount(ascending=False)
+    known, future = df[step >= 6], df[step < 6]
+    model = small(futr_exog_list=["x"]).fit(known)
+    forecast = model.predict(futr_df=future)
+    model.save(tmp_path / "model.pt")
+    assert Forecaster.load(tmp_path / "model.pt").predict(futr_df=future).equals(forecast)
+    scores = evaluate(model.cross_validation(df), df, 12)
+    assert scores["unique_id"].tolist() == [*ids]
 
 
 def test_what_numpy_and_pandas_make_can_be_written(small, series, tmp_path):
