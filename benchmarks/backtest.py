@@ -230,6 +230,8 @@ def _arguments() -> argparse.Namespace:
     unknown = [name for name in arguments.names if name not in COLLECTIONS]
     if unknown:
         parser.error(f"{unknown} are none of {', '.join(COLLECTIONS)}")
+    if arguments.only_draw and not RESULTS.exists():
+        parser.error(f"--only-draw needs {RESULTS}, which a run writes")
     return arguments
 
 

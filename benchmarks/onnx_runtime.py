@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +49,8 @@ class WithStates(nn.Module):
 
 
 def session(module: nn.LSTM, case: Case, threads: int) -> Callable[[dict[str, Any]], list[Any]]:
+    import onnxruntime  # which a result that was kept is shown without
+
     graph = io.BytesIO()
     state = torch.zeros(case.L * case.D, case.B, case.H)
     torch.onnx.export(
@@ -196,6 +197,8 @@ def main() -> None:
     if args.show:
         print(report(json.loads(args.show.read_text())))
         return
+    import onnxruntime
+
     torch.set_num_threads(args.threads)
     results = {
         "command": shlex.join(["python", "-m", "benchmarks.onnx_runtime", *sys.argv[1:]]),

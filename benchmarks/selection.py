@@ -9,9 +9,10 @@ in the intervals. Collections too short for the calibration are trained without 
 
 from __future__ import annotations
 
+import argparse
 import ast
+import dataclasses
 import statistics
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -30,19 +31,14 @@ def measure(collection: Collection, options: dict[str, Any]) -> tuple[float, lis
     torch.set_num_threads(1)
     c, df = collection, collection.load()
     given = {"h": c.h, "season_length": c.season_length, "input_size": 3 * c.season_length}
-    forecasts = None
-    for levels in (LEVELS, ()):
-        try:
-            model = Forecaster(**{**given, "levels": levels, **options})
-            forecasts = model.cross_validation(df, c.n_windows, c.step_size, refit=False)
-            break
-        except ValueError as error:
-            if not levels or "too short" not in str(error):
-                raise
-    assert forecasts is not None
+    model = Forecaster(**{**given, "levels": LEVELS, **options})
+    known = df["unique_id"].value_counts().min() - c.test_size
+    if known < model.input_size + model.h + (model.calibration_size or 0):
+        model = dataclasses.replace(model, levels=())
+    forecasts = model.cross_validation(df, c.n_windows, c.step_size, refit=False)
     naive = cross_validate_naive(df, c.h, c.season_length, c.n_windows, c.step_size)
     ratio = _mae(forecasts) / _mae(naive)
-    covered = [coverage(forecasts, level) for level in levels]
+    covered = [coverage(forecasts, level) for level in model.levels]
     return statistics.geometric_mean(ratio), covered
 
 
@@ -51,9 +47,22 @@ def _mae(forecasts: pd.DataFrame) -> pd.Series:
     return error.groupby(forecasts["unique_id"]).mean()
 
 
+def _option(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    if name not in {field.name for field in dataclasses.fields(Forecaster)}:
+        raise argparse.ArgumentTypeError(f"{name!r} is no option of Forecaster")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} must be OPTION=VALUE, as in Python") from error
+
+
 def main() -> None:
-    pairs = (argument.split("=", 1) for argument in sys.argv[1:])
-    options = {name: ast.literal_eval(value) for name, value in pairs}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("options", nargs="*", type=_option, metavar="OPTION=VALUE")
+    options = dict(parser.parse_args().options)
     collections = selection()
     ratios, covers = [], []
     print("| collection | MAE over the seasonal naive's | in 80 % | in 95 % |\n|---|---|---|---|")

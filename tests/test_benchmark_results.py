@@ -1,0 +1,66 @@
+"""What benchmarks make of results that were kept, and of arguments that make no sense."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import backtest, selection, table
+from benchmarks.series import Collection
+from tests.forecast.series import monthly
+
+
+def test_the_newest_result_is_that_of_the_last_date(tmp_path, monkeypatch):
+    for age, name in enumerate(("2026-11-29-b", "2026-11-28-c", "2026-11-24-d", "backtest")):
+        path = tmp_path / f"{name}.json"
+        path.touch()
+        os.utime(path, (age, age))  # as they may come out of a clone
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    assert table.newest().name == "2026-11-29-b.json"
+
+
+def test_results_of_onnx_runtime_are_shown_without_it():
+    kept = table.RESULTS / "onnx-runtime-1-thread.json"
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from benchmarks.onnx_runtime import main\n"
+        f"sys.argv[1:] = ['--show', {str(kept)!r}]; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "One step through Stream:" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("dropuot=0.5", "'dropuot' is no option of Forecaster"),
+        ("dropout", "'dropout' must be OPTION=VALUE"),
+        ("loss=mse", "'loss=mse' must be OPTION=VALUE"),
+    ],
+)
+def test_a_mistyped_option_is_named(monkeypatch, capsys, argument, message):
+    monkeypatch.setattr(sys, "argv", ["selection", argument])
+    with pytest.raises(SystemExit):
+        selection.main()
+    assert message in capsys.readouterr().err
+
+
+def test_drawing_needs_a_result(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(backtest, "RESULTS", tmp_path / "backtest.json")
+    monkeypatch.setattr(sys, "argv", ["backtest", "--only-draw"])
+    with pytest.raises(SystemExit):
+        backtest.main()
+    assert "backtest.json, which a run writes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rows", "has_intervals"), [(96, True), (95, False)])
+def test_collections_too_short_for_the_calibration_have_no_intervals(rows, has_intervals):
+    # 24 rows are read, 6 forecast and 18 calibrate, before 6 + 42 that are forecast.
+    collection = Collection("a", "here", lambda: monthly(rows), 6, 8, n_windows=8, step_size=6)
+    _, covered = selection.measure(collection, {"max_steps": 1, "n_models": 1})
+    assert len(covered) == (2 if has_intervals else 0)
