@@ -33,6 +33,7 @@ from lstm_fast.forecast.backtest import (
     cross_validate_naive,
     cross_validate_statistical,
 )
+from lstm_fast.forecast.model import LAYERS
 from lstm_fast.forecast.plot import plot_backtest, plot_bars
 
 ROOT = Path(__file__).parents[1]
@@ -41,8 +42,8 @@ DONE = ROOT / "build" / "backtest.json"
 DOCUMENT = ROOT / "docs" / "backtest.md"
 IMAGES = ROOT / "docs" / "images"
 
-NAIVE, OURS, TORCHS = "seasonal naive", "lstm_fast.LSTM", "torch.nn.LSTM"
-LAYERS: dict[str, type[nn.LSTM]] = {OURS: LSTM, TORCHS: nn.LSTM}
+NAIVE = "seasonal naive"
+OURS, TORCHS = LAYERS
 METHODS = (NAIVE, *STATISTICAL, *LAYERS)
 
 

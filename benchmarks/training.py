@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
-from lstm_fast import LSTM
 from lstm_fast.forecast import Forecaster
+from lstm_fast.forecast.model import LAYERS
 
-LAYERS: dict[str, type[nn.LSTM]] = {"lstm_fast.LSTM": LSTM, "torch.nn.LSTM": nn.LSTM}
 ROUNDS = 5
 SECONDS = 1.0  # of one training, about
 

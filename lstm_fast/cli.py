@@ -166,9 +166,9 @@ def demo(
     # Lightning alone takes seconds to import, which `--help` should not wait for.
     import torch
 
-    from lstm_fast import LSTM
     from lstm_fast.forecast.datasets import VINTAGES, load_beer_wine_sales
     from lstm_fast.forecast.demo import H, run_demo
+    from lstm_fast.forecast.model import LAYERS
     from lstm_fast.forecast.plot import plot_forecast, save_figure
 
     if vintage not in VINTAGES:
@@ -177,9 +177,8 @@ def demo(
         raise typer.BadParameter(f"{out} is not a folder", param_hint="--out")
     torch.set_num_threads(threads)
     sales = load_beer_wine_sales(vintage)
-    layers = {"lstm_fast.LSTM": LSTM, "torch.nn.LSTM": torch.nn.LSTM}
     with _console.status("training both layers, each twice ..."):
-        results = run_demo(sales, layers, _options(None, max_steps=steps, seed=seed))
+        results = run_demo(sales, LAYERS, _options(None, max_steps=steps, seed=seed))
     test = sales.iloc[-H:]
     span = f"{test['ds'].iloc[0]:%Y-%m} to {test['ds'].iloc[-1]:%Y-%m}"
     title = f"Beer, wine and spirits sales, vintage {vintage}, {span}"

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lstm_fast import LSTM
 from lstm_fast.forecast.losses import Loss
 from lstm_fast.forecast.windows import Batch
 
+LAYERS: dict[str, type[nn.LSTM]] = {"lstm_fast.LSTM": LSTM, "torch.nn.LSTM": nn.LSTM}
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lstm_fast import LSTM
+from lstm_fast.forecast.model import LAYERS
 
 BASELINE = "torch.nn.LSTM"
-LAYERS: dict[str, type[nn.LSTM]] = {"lstm_fast.LSTM": LSTM, BASELINE: nn.LSTM}
 
 
 # Shorter samples would measure the clock as much as the call.

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from torch import nn
 
-from lstm_fast import LSTM
 from lstm_fast.forecast.intervals import ConformalIntervals
 from lstm_fast.forecast.losses import make_loss
+from lstm_fast.forecast.model import LAYERS
 from lstm_fast.forecast.process import own_random_state
 from lstm_fast.forecast.windows import Features
 
@@ -43,7 +42,6 @@ _TRAINING = (
     "precision",
     "val_check_interval",
 )
-_LAYERS: dict[str, type[nn.LSTM]] = {"lstm_fast.LSTM": LSTM, "torch.nn.LSTM": nn.LSTM}
 
 
 def save(model: Forecaster, path: Path, overwrite: bool) -> None:
@@ -121,7 +119,7 @@ def load(cls: type[Forecaster], path: Path) -> Forecaster:
 
 def _restored(cls: type[Forecaster], state: dict[str, Any], settings: dict[str, Any]) -> Forecaster:
     options = settings["options"]
-    model = cls(**{**options, "lstm_class": _LAYERS[options["lstm_class"]]})
+    model = cls(**{**options, "lstm_class": LAYERS[options["lstm_class"]]})
     model._loss = make_loss(model.loss, model.levels)
     model._features = _features_from_json(settings["features"], settings["timezone"] or None)
     model._unique_ids = pd.Index(settings["unique_ids"])
@@ -140,9 +138,9 @@ def options_of(model: Forecaster) -> dict[str, Any]:
     """The arguments of a forecaster as JSON holds them; where training leaves its state is none."""
     options = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
     del options["checkpoint_dir"]
-    names = {layer: name for name, layer in _LAYERS.items()}
+    names = {layer: name for name, layer in LAYERS.items()}
     if model.lstm_class not in names:
-        raise ValueError(f"lstm_class must be one of {', '.join(_LAYERS)}. Got {model.lstm_class}")
+        raise ValueError(f"lstm_class must be one of {', '.join(LAYERS)}. Got {model.lstm_class}")
     options["lstm_class"] = names[model.lstm_class]
     for name in ("levels", "futr_exog_list"):
         options[name] = list(options[name])

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from lstm_fast.forecast import speed
-from lstm_fast.forecast.speed import LAYERS, SIZES, Size, Timing, measure
+from lstm_fast.forecast.model import LAYERS
+from lstm_fast.forecast.speed import SIZES, Size, Timing, measure
 
 
 @pytest.mark.parametrize("work", ["inference", "training"])
