@@ -30,6 +30,7 @@ from lstm_fast.forecast.storage import replacing
 from lstm_fast.forecast.windows import Batch, Windows, tilted
 
 _CHUNK = 1024  # windows at a time where no gradient is needed
+_GATHERED = 2**15  # rows of windows for training that are gathered at once: a megabyte or two
 _LOG_STEPS = 10  # logging each step would take a tenth of a small one
 
 
@@ -144,16 +145,28 @@ class TrainingBatches:
         rank, world = self.trainer.global_rank, self.trainer.world_size
         networks = range(self.options.n_models)
         first = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        deals = [self._deal(k, first) for k in networks]
-        for number in itertools.count(first):
-            chosen = torch.stack([next(deal) for deal in deals])
-            generator = torch.Generator().manual_seed(_mix(self.options.seed, number))
-            trend = torch.randn(chosen.shape, generator=generator, dtype=torch.float32)
-            trend = trend[:, rank::world]
-            chosen = chosen[:, rank::world]
+        rows = self.options.n_models * self.options.batch_size * len(self.windows.steps)
+        # Calls take longer than what they do with so few windows: some batches are made together.
+        # They are the same ones wherever training begins, so that each lies in memory as before.
+        together = min(8, max(1, _GATHERED // rows))
+        begin = first - first % together
+        deals = [self._deal(k, begin) for k in networks]
+        for number in itertools.count(begin, together):
+            numbers = range(number, number + together)
+            chosen = torch.stack([torch.stack([next(deal) for deal in deals]) for _ in numbers])
+            trend = torch.stack([self._trend(n) for n in numbers])[..., rank::world]
+            chosen = chosen[..., rank::world]
             batch = self.windows[chosen.flatten()]
             batch = Batch(*(x.unflatten(0, chosen.shape) for x in batch))
-            yield tilted(batch, trend * self.slopes[batch.series])
+            batch = tilted(batch, trend * self.slopes[batch.series])
+            parts = zip(*batch, strict=True)
+            yield from (Batch(*x) for n, x in zip(numbers, parts, strict=True) if n >= first)
+
+    def _trend(self, number: int) -> Tensor:
+        """[N, B], the random numbers of a batch."""
+        generator = torch.Generator().manual_seed(_mix(self.options.seed, number))
+        shape = self.options.n_models, self.options.batch_size
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
 
     def _deal(self, network: int, batch: int) -> Iterator[Tensor]:
         """Numbers of windows, `batch_size` at a time, from the batch of that number on."""

@@ -20,8 +20,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
-from lstm_fast.forecast import Forecaster, History
+from lstm_fast.forecast import Forecaster, History, training
 from lstm_fast.forecast.training import TrainingBatches, outputs_of
+from lstm_fast.forecast.windows import Batch, tilted
 
 ROOT = Path(__file__).parents[2]
 
@@ -291,6 +292,39 @@ def test_tilts_are_decided_by_the_step_and_differ_by_window(small, series):
     # The deviation of so many has a deviation of 2 / sqrt(2 n); five of these are far.
     assert slopes.std() == pytest.approx(2.0, abs=10 / (2 * slopes.numel()) ** 0.5)
     assert all(map(torch.equal, batches(2.0, 3), batches(2.0, 0)[3:]))
+
+
+@pytest.mark.parametrize(("rank", "world", "of_step"), [(0, 1, 1), (1, 2, 3)])
+@pytest.mark.parametrize("first", [0, 3, 9])
+def test_batches_that_are_made_together_are_those_made_alone(
+    small, series, monkeypatch, first, rank, world, of_step
+):
+    model = small(levels=(), input_size=25, batch_size=9).fit(series)
+    windows = model._panel(model._fitted).windows(25, model._scale, slice(None))
+    calls: list[int] = []
+
+    def counted(batch: Batch, slope: torch.Tensor) -> Batch:
+        calls.append(len(slope))
+        return tilted(batch, slope)
+
+    monkeypatch.setattr(training, "tilted", counted)
+
+    def batches(gathered: int) -> list[Batch]:
+        monkeypatch.setattr(training, "_GATHERED", gathered)
+        trainer: Any = SimpleNamespace(
+            global_step=first, global_rank=rank, world_size=world, accumulate_grad_batches=of_step
+        )
+        options = model._training_options("")
+        made = iter(TrainingBatches(windows, torch.tensor([2.0]), options, trainer))
+        calls.clear()
+        return [next(made) for _ in range(17)]
+
+    together = batches(training._GATHERED)
+    assert len(calls) <= 4
+    alone = batches(0)
+    assert len(calls) == 17
+    for of_many, of_one in zip(together, alone, strict=True):
+        assert all(map(torch.equal, of_many, of_one))
 
 
 def test_each_training_has_callbacks_of_its_own_and_one_history(small, series):
