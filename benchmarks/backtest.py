@@ -5,12 +5,13 @@
 Writes `docs/backtest.md`, its pictures and `benchmarks/results/backtest.json`. Every collection is
 forecast with the defaults of `Forecaster`, whatever it is; told are only the horizon, the season
 and the input size, which follows from the season. A run that was stopped goes on where it was: what
-is done lies in `build/backtest.json` until all is.
+is done lies in `build/backtest.json` until all is, and counts as long as code and machine stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import platform
@@ -81,9 +82,11 @@ def run_layers(
     return {m: (pd.concat(windows[m], ignore_index=True), seconds[m]) for m in methods}
 
 
-def backtest(name: str, methods: Sequence[str], done: dict[str, Any]) -> Iterator[None]:
-    """Add scores and seconds of `methods` to what is `done`, with a pause after each; draws the
-    windows of the first series.
+def backtest(
+    name: str, methods: Sequence[str], done: dict[str, Any], machine: str
+) -> Iterator[None]:
+    """Add scores and seconds of `methods` on this `machine` to what is `done`, with a pause after
+    each; draws the windows of the first series.
     """
     collection = COLLECTIONS[name]
     df = collection.load()
@@ -94,6 +97,7 @@ def backtest(name: str, methods: Sequence[str], done: dict[str, Any]) -> Iterato
         means = evaluate(forecasts, df, collection.season_length).drop(columns="unique_id").mean()
         by_origin = rmse_by_origin(forecasts)
         scores[method] = {**means.to_dict(), "RMSE by origin": by_origin, "seconds": seconds}
+        scores[method]["machine"] = machine
         print(f"{name}: {method}: MASE {means['MASE']:.3f}, {seconds:.1f} s", flush=True)
 
     for method in methods:
@@ -140,8 +144,11 @@ def draw_scores(results: dict[str, Any]) -> None:
     figure.savefig(IMAGES / "backtest.png")
 
 
-def document(results: dict[str, Any], machine: str) -> str:
-    """The page: a table for each collection."""
+def document(results: dict[str, Any]) -> str:
+    """The page: a table for each collection. What all was measured on is said once."""
+    scores = {name: result["scores"] for name, result in results.items()}
+    machines = {score["machine"] for of in scores.values() for score in of.values()}
+    several = len(machines) > 1
     lines = [
         "# Backtest",
         "",
@@ -153,8 +160,7 @@ def document(results: dict[str, Any], machine: str) -> str:
         "of actual values that the 80 and 95 % intervals held, and the seconds of processor time "
         "of the whole row, all origins together.",
         "",
-        f"Machine: {machine}.",
-        "",
+        *([] if several else [f"Machine: {machines.pop()}.", ""]),
         _wins(results),
         "",
         *_ratios(results),
@@ -169,12 +175,23 @@ def document(results: dict[str, Any], machine: str) -> str:
             f"{result['series']} series, {result['rows']:,} rows ({c.source}); {c.n_windows} "
             f"origins, {c.step_size} rows apart, {c.h} rows ahead, season {c.season_length}.",
             "",
+            *([f"Machine: {_machines_of(scores[name])}.", ""] if several else []),
             "| forecast | MASE | sMAPE | RMSE | in 80 % | in 95 % | seconds |",
             "|---|---|---|---|---|---|---|",
         ]
         lines += [_row(method, score) for method, score in result["scores"].items()]
         lines += ["", f"![windows](images/backtest_{name}.png)"]
     return "\n".join(lines) + "\n"
+
+
+def _machines_of(scores: dict[str, Any]) -> str:
+    """With the methods that ran on each, if there are several."""
+    methods: dict[str, list[str]] = {}
+    for method, score in scores.items():
+        methods.setdefault(score["machine"], []).append(method)
+    if len(methods) == 1:
+        return next(iter(methods))
+    return "; ".join(f"{machine} ({', '.join(of)})" for machine, of in methods.items())
 
 
 def _headline(name: str) -> str:
@@ -243,16 +260,18 @@ def main() -> None:
     logging.getLogger("statsforecast").setLevel(logging.ERROR)
     saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"results": {}}
     if not arguments.only_draw:
-        done = json.loads(DONE.read_text()) if DONE.exists() else {}
+        here = machine(arguments)
+        done = started({"machine": here, "code": code()})
         DONE.parent.mkdir(exist_ok=True)
         for name in arguments.names or COLLECTIONS:
-            for _ in backtest(name, arguments.methods, done.setdefault(name, {})):
+            of_name = done["results"].setdefault(name, {})
+            for _ in backtest(name, arguments.methods, of_name, here):
                 DONE.write_text(json.dumps(done, indent=1))
-        saved = {"machine": machine(arguments), "results": merged(saved["results"], done)}
+        saved = {"results": merged(saved["results"], done["results"])}
         RESULTS.write_text(json.dumps(saved, indent=1) + "\n")
         DONE.unlink()
     draw_scores(saved["results"])
-    DOCUMENT.write_text(document(saved["results"], saved["machine"]), encoding="utf-8")
+    DOCUMENT.write_text(document(saved["results"]), encoding="utf-8")
     print(f"wrote {DOCUMENT}")
 
 
@@ -260,6 +279,25 @@ def machine(arguments: argparse.Namespace) -> str:
     cpu = torch.backends.cpu.get_cpu_capability()
     told = f"{platform.machine()} with {cpu}, torch threads: {arguments.threads}"
     return f"{told}; {arguments.note}" if arguments.note else told
+
+
+def code() -> str:
+    """Another one after any change to what forecasts."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in (ROOT / "lstm_fast").rglob("*.*") if path.is_file()):
+        if path.suffix in (".py", ".so", ".csv"):
+            found.update(path.read_bytes())
+    for name in ("backtest", "series"):
+        found.update((ROOT / "benchmarks" / f"{name}.py").read_bytes())
+    return found.hexdigest()
+
+
+def started(by: dict[str, Any]) -> dict[str, Any]:
+    """What a run that was stopped has done, if it was of the same machine and code."""
+    found = json.loads(DONE.read_text()) if DONE.exists() else {}
+    if found and found.get("by") != by:
+        print(f"{DONE} is of another machine or other code: all is measured anew")
+    return found if found.get("by") == by else {"by": by, "results": {}}
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import faulthandler
 import functools
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -256,7 +257,12 @@ def main() -> None:
     def write() -> None:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 
-    if results.get("device") != device():
+    if results and results["device"] != device():
+        name = re.sub(r"\W+", "-", results["device"]["name"]).lower()
+        kept = options.out.replace(options.out.with_stem(f"{options.out.stem}-{name}"))
+        print(f"Other versions or another device: what was measured before is in {kept}.")
+        results = {}
+    if not results:
         results = {"device": device(), "machine": limits(Path("build") / "gpu"), "cases": {}}
     tested = watched.outcomes()
     wrong = [f"{outcome}: {test}" for test, outcome in tested.items() if outcome in watched.WRONG]

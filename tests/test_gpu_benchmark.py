@@ -115,3 +115,7 @@ def test_another_device_is_measured_anew(out: Path, monkeypatch: pytest.MonkeyPa
     measured(monkeypatch, out)
     monkeypatch.setattr(gpu, "device", lambda: {**DEVICE, "name": "another"})
     assert len(measured(monkeypatch, out)) == 4
+    assert json.loads(out.read_text())["device"]["name"] == "another"
+    before = json.loads(out.with_name("gpu-a-device.json").read_text())
+    assert before["device"] == DEVICE
+    assert len(before["cases"]) == 4

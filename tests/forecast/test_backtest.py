@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from typing import Any
 
 import pandas as pd
@@ -112,12 +113,13 @@ def test_collections_are_regular_and_leave_rows_to_train_on(name):
 
 
 def test_page_of_the_backtest_has_a_row_for_each_method():
-    score = {"MASE": 1.0, "sMAPE": 2.0, "RMSE": 1234.5, "RMSE by origin": 1200.0, "seconds": 3.0}
+    score = {"MASE": 1.0, "sMAPE": 2.0, "RMSE": 1234.5, "RMSE by origin": 1200.0, "seconds": 3.0,
+             "machine": "this"}  # fmt: skip
     intervals = {"coverage-80": 81.0, "coverage-95": 94.0}
     results: dict[str, Any] = {"tourism": {"series": 20, "rows": 1520,
                            "scores": {NAIVE: score, OURS: {**score, **intervals},
                                       TORCHS: {**score, "seconds": 4.5}}}}  # fmt: skip
-    page = document(results, "a machine")
+    page = document(results)
     assert f"| {NAIVE} | 1.000 | 2.00 | 1,234 (1,200) |  |  | 3.0 |" in page
     assert f"| {OURS} | 1.000 | 2.00 | 1,234 (1,200) | 81 | 94 | 3.0 |" in page
     assert "20 series, 1,520 rows" in page
@@ -125,9 +127,38 @@ def test_page_of_the_backtest_has_a_row_for_each_method():
     assert "take 1.50 to 1.50 times as long, 1.50 times in the geometric mean" in page
     results["tourism"]["scores"][OURS]["MASE"] = 0.9
     del results["tourism"]["scores"][TORCHS]
-    page = document(results, "a machine")
+    page = document(results)
     assert "naive on 1 of 1." in page
     assert "times as long" not in page
+
+
+def test_page_of_the_backtest_names_the_machine_of_each_result():
+    score = {"MASE": 1.0, "sMAPE": 2.0, "RMSE": 1234.5, "RMSE by origin": 1200.0, "seconds": 3.0}
+    this, other = ({**score, "machine": name} for name in ("this", "other"))
+    size = {"series": 1, "rows": 100}
+    results: dict[str, Any] = {
+        "tourism": {**size, "scores": {NAIVE: this, OURS: this}},
+        "drug_sales": {**size, "scores": {NAIVE: this, OURS: this}},
+    }
+    assert document(results).count("Machine: ") == document(results).count("Machine: this.") == 1
+    results["tourism"]["scores"][OURS] = other
+    page = document(results)
+    assert page.count("Machine: ") == 2
+    assert f"Machine: this ({NAIVE}); other ({OURS})." in page
+    assert "Machine: this." in page.partition("## ")[2]
+
+
+def test_what_other_code_has_done_is_not_gone_on_with(monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "DONE", tmp_path / "done.json")
+    by = {"machine": "this", "code": script.code()}
+    new = {"by": by, "results": {}}
+    assert script.started(by) == new
+    done = {"by": by, "results": {"tourism": {"series": 20}}}
+    script.DONE.write_text(json.dumps(done))
+    assert script.started(by) == done
+    assert script.started({**by, "code": "other"})["results"] == {}
+    script.DONE.write_text('{"tourism": {"series": 20}}')  # as it was written before
+    assert script.started(by) == new
 
 
 def test_a_backtest_that_was_stopped_goes_on_where_it_was(monkeypatch, small):
@@ -140,12 +171,13 @@ def test_a_backtest_that_was_stopped_goes_on_where_it_was(monkeypatch, small):
     )
     done: dict[str, Any] = {}
     methods = (NAIVE, OURS, TORCHS)
-    next(script.backtest("a", methods, done))
+    next(script.backtest("a", methods, done, "this"))
     assert list(done["scores"]) == [NAIVE]
     done["scores"][NAIVE]["MASE"] = 7.0  # would be another if it were computed again
-    assert len(list(script.backtest("a", methods, done))) == 1
+    assert len(list(script.backtest("a", methods, done, "this"))) == 1
     assert list(done["scores"]) == list(methods)
     assert done["scores"][NAIVE]["MASE"] == 7.0
+    assert {score["machine"] for score in done["scores"].values()} == {"this"}
     assert done["scores"][OURS]["MASE"] == pytest.approx(done["scores"][TORCHS]["MASE"], rel=1e-3)
     windows, seconds = script.run_layers(collection, df, [OURS])[OURS]
     whole = small(max_steps=2, n_models=1).cross_validation(df, n_windows=3, step_size=2)
