@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+import re
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,16 @@ class Case:
         others = (self.L - 1) * unit * (self.D * self.H + self.H)
         forward = first + others
         return 3 * forward - unit * self.I if training else forward
+
+
+def parse_case(text: str) -> Case:
+    """The case whose str() is `text`."""
+    letters = [field.name for field in fields(Case)]
+    found = re.fullmatch("_".join(rf"{letter}(\d+)" for letter in letters), text)
+    if not found:
+        example = Case(1, 24, 1, 32, 1)
+        raise argparse.ArgumentTypeError(f"expected a case such as {example}, got {text}")
+    return Case(*map(int, found.groups()))
 
 
 # Measured by --quick: the extremes of what forecasters use.

@@ -15,7 +15,6 @@ import argparse
 import faulthandler
 import functools
 import json
-import math
 import re
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ from torch import nn
 import lstm_fast
 from benchmarks import measure
 from benchmarks.cases import Case
+from benchmarks.table import markdown
 from tests.cuda import watched
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -160,12 +160,11 @@ def compare(case: Case, work: str, kind: str, seconds: float, machine: Any) -> d
     dtype = DTYPES[KINDS[kind]]
     setting: Any = torch.backends.cudnn.rnn
     setting.fp32_precision = "ieee" if kind == "exact float32" else "tf32"
-    x = torch.randn(case.T, case.B, case.I, device="cuda").to(dtype)
+    x = measure.inputs(case, dtype).cuda()
     runs = []
     for cls in (lstm_fast.LSTM, nn.LSTM):
-        torch.manual_seed(0)
-        module = cls(case.I, case.H, case.L, bidirectional=case.D == 2, dtype=dtype).cuda()
-        if cls is lstm_fast.LSTM:
+        module = measure.build(cls, case, dtype).cuda()
+        if isinstance(module, lstm_fast.LSTM):
             kernels = lstm_fast.explain(module, x)
         runs.append(WORKS[work](module, x))
     ours, theirs = median_seconds(runs, seconds)
@@ -192,10 +191,6 @@ def compare(case: Case, work: str, kind: str, seconds: float, machine: Any) -> d
         "regime": regime,
         "kernels": kernels,
     }
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, values)))
 
 
 def table(results: dict[str, Any]) -> str:
@@ -226,16 +221,16 @@ def table(results: dict[str, Any]) -> str:
         regimes.setdefault((result["regime"], result["work"], "all"), []).append(result)
     columns = ["shapes or regime", "work", "dtype", "cases", "ratio, geometric mean", "worst"]
     columns += ["us a step, median", "share of the limit, median"]
-    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows = []
     for key, cases in [*parts.items(), *sorted(regimes.items())]:
         ratios = [case["ratio"] for case in cases]
         medians = [
             statistics.median(case[name] for case in cases)
             for name in ("us_a_step", "share_of_limit")
         ]
-        figures = [geometric_mean(ratios), min(ratios), *medians]
-        entries = [*key, str(len(cases)), *(f"{figure:.2f}" for figure in figures)]
-        lines.append(f"| {' | '.join(entries)} |")
+        figures = [statistics.geometric_mean(ratios), min(ratios), *medians]
+        rows.append([*key, str(len(cases)), *(f"{figure:.2f}" for figure in figures)])
+    lines.append(markdown(columns, rows))
     failed = [key for key, result in results["cases"].items() if "ratio" not in result]
     lines += ["", *(f"- {results['cases'][key]['error']}: {key}" for key in failed)]
     return "\n".join(lines)

@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.cases import GRID, Case
+from benchmarks.cases import GRID, Case, parse_case
 from benchmarks.measure import inputs, interleave, training
-from benchmarks.profile import parse_case
 from benchmarks.table import markdown
 from lstm_fast import LSTM, empty_cache
 

@@ -1,10 +1,12 @@
 """What each option of `lstm_fast.LSTM` costs, and what it gains over the same in plain torch.
 
-    python -m benchmarks.options                    # the table of docs/options.md
-    python -m benchmarks.options --threads=2 --seconds=3
+    python -m benchmarks.options                    # the figures of the table of docs/options.md
+    python -m benchmarks.options B1_T24_I1_H32_L1_D1 --threads=2 --seconds=3
 
 Three take turns: the layer without options, the layer with one, and the same module computed by
-`lstm_fast.reference`, step by step in torch's own ops, as one writes such a layer in torch.
+`lstm_fast.reference`, step by step in torch's own ops, as one writes such a layer in torch. Not
+measured are `forget_bias`, by which only the first weights differ, and `recompute_gates`, which
+`benchmarks.memory` measures.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.cases import Case, parse_case
 from benchmarks.measure import Run, inference, inputs, interleave, training
 from lstm_fast import LSTM, ops, options, reference
 
@@ -71,7 +73,10 @@ class FirstTwo(torch.nn.Module):
 
 def measure(kind: Callable[..., Run], name: str, case: Case, seconds: float) -> list[float]:
     """Seconds of the plain layer, of that with the option, and of the latter in plain torch."""
-    plain, layer = LSTM(case.I, case.H, case.L), LSTM(case.I, case.H, case.L, **OPTIONS[name])
+    plain, layer = (
+        LSTM(case.I, case.H, case.L, bidirectional=case.D == 2, **kwargs)
+        for kwargs in ({}, OPTIONS[name])
+    )
     module = WithReset(layer, case) if name == "reset" else FirstTwo(layer)
     x = inputs(case, torch.float32)
     run = kind(module, x)
@@ -85,13 +90,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="a comparison takes so long")
-    parser.add_argument("--sizes", nargs="*", default=["32 96 8 128 1"], help="B T I H L")
+    parser.add_argument("cases", nargs="*", type=parse_case, default=[Case(32, 96, 8, 128, 1)])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for sizes in args.sizes:
-        B, T, I, H, L = map(int, sizes.split())  # noqa: E741
-        case = Case(B, T, I, H, L)
-        print(f"\nB T I H L = {sizes}, {args.threads} threads: inference | training")
+    for case in args.cases:
+        print(f"\n{case}, {args.threads} threads: inference | training")
         for name in OPTIONS:
             cells = []
             for kind in (inference, training):

@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
 from os import getpid
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 
 import lstm_fast
 from benchmarks import measure
-from benchmarks.cases import Case
+from benchmarks.cases import parse_case
 from benchmarks.table import markdown
 
 WORKS: dict[str, Callable[[nn.Module, Tensor], measure.Run]] = {
@@ -80,16 +79,6 @@ ELSEWHERE = {
     "[kernel": "operating system",
     "[unknown": "operating system",
 }
-
-
-def parse_case(text: str) -> Case:
-    """The case whose str() is `text`."""
-    letters = [field.name for field in fields(Case)]
-    found = re.fullmatch("_".join(rf"{letter}(\d+)" for letter in letters), text)
-    if not found:
-        example = Case(1, 24, 1, 32, 1)
-        raise argparse.ArgumentTypeError(f"expected a case such as {example}, got {text}")
-    return Case(*map(int, found.groups()))
 
 
 def record(run: measure.Run, seconds: float, data: Path) -> float:

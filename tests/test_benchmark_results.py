@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from benchmarks import backtest, selection, table
+from benchmarks.cases import Case, parse_case
 from benchmarks.series import Collection
 from tests.forecast.series import monthly
 
@@ -48,6 +50,13 @@ def test_a_mistyped_option_is_named(monkeypatch, capsys, argument, message):
     with pytest.raises(SystemExit):
         selection.main()
     assert message in capsys.readouterr().err
+
+
+def test_a_case_is_read_as_it_is_written():
+    case = Case(3, 24, 1, 32, 2, 2)
+    assert parse_case(str(case)) == case
+    with pytest.raises(argparse.ArgumentTypeError, match="a case such as B1_T24_I1_H32_L1_D1, got"):
+        parse_case("3 24 1 32 2")
 
 
 def test_drawing_needs_a_result(monkeypatch, capsys, tmp_path):
