@@ -64,11 +64,11 @@ _CALIBRATION_WINDOWS = 4096
 class Forecaster:
     """Forecasts series `h` steps ahead: the mean of `n_models` networks.
 
-    Each network (`SeasonalLSTM`) adds a learned correction to the mean season of its window;
-    windows are logarithms, less their mean, over the usual deviation of their series. In training
-    each window is given a random trend that ends with it (`tilt`), so that the networks neither
-    count on the growth of all history nor take every trend for lasting. Months and
-    quarters are cleared of trading-day effects, which are learned too; days and hours come with
+    Each network (`SeasonalLSTM`) adds a learned correction to the mean season of its window. Each
+    window is the logarithm of the series, minus the window's mean, divided by the series' typical
+    deviation. In training each window is given a random trend that ends with it (`tilt`), so that
+    the networks neither count on the growth of all history nor take every trend for lasting. Months
+    and quarters are cleared of trading-day effects, which are learned too; days and hours come with
     their place in the day, the week and the year. Intervals are widened by what networks that were
     trained without the last `calibration_size` rows got wrong there (`ConformalIntervals`); those
     networks serve for nothing else.
