@@ -14,7 +14,6 @@ from lstm_fast.forecast.model import LAYERS
 
 BASELINE = "torch.nn.LSTM"
 
-
 # Shorter samples would measure the clock as much as the call.
 _SAMPLE_SECONDS = 200e-6
 
