@@ -315,17 +315,10 @@ class LSTM(torch.nn.LSTM):
             return None
         if h0 is not None and c0 is not None:
             runs = 2 * num_layers if bidirectional else num_layers
-            hidden_size, dtype = state["hidden_size"], input.dtype
-            if (
-                h0.dtype is not dtype
-                or c0.dtype is not dtype
-                or h0.layout is not torch.strided
-                or c0.layout is not torch.strided
-                or not ops.run_together(input, h0)
-                or not ops.run_together(input, c0)
-                or h0.shape != (runs, B, state["proj_size"] or hidden_size)
-                or c0.shape != (runs, B, hidden_size)
-            ):
+            hidden_size = state["hidden_size"]
+            h0_shape = runs, B, state["proj_size"] or hidden_size
+            c0_shape = runs, B, hidden_size
+            if not (_is_for(input, h0, h0_shape) and _is_for(input, c0, c0_shape)):
                 return None
         if drops:
             return self._layer_by_layer(input, batch_sizes, h0, c0, weights)
@@ -442,6 +435,16 @@ def _fits(input: Tensor, weight: Tensor) -> bool:
         and ops.run_together(input, weight)
         and input.layout is torch.strided
         and not input.is_nested
+    )
+
+
+def _is_for(input: Tensor, state: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether the kernels take this h0 or c0, of a shape, with this input."""
+    return (
+        state.dtype is input.dtype
+        and state.layout is torch.strided
+        and ops.run_together(input, state)
+        and state.shape == shape
     )
 
 

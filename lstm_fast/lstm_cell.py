@@ -9,6 +9,7 @@ from lstm_fast import ops, options
 from lstm_fast.lstm import (
     _are_plain,
     _fits,
+    _is_for,
     _is_state,
     _is_traced,
     _scriptable,
@@ -202,15 +203,8 @@ class LSTMCell(torch.nn.LSTMCell):
         if not isinstance(hx, (tuple, list)) or len(hx) != 2:
             return False
         h0, c0 = hx
-        hidden_shape, dtype = (shape[0], state["hidden_size"]), input.dtype
-        return (
-            h0.dtype is dtype
-            and c0.dtype is dtype
-            and ops.run_together(input, h0)
-            and ops.run_together(input, c0)
-            and h0.shape == hidden_shape
-            and c0.shape == hidden_shape
-        )
+        state_shape = shape[0], state["hidden_size"]
+        return _is_for(input, h0, state_shape) and _is_for(input, c0, state_shape)
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         return _scriptable(self, LSTMCell, torch.nn.LSTMCell)

@@ -391,6 +391,8 @@ def test_what_is_not_fused_falls_through(fused: list[None]):
     with torch.autocast("cpu", torch.bfloat16):
         for wrong in (X.double(), X.long()):
             assert_same_error(ours, theirs, wrong, (H, H))
+    state = H.to_sparse(), H
+    assert_all_close(ours(X, state), theirs(X, state), CELL)
     assert not fused
     traced = torch.jit.trace(ours, (X,))
     assert "lstm_fast::" not in str(traced.inlined_graph)
