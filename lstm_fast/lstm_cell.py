@@ -172,6 +172,8 @@ class LSTMCell(torch.nn.LSTMCell):
         if not torch.is_autocast_enabled("cpu"):
             return self._step(input, hx, params, has_biases)
         rounded = torch.get_autocast_dtype("cpu")
+        if rounded not in _AUTOCAST:  # float64, say, which a caller may have set
+            return None
         state = [] if hx is None else list(hx)
         tensors = [input, *state, *params]
         if not _are_plain(tensors) or any(t.dtype not in _AUTOCAST for t in tensors):

@@ -341,6 +341,20 @@ def test_autocast(rows: int, dtype: torch.dtype, of_states: str, fused: list[Non
     assert_close(got, expected, CELL, bound)
 
 
+def test_autocast_to_any_dtype_that_is_set(fused: list[None]):
+    ours, theirs = twins()
+    before = torch.get_autocast_dtype("cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.set_autocast_dtype("cpu", torch.float64)
+        try:
+            got, expected = ours(X), theirs(X)
+        finally:
+            torch.set_autocast_dtype("cpu", before)
+    assert got[0].dtype is expected[0].dtype
+    assert_all_close(got, expected, CELL)
+    assert not fused
+
+
 def test_gradcheck_through_steps():
     cell = LSTMCell(3, 2, dtype=torch.float64)
     x = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
