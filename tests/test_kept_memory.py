@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
@@ -81,6 +82,20 @@ def test_no_more_than_so_much_is_kept():
     assert with_it - before > 0.9 * saved
     del output
     assert with_it - resident() > 0.9 * saved
+
+
+def test_a_buffer_too_large_to_keep_drives_out_no_other():
+    library = ctypes.CDLL(str(lstm_fast._load._OPS))
+    take, give = library.lstm_fast_take_memory, library.lstm_fast_give_memory
+    take.argtypes, take.restype = [ctypes.c_int64], ctypes.c_void_p
+    give.argtypes = [ctypes.c_void_p]
+    kept = take(64 * MIB)  # of which the C library would keep nothing
+    ctypes.memset(kept, 7, 1)
+    give(kept)
+    give(take(257 * MIB))
+    again = take(64 * MIB)
+    assert ctypes.string_at(again, 1) == b"\7"
+    give(again)
 
 
 @pytest.mark.skipif(not keeps_saved, reason="torch 2.10 cannot")

@@ -70,7 +70,8 @@ struct Kept {
     if (best != none) return remove(best);
     // The new block will serve the calls that a smaller one has served: as much as a call needs is
     // kept for calls once, not for each size of them.
-    if (need == Need::Call && smaller != none) std::free(block_of(remove(smaller)));
+    if (need == Need::Call && smaller != none && wanted <= kMostKeptBytes)
+      std::free(block_of(remove(smaller)));
     return nullptr;
   }
 
@@ -122,7 +123,9 @@ void* take_memory(int64_t bytes, Need need) {
 }
 
 void give_memory(void* p) {
-  if (size_of(p) < kLargeBytes) return std::free(block_of(p));
+  const int64_t size = size_of(p);
+  // What could not be kept drives out nothing that is.
+  if (size < kLargeBytes || size > kMostKeptBytes) return std::free(block_of(p));
   kept().give(p);
 }
 
