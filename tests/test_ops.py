@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -305,6 +306,31 @@ def test_the_profiler_sees_the_op():
     with torch.profiler.profile() as profile:
         ops.lstm(*op_arguments(CONFIGS["plain"]))
     assert "lstm_fast::lstm" in {event.name for event in profile.events() or ()}
+
+
+class Refuses(TorchFunctionMode):
+    """Raises at a question that the direct calls ask."""
+
+    def __init__(self, asked_before: int) -> None:
+        super().__init__()
+        self.left = asked_before
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.is_neg:
+            self.left -= 1
+            if self.left < 0:
+                raise ArithmeticError("refused")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("of_param", [False, True])
+def test_what_a_mode_raises_reaches_the_caller(of_param: bool):
+    args = op_arguments(CONFIGS["plain"])
+    with pytest.raises(ArithmeticError, match="refused"), Refuses(3 if of_param else 0):
+        ops.lstm(*args)
+    of_backward = *backward_arguments(args), True, True, True, 0
+    with pytest.raises(ArithmeticError, match="refused"), Refuses(8 if of_param else 0):
+        ops._backward(*of_backward)
 
 
 def test_inference_leaves_to_the_dispatcher_what_is_its_own():

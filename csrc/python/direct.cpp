@@ -34,8 +34,8 @@ class Tensors {
     positions_.reserve(count);
   }
 
-  // False if the dispatcher has something to do for it. Of a known tensor a call has found before
-  // that it is not to be negated.
+  // False if the dispatcher has something to do for it, and on an error. Of a known tensor a call
+  // has found before that it is not to be negated.
   bool add(PyObject* tensor, bool known = false) {
     if (tensor != Py_None) {
       if (Py_TYPE(tensor) != torch.tensor && Py_TYPE(tensor) != torch.parameter) return false;
@@ -96,6 +96,12 @@ PyObject* tuple_of(const std::vector<void*>& handles) {
   return tuple;
 }
 
+// None, if the dispatcher must make a call; null if a question to a tensor has raised.
+PyObject* declined() {
+  if (PyErr_Occurred()) return nullptr;
+  Py_RETURN_NONE;
+}
+
 // The results of a call, or None if the dispatcher must make it. `frozen`, if not null, is of the
 // last tensors, in the tuple `params`.
 PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssize_t results,
@@ -139,10 +145,10 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!params) return nullptr;
   Tensors tensors(before + PyTuple_GET_SIZE(params.object));
   for (int i = 0; i < before; ++i) {
-    if (!tensors.add(args[i])) Py_RETURN_NONE;
+    if (!tensors.add(args[i])) return declined();
   }
   PyObject* frozen = count > before + 8 && args[before + 8] != Py_None ? args[before + 8] : nullptr;
-  if (!tensors.add_all(params.object, frozen && knows(frozen, params.object))) Py_RETURN_NONE;
+  if (!tensors.add_all(params.object, frozen && knows(frozen, params.object))) return declined();
   DirectCall arguments{};
   arguments.has_biases = truth(args[before + 1]);
   arguments.num_layers = PyLong_AsLongLong(args[before + 2]);
@@ -163,9 +169,9 @@ PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const Py_ssize_t param_count = PyTuple_GET_SIZE(params.object);
   Tensors tensors(kDirectBackwardTensors + param_count);
   for (int i : {0, 1, 2, 3, 4, 5, 6, 11, 12}) {
-    if (!tensors.add(args[i])) Py_RETURN_NONE;
+    if (!tensors.add(args[i])) return declined();
   }
-  if (!tensors.add_all(params.object)) Py_RETURN_NONE;
+  if (!tensors.add_all(params.object)) return declined();
   DirectCall arguments{};
   arguments.has_biases = truth(args[8]);
   arguments.num_layers = PyLong_AsLongLong(args[9]);
