@@ -238,6 +238,17 @@ def test_changes_are_noticed(change: Callable[[Any], None]):
     assert is_kept(module) == (change is not train)
 
 
+def test_a_weight_that_is_to_be_negated():
+    module: Any = freeze(LSTM(4, 5))
+    before = output_of(module)
+    weight = module.weight_hh_l0
+    weight.data = torch._neg_view(weight.data)
+    after = output_of(module)
+    weight.data = weight.data.resolve_neg()
+    torch.testing.assert_close(after, output_of(unfrozen(module)))
+    assert not torch.equal(after, before)
+
+
 @pytest.mark.parametrize("cls", [LSTM, LSTMCell])
 def test_training_of_any_kind_is_noticed(cls: Any):
     options = {"num_layers": 2, "dropout": 0.5} if cls is LSTM else {}

@@ -34,21 +34,20 @@ class Tensors {
     positions_.reserve(count);
   }
 
-  // False if the dispatcher has something to do for it, and on an error. Of a known tensor a call
-  // has found before that it is not to be negated.
-  bool add(PyObject* tensor, bool known = false) {
+  // False if the dispatcher has something to do for it, and on an error.
+  bool add(PyObject* tensor) {
     if (tensor != Py_None) {
       if (Py_TYPE(tensor) != torch.tensor && Py_TYPE(tensor) != torch.parameter) return false;
-      if (!known && is_neg(tensor)) return false;
+      if (is_neg(tensor)) return false;
       if (PyList_Append(given_.object, tensor)) return false;
       positions_.push_back(next_);
     }
     ++next_;
     return true;
   }
-  bool add_all(PyObject* tuple, bool known = false) {
+  bool add_all(PyObject* tuple) {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) {
-      if (!add(PyTuple_GET_ITEM(tuple, i), known)) return false;
+      if (!add(PyTuple_GET_ITEM(tuple, i))) return false;
     }
     return true;
   }
@@ -147,8 +146,8 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   for (int i = 0; i < before; ++i) {
     if (!tensors.add(args[i])) return declined();
   }
+  if (!tensors.add_all(params.object)) return declined();
   PyObject* frozen = count > before + 8 && args[before + 8] != Py_None ? args[before + 8] : nullptr;
-  if (!tensors.add_all(params.object, frozen && knows(frozen, params.object))) return declined();
   DirectCall arguments{};
   arguments.has_biases = truth(args[before + 1]);
   arguments.num_layers = PyLong_AsLongLong(args[before + 2]);

@@ -134,11 +134,6 @@ PyObject* kept_of(PyObject* frozen, PyObject* tensors, void* const* handles) {
 
 void* handle_of(PyObject* kept) { return kept == Py_None ? nullptr : kept_in(kept).handle; }
 
-bool knows(PyObject* frozen, PyObject* tensors) {
-  const py::object kept = py::reinterpret_steal<py::object>(PyObject_GetAttr(frozen, bound.kept));
-  return kept && are_same(kept.ptr(), tensors);
-}
-
 void add_frozen_weights(py::module_& m) {
   using py::literals::operator""_a;
   m.def(

@@ -13,9 +13,6 @@ PyObject* kept_of(PyObject* frozen, PyObject* tensors, void* const* handles);
 // It as DirectCall::kept.
 void* handle_of(PyObject* kept);
 
-// Whether the last call was of these tensors.
-bool knows(PyObject* frozen, PyObject* tensors);
-
 void add_frozen_weights(pybind11::module_& m);
 
 }  // namespace lstm_fast
