@@ -405,3 +405,14 @@ def test_errors_name_the_argument(index: int, value: Any, message: str):
     args[index] = value
     with pytest.raises(RuntimeError, match=message):
         variant(*args)
+
+
+@pytest.mark.parametrize("freed", ["cells", "saved"])
+def test_backward_of_what_has_no_memory_is_refused(freed: str):
+    args = Case(dtype=torch.float32).arguments()
+    *results, cells, saved = torch.ops.lstm_fast.variant(*args, True)
+    (cells if freed == "cells" else saved).untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=f"{freed} must have memory"):
+        torch.ops.lstm_fast.variant_backward(
+            results[0], None, None, None, *args, cells, saved, True, True
+        )

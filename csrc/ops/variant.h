@@ -204,6 +204,7 @@ struct VariantOutputGrads {
 
 // The cells as the kernels read them, once both results of forward are found to be such.
 inline Tensor check_saved(const VariantArguments& a, const Tensor& cells, const Tensor& saved) {
+  check_device("saved", saved, a.input);
   if (saved.numel() != VariantSavedLayout{a.shape}.size() || saved.scalar_type() != a.dtype) {
     throw std::runtime_error("saved must be what the forward op returned for the same arguments");
   }
