@@ -54,6 +54,13 @@ inline void check_tensor(const char* name, const Tensor& t, const Tensor& input)
     throw std::runtime_error(std::string(name) + " must have the dtype of input");
 }
 
+inline void check_shape(const char* name, const Tensor& t, const Dims& expected) {
+  if (!(dims(t) == expected)) {
+    throw std::runtime_error("Expected " + std::string(name) + " size " + expected.str() +
+                             ", got " + dims(t).str());
+  }
+}
+
 // The arguments that both ops share.
 struct Arguments {
   ScalarType dtype;
@@ -174,11 +181,7 @@ inline OptionalTensor prepare_grad(Prepare prepare, const char* name, const Opti
                                    const Dims& expected, const Tensor& input) {
   if (!grad) return std::nullopt;
   check_tensor(name, *grad, input);
-  const Dims got = dims(*grad);
-  if (!(got == expected)) {
-    throw std::runtime_error("Expected " + std::string(name) + " size " + expected.str() +
-                             ", got " + got.str());
-  }
+  check_shape(name, *grad, expected);
   return prepare(*grad);
 }
 
@@ -203,8 +206,7 @@ inline OutputGrads prepare_grads(Prepare prepare, const Arguments& a, const Tens
   check_device("output", output, a.input);
   if (output.scalar_type() != a.dtype)
     throw std::runtime_error("output must have the dtype of input");
-  if (!(dims(output) == y))
-    throw std::runtime_error("Expected output size " + y.str() + ", got " + dims(output).str());
+  check_shape("output", output, y);
   check_saved(a, saved);
   return {prepare_grad(prepare, "grad_output", grads.output, y, output),
           prepare_grad(prepare, "grad_h_n", grads.h_n, a.state_dims(s.P), output),

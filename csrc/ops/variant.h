@@ -26,13 +26,6 @@ constexpr char kVariantBackwardSchema[] =
 
 #undef LSTM_FAST_VARIANT_ARGUMENTS
 
-inline void check_shape(const char* name, const Tensor& t, const Dims& expected) {
-  if (!(dims(t) == expected)) {
-    throw std::runtime_error("Expected " + std::string(name) + " size " + expected.str() +
-                             ", got " + dims(t).str());
-  }
-}
-
 // All arguments but the activations are checked and contiguous.
 struct VariantArguments {
   std::vector<int64_t> offsets;
@@ -107,17 +100,13 @@ struct VariantArguments {
 
   int64_t N() const { return shape.steps.total(); }
   // [T, B, columns], or [N, columns] for packed input.
-  Tensor empty_rows(int64_t columns) const {
-    const Steps& steps = shape.steps;
-    return batch_sizes ? empty({steps.total(), columns}, dtype, input)
-                       : empty({steps.T, steps.B, columns}, dtype, input);
-  }
-  Tensor empty_state(int64_t columns) const {
-    return empty({shape.steps.B, columns}, dtype, input);
-  }
   Dims rows_dims(int64_t columns) const {
     const Steps& steps = shape.steps;
     return batch_sizes ? Dims{2, {steps.total(), columns}} : Dims{3, {steps.T, steps.B, columns}};
+  }
+  Tensor empty_rows(int64_t columns) const { return empty(rows_dims(columns), dtype, input); }
+  Tensor empty_state(int64_t columns) const {
+    return empty({shape.steps.B, columns}, dtype, input);
   }
 
   template <typename T>
@@ -223,10 +212,7 @@ struct VariantGrads {
         reset_h(a.reset_h ? a.empty_state(a.shape.P) : empty({0}, a.dtype, a.input)),
         reset_c(a.reset_c ? a.empty_state(a.shape.H) : empty({0}, a.dtype, a.input)) {
     if (!need_params) return;
-    const auto like = [&](const Tensor& t) {
-      return t.dim() == 1 ? empty({t.size(0)}, a.dtype, a.input)
-                          : empty({t.size(0), t.size(1)}, a.dtype, a.input);
-    };
+    const auto like = [&](const Tensor& t) { return empty(dims(t), a.dtype, a.input); };
     for (const Tensor& t : a.params) params.push_back(like(t));
     for (const Tensor& t : a.norms) norms.push_back(like(t));
   }
