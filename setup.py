@@ -286,6 +286,7 @@ def kernels_library(version: str, cuda: Cuda | None) -> Library:
     info = [
         f'-DLSTM_FAST_VERSION="{version}"',
         f'-DLSTM_FAST_TORCH_TARGET="{TORCH_TARGET}"',
+        f'-DLSTM_FAST_ISAS="{" ".join(CPU_ISAS)}"',
         f'-DLSTM_FAST_CUDA_ARCHS="{" ".join(cuda.archs) if cuda else ""}"',
     ]
     flags = system_includes([pybind11.get_include(), python])

@@ -6,6 +6,7 @@ namespace lstm_fast {
 
 extern const char* const kVersion;
 extern const char* const kTorchTarget;  // the oldest torch that the build runs with
-extern const char* const kCudaArchs;    // of the CUDA kernels, with spaces between; "" without them
+extern const char* const kIsas;         // instruction sets, with spaces between
+extern const char* const kCudaArchs;    // likewise those of CUDA kernels; "" without them
 
 }  // namespace lstm_fast

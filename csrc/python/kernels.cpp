@@ -159,26 +159,16 @@ py::tuple activations(const Array<T>& x, const std::optional<std::string>& isa) 
 }
 
 py::dict build_info() {
-  std::vector<std::string> built = {"baseline"};
-#if defined(LSTM_FAST_AVX2)
-  built.push_back("avx2");
-#endif
-#if defined(LSTM_FAST_AVX512)
-  built.push_back("avx512");
-#endif
-#if defined(LSTM_FAST_AVX512_BF16)
-  built.push_back("avx512_bf16");
-#endif
-#if defined(LSTM_FAST_AMX)
-  built.push_back("amx");
-#endif
+  const auto words = [](const char* text) {
+    std::istringstream stream(text);
+    return std::vector<std::string>(std::istream_iterator<std::string>(stream), {});
+  };
   py::dict info;
   info["version"] = kVersion;
-  info["isas_built"] = built;
+  info["isas_built"] = words(kIsas);
   info["isa"] = active_kernels().isa;
   info["compiler"] = __VERSION__;
-  std::istringstream archs(kCudaArchs);
-  const std::vector<std::string> cuda_archs(std::istream_iterator<std::string>(archs), {});
+  const std::vector<std::string> cuda_archs = words(kCudaArchs);
   info["cuda"] = !cuda_archs.empty();
   info["cuda_archs"] = cuda_archs;
   info["torch_target"] = kTorchTarget;
