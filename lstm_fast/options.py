@@ -240,6 +240,12 @@ def forward(
     if input.dim() not in (2, 3):
         raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
     is_batched, batch_dim = input.dim() == 3, 0 if module.batch_first else 1
+    if hx is not None and (hx[0].dim() != input.dim() or hx[1].dim() != input.dim()):
+        dim = input.dim()
+        raise RuntimeError(
+            f"For {'' if is_batched else 'un'}batched {dim}-D input, hx and cx should also be "
+            f"{dim}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+        )
     if not is_batched:
         if lengths is not None:
             raise ValueError("lengths must be None for unbatched input")
@@ -247,7 +253,7 @@ def forward(
         hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         reset = reset.unsqueeze(batch_dim) if isinstance(reset, Tensor) else reset
     T, B = input.size(1 - batch_dim), input.size(batch_dim)
-    state = _initial_state(module, input, B) if hx is None else hx
+    state = _initial_state(module, input, B) if hx is None else _two("lstm", hx)
     module.check_forward_args(input, state, None)
     if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
@@ -264,6 +270,13 @@ def forward(
     if not is_batched:
         result = result.map(lambda t: t.squeeze(batch_dim), lambda t: t.squeeze(1))
     return result.returned()
+
+
+def _two(op: str, hx: _Pair) -> _Pair:
+    """The states, if they are as many as torch's op expects."""
+    if len(hx) != 2:
+        raise RuntimeError(f"{op} expects two hidden states")
+    return hx
 
 
 def _time_major(module: LSTM, reset: Tensor, T: int, B: int) -> Tensor:
@@ -284,7 +297,7 @@ def _forward_packed(
     if hx is None:
         state = _initial_state(module, data, int(batch_sizes[0]))
     else:
-        state = module.permute_hidden(hx, sorted_indices)
+        state = module.permute_hidden(_two("lstm", hx), sorted_indices)
     module.check_forward_args(data, state, batch_sizes)
     rows = _Rows(len(batch_sizes), state[0].size(1), batch_sizes)
     if reset is not None:
@@ -567,7 +580,17 @@ def forward_cell(module: LSTMCell, input: Tensor, hx: _Pair | None, reset: Tenso
     if module._lstm_options is not None and module._lstm_options.learned_state:
         first = module.initial_h, module.initial_c
     if hx is not None:
-        h0, c0 = hx
+        h0, c0 = _two("lstm_cell", hx)
+        for i, (rows_of, *units) in enumerate((h0.shape, c0.shape)):
+            if rows_of != B:
+                raise RuntimeError(
+                    f"Input batch size {B} doesn't match hidden{i} batch size {rows_of}"
+                )
+            if units != [H]:
+                found = " x ".join(map(str, units)) or "none"
+                raise RuntimeError(
+                    f"hidden{i} has inconsistent hidden_size: got {found}, expected {H}"
+                )
     elif first is not None:
         h0, c0 = first[0].expand(B, -1), first[1].expand(B, -1)
     else:
@@ -575,6 +598,12 @@ def forward_cell(module: LSTMCell, input: Tensor, hx: _Pair | None, reset: Tenso
     params = [module.weight_ih, module.weight_hh]
     params += [module.bias_ih, module.bias_hh] if module.bias else []
     input, h0, c0, *params = ops.autocast(input, h0, c0, *params)
+    weight_dtype = params[0].dtype
+    for name, t in (("input", input), ("h0", h0), ("c0", c0)):
+        if t.dtype is not weight_dtype:
+            raise RuntimeError(
+                f"{name} must have the dtype of weight_ih, {weight_dtype}, got {t.dtype}"
+            )
     wide, rows = reference._wide, _Rows(1, B)
     x, state = wide(input).unsqueeze(0), (wide(h0), wide(c0))
     if first is not None:

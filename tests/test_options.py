@@ -842,6 +842,10 @@ def test_wrong_inputs_raise_as_in_torch():
         (draw(T),),
         (draw(T, B, I), (h[:, :2], c)),
         (draw(T, B, I), (h, c[..., :2])),
+        (draw(T, B, I), (h, c, c)),
+        (draw(T, B, I), (h[0], c[0])),
+        (draw(T, I), (h[:, :1], c[:, :1])),
+        (pack_padded_sequence(draw(T, B, I), [T] * B), (h, c, c)),
     ]
     for args in cases:
         with pytest.raises(Exception) as expected:  # noqa: PT011
@@ -849,6 +853,8 @@ def test_wrong_inputs_raise_as_in_torch():
         with pytest.raises(expected.type) as got:
             module(*args)
         assert str(got.value) == str(expected.value)
+    with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
+        module(draw(T, B, I), (h, c, c), lengths=[1, 2, 3])
     packed = pack_padded_sequence(draw(T, B, I), [T] * B)
     with pytest.raises(ValueError, match="lengths must be None for a PackedSequence"):
         module(packed, lengths=[1, 2, 3])
@@ -895,8 +901,28 @@ def test_wrong_arguments_of_a_cell():
     cell = LSTMCell(I, H, layer_norm=True)
     with pytest.raises(RuntimeError, match="input has inconsistent input_size"):
         cell(torch.randn(B, I + 1))
-    with pytest.raises(RuntimeError, match="h0"):
-        cell(torch.randn(B, I), (torch.randn(B, H - 1), torch.randn(B, H)))
+    x, h, c = torch.randn(B, I), torch.randn(B, H), torch.randn(B, H)
+    for states in ((h[:, :-1], c), (h, c[:, :-1]), (h[:1], c), (h[:1], c[:1]), (h,), (h, c, c)):
+        with pytest.raises(Exception) as expected:  # noqa: PT011
+            torch.nn.LSTMCell(I, H)(x, states)
+        with pytest.raises(expected.type) as got:
+            cell(x, states)
+        assert str(got.value) == str(expected.value)
+    for state in (h[None], h[:, None], h[:, 0]):
+        with pytest.raises(RuntimeError, match=r"hidden0 (batch|has)"):
+            cell(x, (state, c))
+    for wrong, args in {
+        "input": (x.half(),),
+        "h0": (x, (h.half(), c.half())),
+        "c0": (x, (h, c.double())),
+    }.items():
+        with pytest.raises(RuntimeError, match=f"{wrong} must have the dtype of weight_ih"):
+            cell(*args)
+    weights = dict(cell.named_parameters())
+    with pytest.raises(RuntimeError, match="doesn't match hidden0 batch size 1"):
+        torch.func.grad(
+            lambda w: torch.func.functional_call(cell, w, (x, (h[:1], c[:1])))[0].sum()
+        )(weights)
     with pytest.raises(ValueError, match="reset must be a tensor of dtype bool"):
         cell(torch.randn(B, I), reset=torch.zeros(B))
     with pytest.raises(ValueError, match=r"Expected reset size \(3,\), got \(4,\)"):
