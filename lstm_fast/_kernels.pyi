@@ -33,6 +33,7 @@ def cpu_plan(
     threads: int = 1,
     second_cache: int | None = None,
     packed: bool = False,
+    keeps_packed: bool = False,
 ) -> dict[str, Any]: ...
 def cuda_plan(
     dtype: str,

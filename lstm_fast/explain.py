@@ -26,7 +26,8 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int
     Returns:
         For example "CPU kernels, avx512, packed weights, 2 threads", as for inference, or "CUDA
         kernels, cluster (4 teams of 3 blocks), tensor cores"; backward on CUDA is named too where
-        it takes another way. What the words mean: csrc/README.md.
+        it takes another way. What the words mean: csrc/README.md. Autocast, if on, and frozen
+        weights are taken into account.
 
     Raises:
         TypeError: `module` is not an LSTM, or `input` nothing of the above.
@@ -54,16 +55,19 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int
             "Input and parameter tensors are not at the same device, found input tensor at "
             f"{data.device} and parameter tensor at {weight.device}"
         )
-    fits = _are_plain([data, weight]) and _fits(data, weight)
-    if not isinstance(module, LSTM) or not fits:
+    # Of one number each: what autocast makes of them would be copies.
+    x, w = ops.autocast(data.new_empty(()), weight.new_empty(()))
+    if not isinstance(module, LSTM) or not _are_plain([data, weight]) or not _fits(x, w):
         return "torch.nn.LSTM"
+    dtype = str(x.dtype).removeprefix("torch.")
     if not options.is_plain(module._lstm_options or options.PLAIN, module.training):
         if data.is_cpu:
             return f"CPU kernels, {build_info()['isa']}, packed weights, step by step"
         return "CUDA kernels, stepwise, exact products"
     if data.is_cpu:
+        is_kept = module._frozen_weights is not None and not weight.requires_grad
         plan = load_kernels().cpu_plan(
-            str(data.dtype).removeprefix("torch."),
+            dtype,
             batch_sizes,
             I=data.size(-1),
             H=module.hidden_size,
@@ -73,6 +77,7 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int
             parts=ops._parts(data),
             threads=torch.get_num_threads(),
             packed=isinstance(input, PackedSequence),
+            keeps_packed=is_kept and not torch._C._is_any_autocast_enabled(),
         )
         threads = "1 thread" if plan["threads"] == 1 else f"{plan['threads']} threads"
         if plan["members"] > 1:
@@ -81,7 +86,7 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int
     properties: Any = torch.cuda.get_device_properties(data.device)
     capability = cuda_capability(data.get_device())
     plan = load_kernels().cuda_plan(
-        str(data.dtype).removeprefix("torch."),
+        dtype,
         T=len(batch_sizes),
         B=batch_sizes[0],
         I=data.size(-1),

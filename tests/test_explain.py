@@ -114,6 +114,26 @@ def test_explain(monkeypatch):
     assert lstm_fast.explain(lstm_fast.LSTM(3, 4, device="meta"), x.to("meta")) == "torch.nn.LSTM"
 
 
+def test_explain_under_autocast():
+    module, x = lstm_fast.LSTM(64, 64), torch.ones(1, 64, 64)
+    half = lstm_fast.explain(lstm_fast.LSTM(64, 64, dtype=torch.bfloat16), x.bfloat16())
+    if ISA == "avx512_bf16":
+        assert half != lstm_fast.explain(module, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        for given in (x, x.bfloat16(), x.shape):
+            assert lstm_fast.explain(module, given) == half
+        assert lstm_fast.explain(lstm_fast.freeze(module), x) == half
+    assert lstm_fast.explain(module, torch.ones(5, 2, 64).to_sparse()) == "torch.nn.LSTM"
+
+
+def test_explain_of_a_frozen_module():
+    module, x = lstm_fast.LSTM(16, 64), torch.ones(1, 16, 16)
+    assert "single step" in lstm_fast.explain(module, x)
+    assert "single step" not in lstm_fast.explain(lstm_fast.freeze(module), x)
+    assert "single step" in lstm_fast.explain(module, x[:, :4])
+    assert "single step" in lstm_fast.explain(module.requires_grad_(), x)
+
+
 @pytest.mark.parametrize(
     ("input", "error", "message"),
     [

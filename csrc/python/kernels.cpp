@@ -176,12 +176,14 @@ py::dict build_info() {
 }
 
 template <typename T>
-py::dict cpu_plan_of(const StackShape& shape, const Threads& threads, bool is_bfloat16 = false) {
+py::dict cpu_plan_of(const StackShape& shape, const Threads& threads, bool keeps_packed,
+                     bool is_bfloat16 = false) {
   const std::vector<LayerWeights<T>> weights(shape.L * shape.D);
   const LayerWeights<BFloat16> before_widening{};
   StackForward<T> p{};
   p.shape = shape;
   p.weights = weights.data();
+  p.keeps_packed = keeps_packed;
   if (is_bfloat16) p.bfloat16_weights = &before_widening;
   plan(active_kernels(), p, threads);
   py::dict result;
@@ -205,7 +207,8 @@ py::dict cpu_plan_of(const StackShape& shape, const Threads& threads, bool is_bf
 // What the CPU's planner decides, numbers beyond the matrix unit aside.
 py::dict cpu_plan(const std::string& dtype, const std::vector<int64_t>& batch_sizes, int64_t I,
                   int64_t H, std::optional<int64_t> P, int64_t L, int64_t D, int parts,
-                  int64_t threads, std::optional<int64_t> second_cache, bool packed) {
+                  int64_t threads, std::optional<int64_t> second_cache, bool packed,
+                  bool keeps_packed) {
   if (batch_sizes.empty()) throw std::invalid_argument("batch_sizes must not be empty");
   std::vector<int64_t> offsets = {0};
   for (const int64_t rows : batch_sizes) offsets.push_back(offsets.back() + rows);
@@ -221,8 +224,8 @@ py::dict cpu_plan(const std::string& dtype, const std::vector<int64_t>& batch_si
   s.parts = parts;
   Threads available = serial(threads);
   if (second_cache) available.second_cache = *second_cache;
-  if (dtype == "float64") return cpu_plan_of<double>(s, available);
-  return cpu_plan_of<float>(s, available, dtype == "bfloat16");
+  if (dtype == "float64") return cpu_plan_of<double>(s, available, keeps_packed);
+  return cpu_plan_of<float>(s, available, keeps_packed, dtype == "bfloat16");
 }
 
 // What the CUDA planner decides for a device that need not be there.
@@ -301,7 +304,7 @@ PYBIND11_MODULE(_kernels, m) {
   using py::literals::operator""_a;
   m.def("cpu_plan", &lstm_fast::cpu_plan, "dtype"_a, "batch_sizes"_a, "I"_a, "H"_a,
         "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "parts"_a = 3, "threads"_a = 1,
-        "second_cache"_a = py::none(), "packed"_a = false,
+        "second_cache"_a = py::none(), "packed"_a = false, "keeps_packed"_a = false,
         "How the CPU kernels compute a problem on this machine.");
   m.def("cuda_plan", &lstm_fast::cuda_plan, "dtype"_a, "T"_a, "B"_a, "I"_a, "H"_a,
         "P"_a = py::none(), "L"_a = 1, "D"_a = 1, "allow_tf32"_a = true,
