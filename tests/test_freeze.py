@@ -71,6 +71,20 @@ def test_same_bits(config: Config, dtype: torch.dtype, threads: int):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+def test_same_bits_of_a_single_step(dtype: torch.dtype):
+    module = LSTM(64, 64, dtype=dtype)
+    frozen = freeze(copy.deepcopy(module))
+    for is_fixed, rows in ((False, (1, 8, 33, 100)), (True, (1, 8, 9, 20, 32, 33, 100))):
+        torch.use_deterministic_algorithms(is_fixed)
+        try:
+            for B in rows:
+                x = torch.randn(1, B, 64, dtype=dtype)
+                assert torch.equal(output_of(frozen, x), output_of(module, x))
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("I", [3, 40])
 def test_any_batch_and_length_in_turn(I: int, dtype: torch.dtype):  # noqa: E741
     module = LSTM(I, 64, num_layers=2, dtype=dtype)
