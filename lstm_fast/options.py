@@ -251,7 +251,6 @@ def forward(
             raise ValueError("lengths must be None for unbatched input")
         input = input.unsqueeze(batch_dim)
         hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-        reset = reset.unsqueeze(batch_dim) if isinstance(reset, Tensor) else reset
     T, B = input.size(1 - batch_dim), input.size(batch_dim)
     state = _initial_state(module, input, B) if hx is None else _two("lstm", hx)
     module.check_forward_args(input, state, None)
@@ -259,7 +258,7 @@ def forward(
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     x = input.transpose(0, 1) if module.batch_first else input
     if reset is not None:
-        reset = _time_major(module, reset, T, B)
+        reset = _time_major(module, reset, T, B, is_batched)
     if lengths is None:
         reset = None if reset is None else reset.reshape(-1)
         result = _run(module, x, _Rows(T, B), state, reset)
@@ -279,14 +278,16 @@ def _two(op: str, hx: _Pair) -> _Pair:
     return hx
 
 
-def _time_major(module: LSTM, reset: Tensor, T: int, B: int) -> Tensor:
+def _time_major(module: LSTM, reset: Tensor, T: int, B: int, is_batched: bool = True) -> Tensor:
     """The mask of resets as [T, B], checked."""
-    expected = (B, T) if module.batch_first else (T, B)
+    expected = (T,) if not is_batched else (B, T) if module.batch_first else (T, B)
     if not isinstance(reset, Tensor) or reset.dtype is not torch.bool:
         found = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
         raise ValueError(f"reset must be a tensor of dtype bool, got {found}")
     if tuple(reset.shape) != expected:
         raise ValueError(f"Expected reset size {expected}, got {tuple(reset.shape)}")
+    if not is_batched:
+        return reset.unsqueeze(1)
     return reset.transpose(0, 1) if module.batch_first else reset
 
 
@@ -561,10 +562,14 @@ def forward_cell(module: LSTMCell, input: Tensor, hx: _Pair | None, reset: Tenso
     """`LSTMCell.forward` of a module with options, or with `reset`."""
     if input.dim() not in (1, 2):
         raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    if reset is not None and (not isinstance(reset, Tensor) or reset.dtype is not torch.bool):
+        raise ValueError("reset must be a tensor of dtype bool")
+    if reset is not None and reset.shape != input.shape[:-1]:
+        expected = tuple(input.shape[:-1])
+        raise ValueError(f"Expected reset size {expected}, got {tuple(reset.shape)}")
     if input.dim() == 1:
         states = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        if isinstance(reset, Tensor):
-            reset = reset.unsqueeze(0)
+        reset = None if reset is None else reset.unsqueeze(0)
         h, c = forward_cell(module, input.unsqueeze(0), states, reset)
         return h.squeeze(0), c.squeeze(0)
     B, H = input.shape[0], module.hidden_size
@@ -572,10 +577,6 @@ def forward_cell(module: LSTMCell, input: Tensor, hx: _Pair | None, reset: Tenso
         raise RuntimeError(
             f"input has inconsistent input_size: got {input.shape[1]} expected {module.input_size}"
         )
-    if reset is not None and (not isinstance(reset, Tensor) or reset.dtype is not torch.bool):
-        raise ValueError("reset must be a tensor of dtype bool")
-    if reset is not None and reset.shape != (B,):
-        raise ValueError(f"Expected reset size {(B,)}, got {tuple(reset.shape)}")
     first = None
     if module._lstm_options is not None and module._lstm_options.learned_state:
         first = module.initial_h, module.initial_c

@@ -832,6 +832,14 @@ def test_wrong_arguments(kwargs: dict[str, Any], message: str):
         make()(draw(T, B, I), **kwargs)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_wrong_reset_of_unbatched_input(batch_first: bool):
+    with pytest.raises(ValueError, match=r"Expected reset size \(5,\), got \(6,\)"):
+        make(batch_first=batch_first)(draw(T, I), reset=torch.zeros(T + 1, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"Expected reset size \(\), got \(2,\)"):
+        LSTMCell(I, H)(torch.randn(I), reset=torch.zeros(2, dtype=torch.bool))
+
+
 def test_wrong_inputs_raise_as_in_torch():
     module, stock = make(layer_norm=True), make(torch.nn.LSTM)
     h, c = draw(1, B, H), draw(1, B, H)
