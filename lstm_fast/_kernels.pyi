@@ -21,6 +21,22 @@ def bind_direct(
 ) -> None: ...
 def direct_forward(*args: Any) -> tuple[Any, ...] | None: ...
 def direct_backward(*args: Any) -> tuple[Any, ...] | None: ...
+def are_registered(parameters: dict[str, Any], names: list[str], weights: list[Any], /) -> bool: ...
+def bind_frozen_weights(
+    detach: Callable[..., Any],
+    is_inference: Callable[..., bool],
+    data_ptr: int,
+    dtype: int,
+    dim: int,
+    sizes: int,
+    strides: int,
+    keep: int,
+    forget: int,
+) -> None: ...
+def bind_stream(
+    data_ptr: int, release: int, dtype: int, device_type: int, numel: int, is_contiguous: int
+) -> None: ...
+def bind_session(find_threads: int, take_memory: int, give_memory: int) -> None: ...
 def cpu_plan(
     dtype: str,
     batch_sizes: Sequence[int],
@@ -47,6 +63,9 @@ def cuda_plan(
     allow_tf32: bool = True,
     compute_capability: int = 90,
     multiprocessors: int = 132,
+    shared_bytes: int = ...,
+    l2_bytes: int = ...,
+    cluster_blocks: int = 8,
 ) -> dict[str, Any]: ...
 def available_isas() -> list[str]: ...
 def activations(x: _Array, isa: str | None = None) -> tuple[_Array, _Array]: ...
@@ -89,8 +108,8 @@ def variant(
     params: Sequence[_Array],
     norms: Sequence[_Array],
     batch_sizes: NDArray[int64] | None,
-    h0: _Array,
-    c0: _Array,
+    h0: _Array | None,
+    c0: _Array | None,
     reset: NDArray[bool_] | None,
     reset_h: _Array | None,
     reset_c: _Array | None,

@@ -1,6 +1,6 @@
 """The ops as differentiable functions: fakes, autograd, the choice of kernel or reference.
 
-With `variant.py`, the only Python files that know `torch.ops.lstm_fast`. Importing it loads the
+With `variant.py`, the only Python files that call `torch.ops.lstm_fast`. Importing it loads the
 compiled ops.
 """
 

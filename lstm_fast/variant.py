@@ -1,6 +1,6 @@
 """The op `variant`, one direction of one layer with options, as a differentiable function.
 
-With `ops.py`, the only Python files that know `torch.ops.lstm_fast`.
+With `ops.py`, the only Python files that call `torch.ops.lstm_fast`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-// NumPy's door to the kernel floor: every instruction set of the host on plain arrays, without
-// torch. For tests, for build information, and for the curious.
+// The module `lstm_fast._kernels`, and of it NumPy's door to the kernel floor: every instruction
+// set of the host on plain arrays, without torch. For tests, for build information, for `explain`,
+// and for the curious.
 #include <algorithm>
 #include <iterator>
 #include <sstream>
