@@ -98,10 +98,8 @@ inline Tensor empty(const Dims& dims, ScalarType dtype, const Tensor& like) {
   if (error) throw_out_of_memory(layout.elements * bytes_of(dtype), like);
   Tensor t(handle);
   // Small buffers are left alone: an allocator hands their memory out again without the kernel.
-  if (layout.elements >= kHugePage && t.is_cpu()) {
-    prefer_huge_pages(t.mutable_data_ptr(),
-                      layout.elements * static_cast<int64_t>(t.element_size()));
-  }
+  const int64_t bytes = layout.elements * bytes_of(dtype);
+  if (bytes >= kHugePage && t.is_cpu()) prefer_huge_pages(t.mutable_data_ptr(), bytes);
   return t;
 }
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
