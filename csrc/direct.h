@@ -1,6 +1,6 @@
 // The ops past torch's dispatcher, which takes longer than a small call. The library of the ops has
 // torch and no Python, that of the kernels has Python and no torch: one exports these functions,
-// the other calls them through their addresses.
+// the other finds them in it.
 #pragma once
 
 #include <cstdint>

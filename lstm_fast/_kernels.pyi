@@ -9,34 +9,20 @@ from numpy.typing import NDArray
 _Array = NDArray[floating[Any]]
 
 def build_info() -> dict[str, Any]: ...
-def bind_direct(
-    forward: int,
-    backward: int,
+def bind(
+    ops: str,
     tensor: type,
     parameter: type,
     is_neg: Callable[..., bool],
     to_handles: Callable[..., list[Any]],
     from_handles: Callable[..., list[Any]],
     busy: list[Callable[[], Any]],
+    detach: Callable[..., Any],
+    is_inference: Callable[..., bool],
 ) -> None: ...
 def direct_forward(*args: Any) -> tuple[Any, ...] | None: ...
 def direct_backward(*args: Any) -> tuple[Any, ...] | None: ...
 def are_registered(parameters: dict[str, Any], names: list[str], weights: list[Any], /) -> bool: ...
-def bind_frozen_weights(
-    detach: Callable[..., Any],
-    is_inference: Callable[..., bool],
-    data_ptr: int,
-    dtype: int,
-    dim: int,
-    sizes: int,
-    strides: int,
-    keep: int,
-    forget: int,
-) -> None: ...
-def bind_stream(
-    data_ptr: int, release: int, dtype: int, device_type: int, numel: int, is_contiguous: int
-) -> None: ...
-def bind_session(find_threads: int, take_memory: int, give_memory: int) -> None: ...
 def cpu_plan(
     dtype: str,
     batch_sizes: Sequence[int],

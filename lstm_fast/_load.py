@@ -95,21 +95,15 @@ def load_kernels() -> ModuleType:
         raise _not_compiled(f"there is no _kernels for {python} in {_PACKAGE}") from error
 
 
-def _addresses(*functions: str) -> list[int | None]:
-    """Of functions of the library of the ops."""
-    ops = ctypes.CDLL(str(_OPS))
-    return [ctypes.cast(getattr(ops, name), ctypes.c_void_p).value for name in functions]
-
-
 @functools.cache
-def load_direct() -> ModuleType:
-    """`load_kernels()` with `direct_forward`, `direct_backward` and frozen weights bound to torch
-    and the ops."""
+def load_bound() -> ModuleType:
+    """`load_kernels()`, bound to torch and the ops: direct calls, frozen weights, streams and
+    sessions."""
     torch = _require_torch()
     load_ops()
     kernels = load_kernels()
-    kernels.bind_direct(
-        *_addresses("lstm_fast_direct_forward", "lstm_fast_direct_backward"),
+    kernels.bind(
+        str(_OPS),
         torch.Tensor,
         torch.nn.Parameter,
         torch.Tensor.is_neg,
@@ -121,48 +115,8 @@ def load_direct() -> ModuleType:
             torch._C._get_tracing_state,
             torch._C._autograd._profiler_enabled,
         ],
-    )
-    kernels.bind_frozen_weights(
         torch.Tensor.detach,
         torch.Tensor.is_inference,
-        *_addresses(
-            "aoti_torch_get_data_ptr",
-            "aoti_torch_get_dtype",
-            "aoti_torch_get_dim",
-            "aoti_torch_get_sizes",
-            "aoti_torch_get_strides",
-            "lstm_fast_keep_weights",
-            "lstm_fast_forget_weights",
-        ),
-    )
-    return kernels
-
-
-@functools.cache
-def load_streams() -> ModuleType:
-    """`load_kernels()` with streams bound to torch, which may move weights that they read."""
-    load_ops()
-    kernels = load_kernels()
-    kernels.bind_stream(
-        *_addresses(  # of torch's, which are found through the ops, too
-            "aoti_torch_get_data_ptr",
-            "aoti_torch_delete_tensor_object",
-            "aoti_torch_get_dtype",
-            "aoti_torch_get_device_type",
-            "aoti_torch_get_numel",
-            "aoti_torch_is_contiguous",
-        )
-    )
-    return kernels
-
-
-@functools.cache
-def load_sessions() -> ModuleType:
-    """`load_kernels()` with sessions bound to the threads and the memory of the ops."""
-    load_ops()
-    kernels = load_kernels()
-    kernels.bind_session(
-        *_addresses("lstm_fast_find_threads", "lstm_fast_take_memory", "lstm_fast_give_memory")
     )
     return kernels
 

@@ -28,7 +28,7 @@ _lstm_backward: Any = torch.ops.lstm_fast.lstm_backward.default
 
 _cuda = _load.build_info()["cuda"]
 
-_direct: Any = _load.load_direct()
+_direct: Any = _load.load_bound()
 
 
 class FrozenWeights:

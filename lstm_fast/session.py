@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from lstm_fast import ops
-from lstm_fast._load import load_sessions
+from lstm_fast._load import load_bound
 from lstm_fast.stream import parameters_of
 
 _Array = NDArray[numpy.floating[Any]]
@@ -43,7 +43,7 @@ class InferenceSession:
 
     def __init__(self, module: torch.nn.LSTM) -> None:
         params, dtype = parameters_of(module)
-        make = getattr(load_sessions(), f"Session{dtype}")
+        make = getattr(load_bound(), f"Session{dtype}")
         self._session = make(
             [p.detach().clone().numpy() for p in params],
             module.bias,

@@ -15,7 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from lstm_fast import ops, options
-from lstm_fast._load import load_streams
+from lstm_fast._load import load_bound
 
 _Array = NDArray[numpy.floating[Any]]
 
@@ -93,7 +93,7 @@ class Stream:
         too_large = f"batch_size={batch_size} takes more memory than there is"
         if 8 * batch_size * module.num_layers * module.hidden_size > sys.maxsize:
             raise MemoryError(too_large)
-        make = getattr(load_streams(), f"Stream{dtype}")
+        make = getattr(load_bound(), f"Stream{dtype}")
         arrays = [p.detach().numpy() for p in params]
         handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(params)
         sizes = module.num_layers, module.input_size, batch_size

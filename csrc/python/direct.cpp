@@ -4,15 +4,17 @@
 #include <vector>
 
 #include "../direct.h"
-#include "address.h"
 #include "frozen_weights.h"
+#include "ops_library.h"
+#include "session.h"
+#include "stream.h"
 
 namespace py = pybind11;
 
 namespace lstm_fast {
 namespace {
 
-// What `bind_direct` was given; never released.
+// What `bind` was given and has found; never released.
 struct Torch {
   Direct forward = nullptr, backward = nullptr;
   PyTypeObject *tensor, *parameter;
@@ -209,11 +211,12 @@ PyMethodDef methods[] = {
      "Whether the parameters of these names are those weights."},
     {nullptr, nullptr, 0, nullptr}};
 
-void bind_direct(uintptr_t forward, uintptr_t backward, const py::type& tensor,
-                 const py::type& parameter, const py::object& is_neg, const py::object& to_handles,
-                 const py::object& from_handles, const py::list& busy) {
-  set_to(torch.forward, forward);
-  set_to(torch.backward, backward);
+void bind(const std::string& path, const py::type& tensor, const py::type& parameter,
+          const py::object& is_neg, const py::object& to_handles, const py::object& from_handles,
+          const py::list& busy, const py::object& detach, const py::object& is_inference) {
+  const OpsLibrary ops(path);
+  ops.find(torch.forward, "lstm_fast_direct_forward");
+  ops.find(torch.backward, "lstm_fast_direct_backward");
   torch.tensor = reinterpret_cast<PyTypeObject*>(py::type(tensor).release().ptr());
   torch.parameter = reinterpret_cast<PyTypeObject*>(py::type(parameter).release().ptr());
   torch.is_neg = py::object(is_neg).release().ptr();
@@ -221,15 +224,18 @@ void bind_direct(uintptr_t forward, uintptr_t backward, const py::type& tensor,
   torch.from_handles = py::object(from_handles).release().ptr();
   torch.busy.clear();
   for (const py::handle& function : busy) torch.busy.push_back(function.inc_ref().ptr());
+  bind_frozen_weights(ops, detach, is_inference);
+  bind_session(ops);
+  bind_stream(ops);
 }
 
 }  // namespace
 
 void add_direct(py::module_& m) {
   using py::literals::operator""_a;
-  m.def("bind_direct", &bind_direct, "forward"_a, "backward"_a, "tensor"_a, "parameter"_a,
-        "is_neg"_a, "to_handles"_a, "from_handles"_a, "busy"_a,
-        "Takes what `direct_forward` and `direct_backward` need of torch and the ops.");
+  m.def("bind", &bind, "ops"_a, "tensor"_a, "parameter"_a, "is_neg"_a, "to_handles"_a,
+        "from_handles"_a, "busy"_a, "detach"_a, "is_inference"_a,
+        "Takes the path of the library of the ops, which is loaded, and what is needed of torch.");
   PyModule_AddFunctions(m.ptr(), methods);
 }
 

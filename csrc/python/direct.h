@@ -5,7 +5,7 @@
 
 namespace lstm_fast {
 
-// Adds `bind_direct`, `direct_forward` and `direct_backward` to the module.
+// Adds `bind`, `direct_forward` and `direct_backward` to the module.
 void add_direct(pybind11::module_& m);
 
 }  // namespace lstm_fast

@@ -4,14 +4,12 @@
 #include <stdexcept>
 #include <vector>
 
-#include "address.h"
-
 namespace py = pybind11;
 
 namespace lstm_fast {
 namespace {
 
-// What `bind_frozen_weights` was given; never released.
+// What `bind_frozen_weights` was given and has found; never released.
 struct Bound {
   PyObject *detach, *is_inference;  // of a tensor
   int32_t (*data_ptr)(void* tensor, void** data) = nullptr;
@@ -134,28 +132,20 @@ PyObject* kept_of(PyObject* frozen, PyObject* tensors, void* const* handles) {
 
 void* handle_of(PyObject* kept) { return kept == Py_None ? nullptr : kept_in(kept).handle; }
 
-void add_frozen_weights(py::module_& m) {
-  using py::literals::operator""_a;
-  m.def(
-      "bind_frozen_weights",
-      [](const py::object& detach, const py::object& is_inference, uintptr_t data_ptr,
-         uintptr_t dtype, uintptr_t dim, uintptr_t sizes, uintptr_t strides, uintptr_t keep,
-         uintptr_t forget) {
-        bound.detach = py::object(detach).release().ptr();
-        bound.is_inference = py::object(is_inference).release().ptr();
-        set_to(bound.data_ptr, data_ptr);
-        set_to(bound.dtype, dtype);
-        set_to(bound.dim, dim);
-        set_to(bound.sizes, sizes);
-        set_to(bound.strides, strides);
-        set_to(bound.keep, keep);
-        set_to(bound.forget, forget);
-        bound.requires_grad = PyUnicode_InternFromString("requires_grad");
-        bound.version = PyUnicode_InternFromString("_version");
-        bound.kept = PyUnicode_InternFromString("kept");
-      },
-      "detach"_a, "is_inference"_a, "data_ptr"_a, "dtype"_a, "dim"_a, "sizes"_a, "strides"_a,
-      "keep"_a, "forget"_a, "Takes what frozen weights need of torch and the ops.");
+void bind_frozen_weights(const OpsLibrary& ops, const py::object& detach,
+                         const py::object& is_inference) {
+  bound.detach = py::object(detach).release().ptr();
+  bound.is_inference = py::object(is_inference).release().ptr();
+  ops.find(bound.data_ptr, "aoti_torch_get_data_ptr");
+  ops.find(bound.dtype, "aoti_torch_get_dtype");
+  ops.find(bound.dim, "aoti_torch_get_dim");
+  ops.find(bound.sizes, "aoti_torch_get_sizes");
+  ops.find(bound.strides, "aoti_torch_get_strides");
+  ops.find(bound.keep, "lstm_fast_keep_weights");
+  ops.find(bound.forget, "lstm_fast_forget_weights");
+  bound.requires_grad = PyUnicode_InternFromString("requires_grad");
+  bound.version = PyUnicode_InternFromString("_version");
+  bound.kept = PyUnicode_InternFromString("kept");
 }
 
 }  // namespace lstm_fast

@@ -3,6 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include "ops_library.h"
+
 namespace lstm_fast {
 
 // A new reference to what `frozen`, an `ops.FrozenWeights`, keeps of a tuple of tensors that these
@@ -13,6 +15,8 @@ PyObject* kept_of(PyObject* frozen, PyObject* tensors, void* const* handles);
 // It as DirectCall::kept.
 void* handle_of(PyObject* kept);
 
-void add_frozen_weights(pybind11::module_& m);
+// Takes of torch and the ops what the above needs.
+void bind_frozen_weights(const OpsLibrary&, const pybind11::object& detach,
+                         const pybind11::object& is_inference);
 
 }  // namespace lstm_fast

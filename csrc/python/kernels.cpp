@@ -10,7 +10,6 @@
 #include "../cuda/plan.h"
 #include "build_info.h"
 #include "direct.h"
-#include "frozen_weights.h"
 #include "numpy.h"
 #include "session.h"
 #include "stream.h"
@@ -315,7 +314,6 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("available_isas", &lstm_fast::available_isas,
         "Instruction sets built in that this machine has, best last.");
   lstm_fast::add_direct(m);
-  lstm_fast::add_frozen_weights(m);
   lstm_fast::add_session(m);
   lstm_fast::add_stream(m);
   lstm_fast::bind<float>(m);

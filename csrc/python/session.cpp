@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "../cpu/kept_weights.h"
-#include "address.h"
 #include "numpy.h"
 
 namespace lstm_fast {
@@ -123,12 +122,6 @@ class Session {
   KeptWeights<T> kept_;
 };
 
-void bind_session(uintptr_t find_threads, uintptr_t take_memory, uintptr_t give_memory) {
-  set_to(ops.find_threads, find_threads);
-  set_to(ops.take_memory, take_memory);
-  set_to(ops.give_memory, give_memory);
-}
-
 template <typename T>
 void add(py::module_& m, const char* name) {
   using py::literals::operator""_a;
@@ -140,10 +133,13 @@ void add(py::module_& m, const char* name) {
 
 }  // namespace
 
+void bind_session(const OpsLibrary& library) {
+  library.find(ops.find_threads, "lstm_fast_find_threads");
+  library.find(ops.take_memory, "lstm_fast_take_memory");
+  library.find(ops.give_memory, "lstm_fast_give_memory");
+}
+
 void add_session(py::module_& m) {
-  using py::literals::operator""_a;
-  m.def("bind_session", &bind_session, "find_threads"_a, "take_memory"_a, "give_memory"_a,
-        "Takes the addresses of functions of the ops that sessions need.");
   add<float>(m, "SessionFloat32");
   add<double>(m, "SessionFloat64");
 }

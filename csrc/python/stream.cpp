@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "../cpu/kept_weights.h"
-#include "address.h"
 #include "numpy.h"
 
 namespace lstm_fast {
@@ -197,16 +196,6 @@ class Stream {
   State states_[2];  // before and after a step
 };
 
-void bind_stream(uintptr_t data_ptr, uintptr_t release, uintptr_t dtype, uintptr_t device_type,
-                 uintptr_t numel, uintptr_t is_contiguous) {
-  set_to(torch.data_ptr, data_ptr);
-  set_to(torch.release, release);
-  set_to(torch.dtype, dtype);
-  set_to(torch.device_type, device_type);
-  set_to(torch.numel, numel);
-  set_to(torch.is_contiguous, is_contiguous);
-}
-
 template <typename T>
 void add(py::module_& m, const char* name) {
   using py::literals::operator""_a;
@@ -222,11 +211,16 @@ void add(py::module_& m, const char* name) {
 
 }  // namespace
 
+void bind_stream(const OpsLibrary& ops) {
+  ops.find(torch.data_ptr, "aoti_torch_get_data_ptr");
+  ops.find(torch.release, "aoti_torch_delete_tensor_object");
+  ops.find(torch.dtype, "aoti_torch_get_dtype");
+  ops.find(torch.device_type, "aoti_torch_get_device_type");
+  ops.find(torch.numel, "aoti_torch_get_numel");
+  ops.find(torch.is_contiguous, "aoti_torch_is_contiguous");
+}
+
 void add_stream(py::module_& m) {
-  using py::literals::operator""_a;
-  m.def("bind_stream", &bind_stream, "data_ptr"_a, "release"_a, "dtype"_a, "device_type"_a,
-        "numel"_a, "is_contiguous"_a,
-        "Takes the addresses of torch's functions of these names that streams need.");
   add<float>(m, "StreamFloat32");
   add<double>(m, "StreamFloat64");
 }
