@@ -71,14 +71,17 @@ def test_same_bits(config: Config, dtype: torch.dtype, threads: int):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
-def test_same_bits_of_a_single_step(dtype: torch.dtype):
+def test_same_bits_of_few_steps(dtype: torch.dtype):
     module = LSTM(64, 64, dtype=dtype)
     frozen = freeze(copy.deepcopy(module))
-    for is_fixed, rows in ((False, (1, 8, 33, 100)), (True, (1, 8, 9, 20, 32, 33, 100))):
+    for is_fixed, rows, steps in (
+        (False, (1, 8, 33, 100), (9,)),
+        (True, (1, 8, 9, 20, 32, 33, 100), (2, 8, 9)),
+    ):
         torch.use_deterministic_algorithms(is_fixed)
         try:
-            for B in rows:
-                x = torch.randn(1, B, 64, dtype=dtype)
+            for T, B in (*((1, B) for B in rows), *((T, 1) for T in steps)):
+                x = torch.randn(T, B, 64, dtype=dtype)
                 assert torch.equal(output_of(frozen, x), output_of(module, x))
         finally:
             torch.use_deterministic_algorithms(False)
