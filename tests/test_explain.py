@@ -34,14 +34,18 @@ def test_a_single_step():
 
 
 def test_a_few_steps():
+    small: dict[str, Any] = {"I": 16, "H": 64}
     large: dict[str, Any] = {"I": 64, "H": 512, "second_cache": 1 << 20}
-    assert path(B=1, T=2, I=16, H=64) == path(B=1, T=8, **large) == "single steps"
-    assert path(B=1, T=9, I=16, H=64) == "packed weights"
+    assert path(B=1, T=2, **small) == path(B=1, T=8, **large) == "single steps"
+    assert path(B=1, T=3, **small) == path(B=1, T=9, **large) == "packed weights"
     assert path(B=4, T=4, **large) == "single steps"
-    assert path(B=4, T=4, I=16, H=64, second_cache=1 << 20) == "packed weights"  # what is cached
+    assert path(B=4, T=4, I=16, H=128, second_cache=1 << 20) == "packed weights"  # what is cached
     assert path(B=4, T=5, **large) == path(B=5, T=4, **large) == "packed weights"
     assert path(B=1, T=4, D=2, **large) == path(B=1, T=4, parts=0, **large) == "packed weights"
     assert path(B=1, T=4, packed=True, **large) == "packed weights"
+    # A step of 512 units is too short for eight threads, one of 2048 is not.
+    assert path(B=1, T=4, threads=8, **large) == "packed weights"
+    assert path(B=1, T=4, threads=8, I=64, H=2048) == "single steps"
 
 
 @pytest.mark.skipif(ISA != "amx", reason="no matrix unit")

@@ -76,7 +76,7 @@ def test_same_bits_of_few_steps(dtype: torch.dtype):
     frozen = freeze(copy.deepcopy(module))
     for is_fixed, rows, steps in (
         (False, (1, 8, 33, 100), (9,)),
-        (True, (1, 8, 9, 20, 32, 33, 100), (2, 8, 9)),
+        (True, (1, 8, 9, 20, 32, 33, 100), (2, 8)),
     ):
         torch.use_deterministic_algorithms(is_fixed)
         try:

@@ -38,10 +38,10 @@ struct StepProduct {
 int64_t cached_bytes(const Threads& threads) { return threads.second_cache / 4 * 3; }
 constexpr int64_t kPartBytes = 2;
 
-// Whether the second cache holds the weights of a step of a layer.
-bool is_step_cached(const StackShape& s, const Threads& threads, int64_t element_bytes) {
+// Of the weights of a step of a layer.
+int64_t step_bytes(const StackShape& s, int64_t element_bytes) {
   const StepProduct product(s, Pass::Forward);
-  return product.terms * product.columns * element_bytes <= cached_bytes(threads);
+  return product.terms * product.columns * element_bytes;
 }
 
 // Whether all weights, widened, are far too many for the second cache.
@@ -135,7 +135,7 @@ Threads threads_of(const StackShape& s, Pass pass, const Threads& threads) {
 
 bool sums_inputs_first(const StackShape& s, const Division& division, const Threads& threads,
                        int64_t element_bytes) {
-  const bool cached = is_step_cached(s, threads, element_bytes);
+  const bool cached = step_bytes(s, element_bytes) <= cached_bytes(threads);
   // A single row waits for its own sums, more of them keep a core busy. With many, products take
   // longer than reading weights does.
   constexpr int64_t many_rows = 32;
@@ -164,12 +164,18 @@ int64_t plain_step_rows(const StackShape& s, bool keeps_packed, bool bfloat16,
 }
 
 bool is_few_steps(const StackShape& s, const Threads& threads, int64_t element_bytes) {
-  // Measured on a Zen 4 core.
-  constexpr int64_t most_rows = 4, most_steps = 4, most_steps_of_a_row = 8;
   if (s.steps.batch_sizes || s.D > 1) return false;
-  if (s.steps.B == 1) return s.steps.T <= most_steps_of_a_row;
-  return s.steps.T <= most_steps && s.steps.B <= most_rows &&
-         !is_step_cached(s, threads, element_bytes);
+  StackShape step = s;
+  step.steps.T = 1;
+  // Packed weights are for threads that a single step is too short for.
+  if (threads_of(step, Pass::Forward, threads).count < threads_of(s, Pass::Forward, threads).count)
+    return false;
+  // Measured on a Zen 4 core.
+  constexpr int64_t few_rows = 4, few_steps = 4, steps_of_a_row = 8, steps_of_a_small_row = 2;
+  constexpr int64_t small = 1 << 17;
+  const int64_t bytes = step_bytes(s, element_bytes);
+  if (s.steps.B == 1) return s.steps.T <= (bytes < small ? steps_of_a_small_row : steps_of_a_row);
+  return s.steps.T <= few_steps && s.steps.B <= few_rows && bytes > cached_bytes(threads);
 }
 
 Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t element_bytes) {

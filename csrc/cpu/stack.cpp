@@ -32,9 +32,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
   const int64_t N = saved.N(), B = s.steps.B, width = s.D * s.P;
   Arena<T> arena(p.workspace);
   ForwardPlan<T> plan;
-  StackShape at_once = s;  // what threads take between two times that they wait for each other
-  if (p.plain) at_once.steps.T = 1;
-  plan.threads = threads_of(at_once, Pass::Forward, threads);
+  plan.threads = threads_of(s, Pass::Forward, threads);
   plan.division = divide(s, Pass::Forward, plan.threads, sizeof(T));
   // Rows are independent of each other through all layers, so that teams need no barrier between
   // them. With two directions, a layer waits for both of the one below. Where nothing is lost by

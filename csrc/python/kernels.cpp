@@ -196,9 +196,7 @@ py::dict cpu_plan_of(const StackShape& shape, const Threads& threads, bool keeps
     return divide(s, pass, threads_of(s, pass, threads), sizeof(T)).members;
   };
   result["sums_inputs"] = p.sums_inputs;
-  StackShape at_once = shape;  // what threads take between two times that they wait for each other
-  if (p.plain) at_once.steps.T = 1;
-  result["threads"] = threads_of(at_once, Pass::Forward, threads).count;
+  result["threads"] = threads_of(shape, Pass::Forward, threads).count;
   result["members"] = p.plain ? 1 : members(p.shape, Pass::Forward);
   StackShape backward = shape;
   backward.unit = p.shape.unit;
