@@ -17,10 +17,15 @@ struct DirectCall {
   int64_t count;
   bool has_biases, bidirectional, recompute_gates;
   int64_t num_layers, parts;
+  int64_t input_size;  // forward: that input must have; 0: that of the weights alone
+  bool batch_first;    // forward: input and output have B before T
   bool cell;   // whose tensors lack the dimensions of T and of L * D, and whose output is h_n
   bool save;   // forward
   void* kept;  // forward: of lstm_fast_keep_weights(), for calls with these very weights; or null
   bool need_input, need_hx, need_params;  // backward
+  // PyEval_SaveThread() and PyEval_RestoreThread(): in between, other threads of Python may run.
+  void* (*save_thread)();
+  void (*restore_thread)(void*);
   // Handles of the results in the order of the schema, which the caller releases. Set if the call
   // succeeds: null where not wanted.
   void** results;

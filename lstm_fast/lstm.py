@@ -208,6 +208,10 @@ class LSTM(torch.nn.LSTM):
             if _is_traced(self, input, LSTM):
                 return _traced_call(self, input, hx, lengths=lengths, reset=reset)
             return options.forward(self, input, hx, lengths, reset)
+        if self._inherits_checks:
+            results = ops.infer(self, input, hx, cell=False)
+            if results is not None:
+                return results
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         if not isinstance(input, Tensor) or input.dim() != 3:

@@ -109,6 +109,9 @@ class LSTMCell(torch.nn.LSTMCell):
             if _is_traced(self, input, LSTMCell):
                 return _traced_call(self, input, hx, reset=reset)
             return options.forward_cell(self, input, hx, reset)
+        results = ops.infer(self, input, hx, cell=True)
+        if results is not None:
+            return results
         if isinstance(input, Tensor) and input.dim() == 1 and _is_state(hx, dim=1):
             h, c = LSTMCell.forward(
                 self,

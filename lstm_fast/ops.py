@@ -276,6 +276,20 @@ def are_registered(parameters: dict[str, Any], names: list[str], weights: list[A
     return registered
 
 
+def infer(module: Any, input: Any, hx: Any, cell: bool) -> Any:
+    """What an LSTM without options returns for a call that makes results alone: no gradients, no
+    graph. None for another, and for arguments that Python is to look at, wrong ones among them."""
+    if (
+        torch.compiler.is_compiling()
+        or records_grad()
+        or torch._C._is_any_autocast_enabled()
+        or forward_ad._current_level >= 0
+    ):
+        return None
+    state = module.__dict__
+    return _direct.infer(state, input, hx, cell, module._frozen_weights, _cpu_parts())
+
+
 def attempt(
     input: Tensor,
     batch_sizes: Tensor | None,

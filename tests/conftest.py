@@ -62,15 +62,15 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     calls: list[None] = []
 
     def counting(run: Any) -> Any:
-        def wrapper(*args: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             before = len(calls)
-            results = run(*args)
+            results = run(*args, **kwargs)
             if results is not None:
                 calls[before:] = [None]  # what it calls counts once with it
             return results
 
         return wrapper
 
-    for name in ("lstm", "cell", "attempt", "attempt_cell"):
+    for name in ("lstm", "cell", "infer", "attempt", "attempt_cell"):
         monkeypatch.setattr(ops, name, counting(getattr(ops, name)))
     return calls

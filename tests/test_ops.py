@@ -3,6 +3,8 @@ every call: rows are independent, states of the process are left alone."""
 
 from __future__ import annotations
 
+import sys
+import threading
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from lstm_fast import LSTM, ops, reference
+from lstm_fast import LSTM, LSTMCell, freeze, ops, reference
 from tests.sample_inputs import (
     CONFIGS,
     DTYPES,
@@ -300,6 +302,121 @@ def test_attempt_saves_nothing_without_need(monkeypatch: pytest.MonkeyPatch):
         attempt(*args)
     attempt(*args)
     assert [call[8] for call in spy.calls] == [False, True]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_first": True},
+        {"batch_first": True, "num_layers": 2, "bidirectional": True, "dropout": 0.5},
+        {"bias": False, "proj_size": 3},
+        {"batch_first": True, "dtype": torch.float64},
+        {"batch_first": True, "dtype": torch.bfloat16},
+    ],
+    ids=lambda options: "_".join(options) or "plain",
+)
+def test_infer_is_the_call_of_the_module(
+    options: dict[str, Any], frozen: bool, monkeypatch: pytest.MonkeyPatch
+):
+    module = LSTM(5, 7, **options).eval()
+    runs = module.num_layers * (1 + module.bidirectional)
+    dtype = options.get("dtype", torch.float32)
+    x = torch.randn(4, 9, 5, dtype=dtype)
+    B = 4 if module.batch_first else 9
+    hx = (
+        torch.randn(runs, B, module.proj_size or 7, dtype=dtype),
+        torch.randn(runs, B, 7, dtype=dtype),
+    )
+    if frozen:
+        freeze(module)
+    with torch.no_grad():
+        inferred = [ops.infer(module, x, state, cell=False) for state in (None, hx, list(hx))]
+        monkeypatch.setattr(ops, "infer", lambda *args, **kwargs: None)
+        called = [module(x, state) for state in (None, hx, hx)]
+    for (output, state), (expected, expected_state) in zip(inferred, called, strict=True):
+        assert output.stride() == expected.stride()
+        assert all(map(torch.equal, (output, *state), (expected, *expected_state)))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_infer_is_the_call_of_the_cell(bias: bool, monkeypatch: pytest.MonkeyPatch):
+    cell = LSTMCell(5, 7, bias)
+    x, hx = torch.randn(4, 5), (torch.randn(4, 7), torch.randn(4, 7))
+    with torch.no_grad():
+        inferred = [ops.infer(cell, x, state, cell=True) for state in (None, hx)]
+        monkeypatch.setattr(ops, "infer", lambda *args, **kwargs: None)
+        called = [cell(x), cell(x, hx)]
+    for results, expected in zip(inferred, called, strict=True):
+        assert type(results) is tuple
+        assert all(map(torch.equal, results, expected))
+
+
+def test_infer_leaves_to_the_module_what_is_not_common():
+    module, x = LSTM(5, 7, num_layers=2, dropout=0.5, batch_first=True).eval(), torch.randn(4, 9, 5)
+    state = torch.zeros(2, 4, 7)
+
+    def infer(input: Any = x, hx: Any = None, module: Any = module) -> Any:
+        return ops.infer(module, input, hx, cell=isinstance(module, LSTMCell))
+
+    assert infer() is None  # gradients are recorded
+    with torch.no_grad():
+        assert infer() is not None
+        assert infer(hx=(state, state)) is not None
+        for input in (x[0], x[..., 1:], x.double(), x.to("meta"), x[None], None, x.numpy()):
+            assert infer(input) is None
+        for hx in ((state,), (state, None), state, (state, state[..., 1:]), (state, state, state)):
+            assert infer(hx=hx) is None
+        packed = pack_padded_sequence(x, [9] * 4, batch_first=True)
+        assert infer(packed) is None
+        with torch.autocast("cpu"):
+            assert infer() is None
+        with forward_ad.dual_level():
+            assert infer() is None
+        assert infer(module=module.train()) is None
+        module.eval().input_size = 6
+        assert infer() is None
+        module.input_size = 5
+        module._parameters["weight_ih_l0"] = torch.nn.Parameter(torch.zeros(28, 5))
+        assert infer() is None  # the list that the module keeps of them is old
+        cell = LSTMCell(5, 7)
+        assert infer(x[0], module=cell) is not None
+        assert infer(x, module=cell) is None
+        torch.nn.utils.parametrizations.weight_norm(cell, "weight_hh")
+        assert infer(x[0], module=cell) is None
+
+
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_other_threads_run_during_a_long_call(is_backward: bool):
+    module, x = LSTM(256, 256), torch.randn(32, 64, 256)
+    args = x, None, None, None, list(module.parameters()), True, 1, False
+    output, _, _, saved = ops._direct.direct_forward(*args, True, 3)
+    turns, ends = 0, threading.Event()
+
+    def count() -> None:
+        nonlocal turns
+        while not ends.wait(1e-4):
+            turns += 1
+
+    counter = threading.Thread(target=count)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # the caller gives way by itself or not at all
+    try:
+        counter.start()
+        before = turns
+        if is_backward:
+            ops._direct.direct_backward(
+                *(torch.ones_like(output), None, None, *args, output, saved, True, True, True, 3)
+            )
+        else:
+            ops._direct.direct_forward(*args, False, 3)
+        during = turns - before
+    finally:
+        sys.setswitchinterval(interval)
+        ends.set()
+        counter.join()
+    assert during > 0
 
 
 def test_the_profiler_sees_the_op():

@@ -42,8 +42,11 @@ class Weights {
   // In the compute type.
   const LayerWeights<T>* prepared() {
     if (!prepared_.empty()) return prepared_.data();
-    for (const Tensor& t : arguments_.params) params_.push_back(prepare(t));
-    prepared_ = grouped<T>(params_);
+    const bool converts = is_half(arguments_.dtype);
+    if (converts) {
+      for (const Tensor& t : arguments_.params) params_.push_back(prepare(t));
+    }
+    prepared_ = grouped<T>(converts ? params_ : arguments_.params);
     return prepared_.data();
   }
 
@@ -214,11 +217,49 @@ std::vector<OptionalTensor> own(const DirectCall& call) {
   return tensors;
 }
 
+// Lets other threads of Python run as long as it lives, unless the call is over before that pays:
+// each tensor that Python knows takes Python's lock when it is released, half a microsecond for
+// those of a single step that takes five.
+class OthersMayRun {
+ public:
+  OthersMayRun(const DirectCall& call, const Tensor& input,
+               const std::vector<OptionalTensor>& tensors, int before)
+      : call_(call) {
+    int64_t weights = 0;
+    for (size_t i = before; i < tensors.size(); ++i) weights += tensors[i].value().numel();
+    const int64_t dim = input.dim(), columns = dim ? input.size(dim - 1) : 0;
+    if (input.numel() * weights >= kLong * columns) thread_ = call.save_thread();
+  }
+  OthersMayRun(const OthersMayRun&) = delete;
+  OthersMayRun& operator=(const OthersMayRun&) = delete;
+  ~OthersMayRun() {
+    if (thread_) call_.restore_thread(thread_);
+  }
+
+ private:
+  static constexpr int64_t kLong = 1 << 17;  // products, of which a core does ten in a nanosecond
+
+  const DirectCall& call_;
+  void* thread_ = nullptr;
+};
+
 std::vector<Tensor> params_of(std::vector<OptionalTensor>& tensors, int before) {
   std::vector<Tensor> params;
   params.reserve(tensors.size() - before);
   for (size_t i = before; i < tensors.size(); ++i) params.push_back(std::move(tensors[i].value()));
   return params;
+}
+
+// With the first two of three dimensions in the other order, in the same memory. Autograd does not
+// see it.
+Tensor transposed(const Tensor& t) {
+  if (t.dim() != 3) throw std::runtime_error("input must have three dimensions");
+  const int64_t sizes[] = {t.size(1), t.size(0), t.size(2)};
+  const int64_t strides[] = {t.stride(1), t.stride(0), t.stride(2)};
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(t.get(), 3, sizes, strides, 0, &handle));
+  return Tensor(handle);
 }
 
 void* give(const Tensor& t) {
@@ -236,12 +277,15 @@ extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_forward(
   try {
     std::vector<OptionalTensor> t = own(call);
     if (!t.at(0).value().is_cpu()) return false;
-    const Arguments a(prepare, *t[0], t[1], t[2], t[3], params_of(t, kDirectForwardTensors),
+    const OthersMayRun others_may_run(call, *t[0], t, kDirectForwardTensors);
+    const Tensor input = call.batch_first ? transposed(*t[0]) : *t[0];
+    const Arguments a(prepare, input, t[1], t[2], t[3], params_of(t, kDirectForwardTensors),
                       call.has_biases, call.num_layers, call.bidirectional, call.recompute_gates,
                       call.cell);
+    if (call.input_size && call.input_size != a.shape.I) return false;
     const auto [output, h_n, c_n, saved] =
         compute_forward(a, call.save, call.parts, static_cast<KeptOfModule*>(call.kept));
-    if (!call.cell) call.results[0] = give(output);
+    if (!call.cell) call.results[0] = give(call.batch_first ? transposed(output) : output);
     call.results[1] = give(h_n);
     call.results[2] = give(c_n);
     if (call.save) call.results[3] = give(saved);
@@ -257,6 +301,7 @@ extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_backward
   try {
     std::vector<OptionalTensor> t = own(call);
     if (!t.at(3).value().is_cpu()) return false;
+    const OthersMayRun others_may_run(call, *t[3], t, kDirectBackwardTensors);
     const Arguments a(prepare, *t[3], t[4], t[5], t[6], params_of(t, kDirectBackwardTensors),
                       call.has_biases, call.num_layers, call.bidirectional, call.recompute_gates,
                       call.cell);

@@ -124,15 +124,18 @@ PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssiz
     kept.object = kept_of(frozen, params, handles);
     arguments.kept = handle_of(kept.object);
   }
-  bool done;
-  Py_BEGIN_ALLOW_THREADS;
-  done = function(arguments);
-  Py_END_ALLOW_THREADS;
-  if (!done) Py_RETURN_NONE;
+  arguments.save_thread = []() -> void* { return PyEval_SaveThread(); };
+  arguments.restore_thread = [](void* thread) {
+    PyEval_RestoreThread(static_cast<PyThreadState*>(thread));
+  };
+  if (!function(arguments)) Py_RETURN_NONE;
   return tuple_of(of_results);
 }
 
 bool truth(PyObject* object) { return PyObject_IsTrue(object) == 1; }
+
+// -1 of what is no number.
+int64_t number(PyObject* object) { return PyLong_Check(object) ? PyLong_AsLongLong(object) : -1; }
 
 // The list of parameters is a module's own, which another thread may change meanwhile: each
 // function goes by a copy.
@@ -186,15 +189,103 @@ PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return call(torch.backward, tensors, arguments, kDirectBackwardResults + param_count);
 }
 
+bool is_registered(PyObject* parameters, PyObject* names, PyObject* weights) {
+  if (!PyDict_Check(parameters) || !PyList_Check(names) || !PyList_Check(weights)) return false;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names) && i < PyList_GET_SIZE(weights); ++i) {
+    if (PyDict_GetItem(parameters, PyList_GET_ITEM(names, i)) != PyList_GET_ITEM(weights, i))
+      return false;
+  }
+  return true;
+}
+
 // (parameters, names, weights): the dict of a module's parameters, and two lists.
 PyObject* are_registered(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 3 || !PyDict_Check(args[0]) || !PyList_Check(args[1]) || !PyList_Check(args[2]))
-    Py_RETURN_FALSE;
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[1]) && i < PyList_GET_SIZE(args[2]); ++i) {
-    if (PyDict_GetItem(args[0], PyList_GET_ITEM(args[1], i)) != PyList_GET_ITEM(args[2], i))
-      Py_RETURN_FALSE;
+  return PyBool_FromLong(count == 3 && is_registered(args[0], args[1], args[2]));
+}
+
+struct Name {
+  PyObject* object;
+  explicit Name(const char* name) : object(PyUnicode_InternFromString(name)) {}
+};
+
+// The attribute in the `__dict__` of a module, None if it is not there; a borrowed reference.
+PyObject* attribute(PyObject* state, const Name& name) {
+  PyObject* value = PyDict_GetItem(state, name.object);
+  return value ? value : Py_None;
+}
+
+// The weights of an LSTM, a tuple; null if the module is to read them anew.
+PyObject* weights_of_lstm(PyObject* state, PyObject* parameters) {
+  static const Name names("_flat_weights_names"), flat_weights("_flat_weights");
+  PyObject* weights = attribute(state, flat_weights);
+  if (!is_registered(parameters, attribute(state, names), weights)) return nullptr;
+  return PyList_AsTuple(weights);
+}
+
+// Those of an LSTMCell; null if something computes one of them.
+PyObject* weights_of_cell(PyObject* parameters) {
+  static const Name names[] = {Name("weight_ih"), Name("weight_hh"), Name("bias_ih"),
+                               Name("bias_hh")};
+  if (!PyDict_Check(parameters)) return nullptr;
+  PyObject* weights[4];
+  for (int i = 0; i < 4; ++i) {
+    weights[i] = PyDict_GetItem(parameters, names[i].object);
+    if (!weights[i]) return nullptr;
   }
-  Py_RETURN_TRUE;
+  if (weights[2] == Py_None && weights[3] == Py_None)
+    return PyTuple_Pack(2, weights[0], weights[1]);
+  return PyTuple_Pack(4, weights[0], weights[1], weights[2], weights[3]);
+}
+
+// (state, input, hx, cell, frozen, parts): what an LSTM or LSTMCell with this `__dict__` returns
+// where it makes results alone; None if Python is to make the call.
+PyObject* infer(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  static const Name parameters("_parameters"), input_size("input_size"), num_layers("num_layers"),
+      bias("bias"), bidirectional("bidirectional"), batch_first("batch_first"), dropout("dropout"),
+      training("training");
+  if (!torch.forward || count != 6 || !PyDict_Check(args[0])) Py_RETURN_NONE;
+  PyObject *state = args[0], *input = args[1], *hx = args[2], *frozen = args[4];
+  const auto is_set = [&](const Name& name) { return truth(attribute(state, name)); };
+
+  DirectCall arguments{};
+  arguments.cell = truth(args[3]);
+  arguments.parts = PyLong_AsLongLong(args[5]);
+  arguments.input_size = number(attribute(state, input_size));
+  arguments.num_layers = arguments.cell ? 1 : number(attribute(state, num_layers));
+  if (arguments.input_size <= 0 || arguments.num_layers <= 0) return declined();
+  if (!arguments.cell) {
+    arguments.bidirectional = is_set(bidirectional);
+    arguments.batch_first = is_set(batch_first);
+    if (arguments.num_layers > 1 && is_set(dropout) && is_set(training)) Py_RETURN_NONE;
+  }
+
+  const Reference params{arguments.cell ? weights_of_cell(attribute(state, parameters))
+                                        : weights_of_lstm(state, attribute(state, parameters))};
+  if (!params) return declined();
+  arguments.has_biases = arguments.cell ? PyTuple_GET_SIZE(params.object) == 4 : is_set(bias);
+  Tensors tensors(kDirectForwardTensors + PyTuple_GET_SIZE(params.object));
+  if (input == Py_None || !tensors.add(input) || !tensors.add(Py_None)) return declined();
+  if (hx == Py_None) {
+    tensors.add(Py_None), tensors.add(Py_None);
+  } else {
+    if (!PyTuple_Check(hx) && !PyList_Check(hx)) Py_RETURN_NONE;
+    const Reference pair{PySequence_Tuple(hx)};
+    if (!pair || PyTuple_GET_SIZE(pair.object) != 2) return declined();
+    for (int i = 0; i < 2; ++i) {
+      PyObject* given = PyTuple_GET_ITEM(pair.object, i);
+      if (given == Py_None || !tensors.add(given)) return declined();
+    }
+  }
+  if (!tensors.add_all(params.object)) return declined();
+
+  const Reference results{call(torch.forward, tensors, arguments, kDirectForwardResults,
+                               frozen == Py_None ? nullptr : frozen, params.object)};
+  if (!results) return nullptr;
+  if (results.object == Py_None) Py_RETURN_NONE;
+  PyObject* states = PyTuple_GetSlice(results.object, 1, 3);  // h_n and c_n
+  if (arguments.cell || !states) return states;
+  const Reference held{states};
+  return PyTuple_Pack(2, PyTuple_GET_ITEM(results.object, 0), states);
 }
 
 template <typename F>
@@ -207,6 +298,8 @@ PyMethodDef methods[] = {
     {"direct_forward", method(direct_forward), METH_FASTCALL,
      "The op `lstm` past torch's dispatcher: its results, or None if the dispatcher must call it."},
     {"direct_backward", method(direct_backward), METH_FASTCALL, "Likewise `lstm_backward`."},
+    {"infer", method(infer), METH_FASTCALL,
+     "A module's whole call, if it makes results alone; None if Python is to make it."},
     {"are_registered", method(are_registered), METH_FASTCALL,
      "Whether the parameters of these names are those weights."},
     {nullptr, nullptr, 0, nullptr}};

@@ -5,7 +5,7 @@
 
 namespace lstm_fast {
 
-// Adds `bind`, `direct_forward` and `direct_backward` to the module.
+// Adds `bind`, `infer`, `direct_forward`, `direct_backward` and `are_registered` to the module.
 void add_direct(pybind11::module_& m);
 
 }  // namespace lstm_fast
