@@ -366,10 +366,10 @@ class LSTM(torch.nn.LSTM):
         state = self.__dict__
         weights: list[Tensor] = state["_flat_weights"]
         names = state["_flat_weights_names"]
-        if ops.are_registered(state["_parameters"], names, weights):
-            return weights
         if torch.compiler.is_compiling():  # a module that keeps those of a graph would change it
             return [getattr(self, name, None) for name in names]  # type: ignore[misc]
+        if ops.are_registered(state["_parameters"], names, weights):
+            return weights
         self._update_flat_weights()
         return self._flat_weights  # type: ignore[return-value]
 

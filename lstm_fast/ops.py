@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -270,8 +269,6 @@ def _in_two(
 
 def are_registered(parameters: dict[str, Any], names: list[str], weights: list[Any]) -> bool:
     """Whether the parameters of these names are those weights."""
-    if torch.compiler.is_compiling():
-        return all(map(operator.is_, map(parameters.get, names), weights))
     registered: bool = _direct.are_registered(parameters, names, weights)
     return registered
 
