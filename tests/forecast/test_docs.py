@@ -19,8 +19,8 @@ import lstm_fast
 from lstm_fast.cli import app
 from lstm_fast.forecast import Forecaster, load_beer_wine_sales
 
-ROOT = Path(__file__).parents[2]
-DOCUMENT = (ROOT / "docs" / "forecasting.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "forecasting.md").read_text(encoding="utf-8")
+PACKAGE = Path(lstm_fast.__file__).parent  # of a wheel, maybe, with its data
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
 CLIENTS = ("neuralforecast", "darts")
 
@@ -35,7 +35,7 @@ def _short(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (make_file,) = BLOCKS[0][1].splitlines()
     subprocess.run(
-        make_file.replace("lstm_fast/", f"{shlex.quote(str(ROOT))}/lstm_fast/"),
+        make_file.replace("lstm_fast/", f"{shlex.quote(str(PACKAGE))}/"),
         shell=True,
         check=True,
     )
@@ -93,7 +93,7 @@ def test_several_processes():
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
         [sys.executable, *launcher, "train.py"], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert Path("training.png").exists()
