@@ -163,10 +163,21 @@ def case_name(problem):
     return "".join(f"{name}{getattr(problem, name)}" for name in "TBIHLDP")
 
 
-def tolerance(problem, dtype):
+def tolerance(problem, dtype, bits=24):
     """Rounding of a sum of n terms of order one grows with sqrt(n); steps carry it along.
 
-    The factor is for the few sums that follow each other within a step.
+    The factor is for the few sums that follow each other within a step. bits: of the operands of
+    products.
     """
     terms = problem.N + problem.I + 5 * problem.H
-    return 2 * np.finfo(dtype).eps * terms**0.5
+    inputs = max(problem.I, problem.D * problem.out * (problem.L > 1)) + problem.out
+    return 2 * np.finfo(dtype).eps * terms**0.5 + rounding_of_operands(bits, inputs, problem.H)
+
+
+def rounding_of_operands(bits, inputs, units):
+    """What it does to gates, and to what comes of them, which is no more.
+
+    Each of two operands errs by 2^-bits of itself at most, so that their product has a deviation of
+    sqrt(2 / 3) 2^-bits of itself; weights are of order H^-1/2. Four deviations of a sum.
+    """
+    return 4 * (2 / 3) ** 0.5 * 2.0**-bits * (inputs / units) ** 0.5

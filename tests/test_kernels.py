@@ -220,8 +220,8 @@ def test_products_of_bfloat16_parts(isa, parts, bits, problem, slices):
         for a, b in zip(got, run(problem, np.float32, isa=isa, slices=slices), strict=True)
     ), "the unit was not used"
     for e, g in zip(problem.reference, got, strict=True):
-        scale = max(1.0, np.abs(e).max()) * 2.0 ** (24 - bits)
-        np.testing.assert_allclose(g, e, rtol=0, atol=tolerance(problem, np.float32) * scale)
+        scale = max(1.0, np.abs(e).max())
+        np.testing.assert_allclose(g, e, rtol=0, atol=tolerance(problem, np.float32, bits) * scale)
 
 
 @needs_amx
@@ -243,8 +243,8 @@ def test_members_of_a_team_without_a_share_on_the_unit(problem, slices):
 def test_recomputed_gates_on_the_unit(isa, parts, bits, problem):
     got = run(problem, np.float32, isa=isa, parts=parts, recompute_gates=True)
     for e, g in zip(problem.reference, got, strict=True):
-        scale = max(1.0, np.abs(e).max()) * 2.0 ** (24 - bits)
-        np.testing.assert_allclose(g, e, rtol=0, atol=tolerance(problem, np.float32) * scale)
+        scale = max(1.0, np.abs(e).max())
+        np.testing.assert_allclose(g, e, rtol=0, atol=tolerance(problem, np.float32, bits) * scale)
 
 
 @needs_dot_products
