@@ -247,6 +247,27 @@ def test_products_of_bfloat16_parts(case: Case, slices: int, isa: str, parts: in
     assert any((a != b).any() for a, b in zip(got, one_order, strict=True)), "not used"
 
 
+@needs_dot_products
+def test_dot_products_sum_a_row_as_in_any_batch():
+    args, coefficients, _ = solved(Case(T=6, B=37, I=70, H=50, dtype=torch.float32))
+
+    def results(rows: list[int]) -> list[Any]:
+        """Those that have rows of the batch, with these rows alone."""
+
+        def of(t: Tensor) -> Tensor:
+            return t[..., rows, :].contiguous()
+
+        x, _, h0, c0, *rest = args
+        grads = [of(c) for c in coefficients]
+        got = run_kernels((of(x), None, of(h0), of(c0), *rest), grads, isa="avx512_bf16", parts=1)
+        return [a.reshape(-1, len(rows), a.shape[-1]) for a in got[:7]]
+
+    whole = results(list(range(37)))
+    for rows in ([0], [36], [3, 4, 5], list(range(0, 37, 2))):
+        for part, all_rows in zip(results(rows), whole, strict=True):
+            np.testing.assert_array_equal(part, all_rows[:, rows])
+
+
 @needs_amx
 @pytest.mark.parametrize("where", ["input", "h0", "reset_h", "weight_hh"])
 def test_numbers_without_parts_are_left_to_float32(where: str):

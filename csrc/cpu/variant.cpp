@@ -25,13 +25,17 @@ LayerShape all_rows(const VariantShape& s, int64_t I, int64_t P, bool projected,
 constexpr int64_t kMinUnitRows = 32, kMinUnitColumns = 64, kMinUnitHidden = 16;
 constexpr int64_t kMinStepRows = 8;
 
+// Dot products take any number of rows, so that the bits of a row do not depend on the batch.
+template <typename T>
+bool are_enough(const LayerKernels<T>& k, int64_t rows, int64_t least) {
+  return k.unit == Bf16Unit::DotProducts || rows >= least;
+}
+
 template <typename T>
 bool unit_pays_in_steps(const LayerKernels<T>& k, const VariantShape& s, const Threads& threads) {
-  // Dot products take any number of rows, so that the bits of a row do not depend on the batch.
-  const bool enough_rows =
-      k.unit == Bf16Unit::DotProducts || s.steps.B >= kMinStepRows * row_slices(s, threads).count();
-  return unit_takes(k.unit, s.parts) && s.steps.T > 1 && enough_rows && s.H >= kMinUnitHidden &&
-         s.P + s.I >= kMinUnitColumns;
+  return unit_takes(k.unit, s.parts) && s.steps.T > 1 &&
+         are_enough(k, s.steps.B, kMinStepRows * row_slices(s, threads).count()) &&
+         s.H >= kMinUnitHidden && s.P + s.I >= kMinUnitColumns;
 }
 
 // The shape with the parts that the products of steps are made of: 0 where float32 arithmetic is
@@ -63,21 +67,23 @@ VariantShape step_shape(const LayerKernels<T>& k, const VariantProblemBackward<T
 }
 
 template <typename T>
-int unit_parts(const LayerKernels<T>& k, const VariantShape& s, int64_t columns) {
-  const bool pays =
-      s.steps.total() >= kMinUnitRows && s.H >= kMinUnitHidden && columns >= kMinUnitColumns;
+int unit_parts(const LayerKernels<T>& k, const VariantShape& s, bool enough_rows, int64_t columns) {
+  const bool pays = enough_rows && s.H >= kMinUnitHidden && columns >= kMinUnitColumns;
   return unit_takes(k.unit, s.parts) && pays ? s.parts : 0;
 }
 
 template <typename T>
 LayerShape input_grad_shape(const LayerKernels<T>& k, const VariantShape& s) {
-  return all_rows(s, s.I, s.P, s.projected, unit_parts(k, s, s.I));
+  const bool enough_rows = are_enough(k, s.steps.total(), kMinUnitRows);
+  return all_rows(s, s.I, s.P, s.projected, unit_parts(k, s, enough_rows, s.I));
 }
 
 template <typename T>
 LayerShape weight_grad_shape(const LayerKernels<T>& k, const VariantShape& s, int64_t I, int64_t P,
                              bool projected) {
-  return all_rows(s, I, P, projected, unit_parts(k, s, I + P));
+  // Of no rows, no product of the unit would clear the gradients.
+  const bool enough_rows = s.steps.total() >= kMinUnitRows;
+  return all_rows(s, I, P, projected, unit_parts(k, s, enough_rows, I + P));
 }
 
 // Of all weights, or, where each product is normalised and has gradients of its own, of those of h.
