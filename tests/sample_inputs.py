@@ -166,6 +166,24 @@ def forward_and_gradients(
     return {name: result.detach() for name, result in results.items()}
 
 
+def twins(cls: Any, **options: Any) -> tuple[Any, Any]:
+    """A module of ours, and torch's of the same name with the same weights."""
+    options = {"input_size": 4, "hidden_size": 5} | options
+    ours, theirs = cls(**options), getattr(torch.nn, cls.__name__)(**options)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def tensors_of(args: tuple[Any, ...]) -> list[Tensor]:
+    """The floating tensors among the arguments of the op."""
+    leaves = torch.utils._pytree.tree_leaves(args)
+    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def requiring_grad(args: tuple[Any, ...]) -> list[Tensor]:
+    return [t.requires_grad_() for t in tensors_of(args)]
+
+
 def in_float64(run: Callable[..., Any], module: torch.nn.LSTM, config: Config, *args: Any) -> Any:
     """`run` on `torch.nn.LSTM` with the same numbers in float64."""
     exact = torch.nn.LSTM(**config.options, dtype=torch.float64)
@@ -212,6 +230,10 @@ def assert_all_close(got: Any, expected: Any, config: Config) -> None:
     """Compare trees of tensors whose elements are of the order of 1."""
     bound = tolerance(config)
     torch.testing.assert_close(got, expected, rtol=bound, atol=bound, equal_nan=True)
+
+
+def named(results: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    return {str(index): result for index, result in enumerate(results)}
 
 
 def assert_close(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -22,17 +23,13 @@ from torch.utils._pytree import tree_leaves
 
 import lstm_fast
 from lstm_fast import LSTM, LSTMCell, Stream
+from tests import sample_inputs
+from tests.processes import resident
 from tests.sample_inputs import CONFIGS, Config, assert_all_close
 
 T, B, I, H = 7, 5, 4, 6  # noqa: E741
 CLOSE = Config(T=T, B=B, input_size=I, hidden_size=H, num_layers=2)
-
-
-def twins(**options: Any) -> tuple[nn.LSTM, nn.LSTM]:
-    options = {"input_size": I, "hidden_size": H, "num_layers": 2} | options
-    ours, theirs = LSTM(**options), nn.LSTM(**options)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+twins = functools.partial(sample_inputs.twins, LSTM, input_size=I, hidden_size=H, num_layers=2)
 
 
 def results(module: nn.LSTM, x: Tensor, hx: Any = None) -> dict[str, Tensor]:
@@ -460,10 +457,6 @@ def test_interrupt():
     os.kill(process.pid, signal.SIGINT)
     output, errors = process.communicate()
     assert (output, process.returncode) == ("fine\n", 0), errors
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 OUT_OF_MEMORY = """

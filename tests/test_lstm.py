@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lstm_fast import LSTM, LSTMCell
+from tests import sample_inputs
 from tests.sample_inputs import (
     CONFIGS,
     DTYPES,
@@ -29,13 +31,7 @@ from tests.sample_inputs import (
     in_float64,
 )
 
-
-def twins(**options: Any) -> tuple[Any, Any]:
-    """Ours and torch's with the same weights."""
-    options = {"input_size": 4, "hidden_size": 5, "num_layers": 2} | options
-    ours, theirs = LSTM(**options), torch.nn.LSTM(**options)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+twins = functools.partial(sample_inputs.twins, LSTM, num_layers=2)
 
 
 @settings(max_examples=150)
@@ -394,7 +390,6 @@ def test_functional_call(fused: list[None]):
 
 
 def test_per_sample_gradients():
-    """nn.LSTM has no rule for vmap over its fused CPU path."""
     ours, theirs = twins(dtype=torch.float64)
     params = dict(ours.named_parameters())
 

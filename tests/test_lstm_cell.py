@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lstm_fast import LSTM, LSTMCell, ops
+from tests import sample_inputs
 from tests.sample_inputs import (
     DTYPES,
     ODD_SIZES,
@@ -28,14 +30,7 @@ from tests.sample_inputs import (
 )
 
 CELL = Config(T=1)
-
-
-def twins(**options: Any) -> tuple[LSTMCell, torch.nn.LSTMCell]:
-    """Ours and torch's with the same weights."""
-    options = {"input_size": 4, "hidden_size": 5} | options
-    ours, theirs = LSTMCell(**options), torch.nn.LSTMCell(**options)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+twins = functools.partial(sample_inputs.twins, LSTMCell)
 
 
 def forward_and_gradients(

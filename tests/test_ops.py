@@ -24,6 +24,9 @@ from tests.sample_inputs import (
     Config,
     assert_all_close,
     assert_close,
+    named,
+    requiring_grad,
+    tensors_of,
     with_gaps,
 )
 
@@ -35,20 +38,6 @@ EXACT = {name: replace(config, dtype=torch.float64) for name, config in CONFIGS.
 def op_arguments(config: Config) -> tuple[Any, ...]:
     """The arguments of `ops.lstm`; a packed sequence comes with states."""
     return replace(config, with_hx=config.with_hx or config.lengths is not None).op_arguments()
-
-
-def tensors_of(args: tuple[Any, ...]) -> list[Tensor]:
-    """The floating tensors among the arguments of the op."""
-    leaves = torch.utils._pytree.tree_leaves(args)
-    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
-
-
-def requiring_grad(args: tuple[Any, ...]) -> list[Tensor]:
-    return [t.requires_grad_() for t in tensors_of(args)]
-
-
-def named(results: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    return {str(index): result for index, result in enumerate(results)}
 
 
 def to_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -12,26 +12,23 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from lstm_fast import reference
-from tests.sample_inputs import CONFIGS, HALVES, Config, assert_all_close, assert_close
+from tests.sample_inputs import (
+    CONFIGS,
+    HALVES,
+    Config,
+    assert_all_close,
+    assert_close,
+    named,
+    requiring_grad,
+)
 
 EXACT = {name: replace(config, dtype=torch.float64) for name, config in CONFIGS.items()}
 SMALL = {name: replace(config, T=2, B=2, hidden_size=4) for name, config in EXACT.items()}
 all_configs = pytest.mark.parametrize("config", EXACT.values(), ids=EXACT)
 
 
-def named(results: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    return {str(index): result for index, result in enumerate(results)}
-
-
 def randn_like(results: Any) -> Any:
     return [torch.randn_like(result) for result in results]
-
-
-def requiring_grad(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
-    """The arguments of the op with all tensors requiring grad, and those tensors."""
-    input, batch_sizes, h0, c0, params, *options = args
-    leaves = [t.requires_grad_() for t in (input, h0, c0, *params) if t is not None]
-    return (input, batch_sizes, h0, c0, params, *options), leaves
 
 
 @all_configs
@@ -61,7 +58,8 @@ def test_forward_is_that_of_torch(config: Config):
 
 @all_configs
 def test_backward_is_that_of_autograd(config: Config):
-    args, leaves = requiring_grad(config.op_arguments())
+    args = config.op_arguments()
+    leaves = requiring_grad(args)
     results = reference.lstm(*args)
     coefficients = randn_like(results)
     expected = torch.autograd.grad(results, leaves, coefficients)
@@ -115,7 +113,8 @@ def test_autocast_changes_nothing():
 @pytest.mark.parametrize(("name", "lengths"), [("projected", None), ("bidirectional", (1, 2))])
 def test_second_and_third_derivatives(name: str, lengths: tuple[int, ...] | None):
     """gradcheck of the explicit backward formulas differentiates them once and twice."""
-    args, leaves = requiring_grad(replace(SMALL[name], lengths=lengths).op_arguments())
+    args = replace(SMALL[name], lengths=lengths).op_arguments()
+    leaves = requiring_grad(args)
     grads = [grad.requires_grad_() for grad in randn_like(reference.lstm(*args))]
 
     def backward(*tensors: Tensor) -> tuple[Tensor, ...]:

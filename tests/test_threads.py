@@ -31,13 +31,6 @@ def case(request):
     return module, [torch.randn(shape).to(options.get("dtype", torch.float32)) for shape in shapes]
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def forward_and_backward(module, inputs):
     x, h0, c0 = inputs = [t.clone().requires_grad_() for t in inputs]
     output, state = module(x, (h0, c0))
@@ -46,25 +39,22 @@ def forward_and_backward(module, inputs):
     return [output, *state, *grads]
 
 
-def test_the_number_of_threads_changes_no_bit(case, threads):
+@pytest.mark.usefixtures("deterministic")
+def test_the_number_of_threads_changes_no_bit(case):
     module, inputs = case
-    threads(1)
-    torch.use_deterministic_algorithms(True)
-    try:
-        expected = forward_and_backward(module, inputs)
-        for count in (2, 3, 4, 8):
-            threads(count)
-            for _ in range(20):
-                for e, g in zip(expected, forward_and_backward(module, inputs), strict=True):
-                    assert torch.equal(e, g)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(1)
+    expected = forward_and_backward(module, inputs)
+    for count in (2, 3, 4, 8):
+        torch.set_num_threads(count)
+        for _ in range(20):
+            for e, g in zip(expected, forward_and_backward(module, inputs), strict=True):
+                assert torch.equal(e, g)
 
 
-def test_more_teams_than_cores(case, threads):
+def test_more_teams_than_cores(case):
     """Members that another thread keeps from running are waited for, or done without."""
     module, inputs = case
-    threads(2)
+    torch.set_num_threads(2)
     expected = forward_and_backward(module, inputs)
     with ThreadPoolExecutor(6) as pool:
         for got in pool.map(lambda _: forward_and_backward(module, inputs), range(30)):

@@ -101,7 +101,7 @@ def test_seasonal_naive_needs_a_season():
         seasonal_naive(monthly(11), h=1, season_length=12)
 
 
-def test_rows_may_come_in_any_order(small):
+def test_rows_may_come_in_any_order():
     df = monthly(40)
     forecasts = df[30:].assign(y_hat=df["y"][30:] + 1, cutoff=df["ds"][29])
     shuffled = df.sample(frac=1, random_state=0)
