@@ -20,8 +20,9 @@ from tests.sample_inputs import (
     assert_close,
     forward_and_gradients,
     in_float64,
+    requiring_grad,
 )
-from tests.test_ops import EXACT, Spy, op_arguments, requiring_grad
+from tests.test_ops import EXACT, Spy, op_arguments
 
 all_configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
@@ -85,8 +86,11 @@ def test_no_bit_is_different(config: Config, dtype: torch.dtype):
         Config(70, 128, T=200, B=32, with_hx=False),
         Config(9, 64, T=20, B=40, num_layers=2, proj_size=40, lengths=(20,) * 17 + (9,) * 23),
         Config(30, 100, T=1, B=40),
+        # So few steps that no weights would be packed, were their gates kept.
+        Config(3, 17, T=2, B=1),
+        Config(64, 256, T=4, B=1),
     ],
-    ids=["bidirectional", "long", "packed projected", "one step"],
+    ids=["bidirectional", "long", "packed projected", "one step", "two steps", "a few steps"],
 )
 def test_large_layers(config: Config, threads: int):
     """Where there is a matrix unit, sums may have another order than they had in forward."""
