@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import lstm_fast
 from lstm_fast import LSTM, LSTMCell
-from lstm_fast.options import Options
+from lstm_fast.options import Options, _dropped
 from lstm_fast.reference import CELL_ACTIVATIONS, GATE_ACTIVATIONS
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -42,6 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "return_cells": True,
     },
 }
+DRAWN = {"weight_dropout", "variational_dropout", "zoneout"}
 all_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 STACK: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "proj_size": 3}
 I, H, T, B = 4, 6, 5, 3  # noqa: E741
@@ -113,13 +114,14 @@ def test_first_values_of_what_options_add():
     assert (shapes["initial_h"], shapes["initial_c"]) == ((4, 3), (4, H))
 
 
-@all_options
-@pytest.mark.parametrize("training", [False, True])
-def test_a_stack_is_its_layers_one_by_one(options: dict[str, Any], training: bool):
-    """In evaluation, and in training where nothing is drawn."""
-    drawn = {"weight_dropout", "variational_dropout", "zoneout"}
-    if training and drawn & options.keys():
-        pytest.skip("masks are drawn in another order")
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [(name, False) for name in OPTIONS]
+    + [(name, True) for name, options in OPTIONS.items() if not DRAWN & options.keys()],
+)
+def test_a_stack_is_its_layers_one_by_one(name: str, training: bool):
+    """In evaluation, and in training where no masks are drawn, whose order would be another."""
+    options = OPTIONS[name]
     module = make(**STACK, **options).train(training)
     x, reset = draw(T, B, I), torch.rand(T, B) < 0.3
     got = parts(module(x, reset=reset))
@@ -130,11 +132,11 @@ def test_a_stack_is_its_layers_one_by_one(options: dict[str, Any], training: boo
             k = 2 * layer + d
             single = LSTM(layer_input.shape[-1], H, proj_size=3, dtype=torch.float64, **options)
             state = {}
-            for name in single.state_dict():
-                if name.startswith("initial_"):
-                    state[name] = module.get_parameter(name)[k : k + 1]
+            for key in single.state_dict():
+                if key.startswith("initial_"):
+                    state[key] = module.get_parameter(key)[k : k + 1]
                 else:
-                    state[name] = module.get_parameter(name.replace("_l0", f"_l{layer}{suffix}"))
+                    state[key] = module.get_parameter(key.replace("_l0", f"_l{layer}{suffix}"))
             single.load_state_dict(state)
             single.train(training)
             # The reverse direction is the forward one on the flipped sequence, whose episodes begin
@@ -229,14 +231,28 @@ def test_weight_dropout_is_torch_with_dropped_weights():
 def test_variational_dropout_of_everything_leaves_the_rest():
     """Without inputs, those of zeros; without recurrent inputs, no recurrent weights."""
     x = draw(T, B, I)
-    for rates, name in (((1.0, 0.0), "weight_ih_l0"), ((0.0, 1.0), "weight_hh_l0")):
-        module = make(variational_dropout=rates)
-        stock = torch.nn.LSTM(I, H, dtype=torch.float64)
+    for rates, kind in (((1.0, 0.0), "weight_ih"), ((0.0, 1.0), "weight_hh")):
+        module = make(num_layers=2, variational_dropout=rates)
+        stock = torch.nn.LSTM(I, H, 2, dtype=torch.float64)
         state = module.state_dict()
-        stock.load_state_dict(state | {name: torch.zeros_like(state[name])})
+        zeros = {name: torch.zeros_like(w) for name, w in state.items() if name.startswith(kind)}
+        stock.load_state_dict(state | zeros)
         torch.testing.assert_close(parts(module(x)), parts(stock(x)))
         stock.load_state_dict(state)
         torch.testing.assert_close(parts(module.eval()(x)), parts(stock(x)))
+
+
+def test_masks_of_dropout():
+    mask = _dropped(torch.empty(0), 20, 30, 0.25)
+    assert mask.unique().tolist() == [0, torch.tensor(1 / 0.75).item()]
+
+
+def test_dropout_between_layers_beside_an_option():
+    stock = make(torch.nn.LSTM, num_layers=3, dropout=0.4)
+    module = LSTM(I, H, 3, dropout=0.4, return_cells=True, dtype=torch.float64)
+    module.load_state_dict(stock.state_dict())
+    x = draw(T, B, I)
+    torch.testing.assert_close(seeded(module, x)[:3], seeded(stock, x))
 
 
 def test_variational_masks_are_the_same_at_each_step():
@@ -544,12 +560,13 @@ def test_gradients_of_norms_over_many_rows():
 def test_halves_are_computed_in_float32(options: dict[str, Any], dtype: torch.dtype):
     module = make(dtype=torch.float32, **STACK, **options).to(dtype).eval()
     wide = copy.deepcopy(module).float()
-    x, reset = torch.randn(T, B, I).to(dtype), torch.rand(T, B) < 0.3
-    expected = [t.to(dtype) for t in parts(wide(x.float(), reset=reset))]
-    torch.testing.assert_close(parts(module(x, reset=reset)), expected, rtol=0, atol=0)
+    x, reset = torch.randn(T, B, I), torch.rand(T, B) < 0.3
+    half = x.to(dtype)
+    expected = [t.to(dtype) for t in parts(wide(half.float(), reset=reset))]
+    torch.testing.assert_close(parts(module(half, reset=reset)), expected, rtol=0, atol=0)
     with torch.autocast("cpu", dtype):
-        results = parts(wide(x.float(), reset=reset))
-    assert {t.dtype for t in results} == {dtype}
+        results = parts(wide(x, reset=reset))
+    torch.testing.assert_close(results, expected, rtol=0, atol=0)
 
 
 @all_options
@@ -577,8 +594,7 @@ def test_masks_come_from_torchs_generator(options: dict[str, Any]):
     module = make(**STACK, **options)
     x = draw(T, B, I)
     first = seeded(module, x)
-    drawn = {"weight_dropout", "variational_dropout", "zoneout"} & options.keys()
-    assert torch.equal(module(x)[0], first[0]) is not bool(drawn)
+    assert torch.equal(module(x)[0], first[0]) is not bool(DRAWN & options.keys())
     torch.testing.assert_close(seeded(module, x), first, rtol=0, atol=0)
     torch.testing.assert_close(parts(module.eval()(x)), parts(module(x)), rtol=0, atol=0)
 
@@ -611,10 +627,11 @@ def test_compile_of_packed_sequences():
 def test_compile_of_lengths(options: dict[str, Any], batch_first: bool):
     """One graph for all lengths; what lies past an end, NaN included, has no effect."""
     torch._dynamo.reset()
-    module = make(batch_first=batch_first, **STACK, **options).eval()
+    L = 2 if options is OPTIONS["all"] else 1  # a layer more takes seconds more
+    module = make(batch_first=batch_first, **{**STACK, "num_layers": L}, **options).eval()
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     turn = (lambda t: t.transpose(0, 1)) if batch_first else (lambda t: t)
-    hx, reset = (draw(4, B, 3), draw(4, B, H)), torch.rand(T, B) < 0.3
+    hx, reset = (draw(2 * L, B, 3), draw(2 * L, B, H)), torch.rand(T, B) < 0.3
 
     def run(call: Any, x: Tensor, lengths: Tensor, *rest: Any, **kwargs: Any) -> Any:
         x = x.clone().requires_grad_()
