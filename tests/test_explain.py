@@ -112,6 +112,9 @@ def test_explain(monkeypatch):
     assert lstm_fast.explain(module, x[:1, 0]) == step  # unbatched
     for shape in ((1, 2, 3), [1, 3], x[:1].shape):
         assert lstm_fast.explain(module, shape) == step
+    varied = lstm_fast.LSTM(3, 4, variational_dropout=0.1)
+    assert lstm_fast.explain(varied, x) == f"CPU kernels, {ISA}, packed weights, step by step"
+    assert lstm_fast.explain(varied.eval(), x) == lstm_fast.explain(module, x)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert lstm_fast.explain(lstm_fast.LSTM(3, 400), x).endswith(", 2 threads in teams of 2")
     assert lstm_fast.explain(torch.nn.LSTM(3, 4), x) == "torch.nn.LSTM"
@@ -130,7 +133,38 @@ def test_explain_under_autocast():
     assert lstm_fast.explain(module, torch.ones(5, 2, 64).to_sparse()) == "torch.nn.LSTM"
 
 
-def test_explain_of_a_frozen_module():
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What the CPU's planner is asked, of a machine with that second cache."""
+    calls: list[tuple[Any, ...]] = []
+    plan = _kernels.cpu_plan
+
+    def cpu_plan(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        calls.append((*args, kwargs))
+        return plan(*args, **{**kwargs, "second_cache": SECOND_CACHE})
+
+    monkeypatch.setattr(_kernels, "cpu_plan", cpu_plan)
+    return calls
+
+
+def test_what_explain_asks_the_planner(asked: list[tuple[Any, ...]]):
+    module = lstm_fast.LSTM(3, 8, 2, bidirectional=True, proj_size=4)
+    threads = torch.get_num_threads()
+    shape: dict[str, Any] = {"I": 3, "H": 8, "P": 4, "L": 2, "D": 2, "threads": threads}
+    packed = torch.nn.utils.rnn.pack_padded_sequence(torch.ones(5, 2, 3), [5, 3])
+    lstm_fast.explain(module, packed)
+    how = {"parts": 3, "packed": True, "keeps_packed": False}
+    assert asked.pop() == ("float32", [2, 2, 2, 1, 1], shape | how)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        lstm_fast.explain(module.double(), (5, 2, 3))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    how = {"parts": 1, "packed": False, "keeps_packed": False}
+    assert asked.pop() == ("float64", [2] * 5, shape | how)
+
+
+def test_explain_of_a_frozen_module(asked: list[tuple[Any, ...]]):
     module, x = lstm_fast.LSTM(16, 64), torch.ones(1, 16, 16)
     assert "single step" in lstm_fast.explain(module, x)
     assert "single step" not in lstm_fast.explain(lstm_fast.freeze(module), x)
