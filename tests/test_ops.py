@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from lstm_fast import LSTM, LSTMCell, freeze, ops, reference
 from tests.sample_inputs import (
@@ -776,3 +777,20 @@ def test_a_narrower_layer_needs_no_more_room():
         for module in (ours, theirs)
     ]
     torch.testing.assert_close(*grads)
+
+
+def test_products_that_are_counted():
+    """Of frozen weights with an option: forward, and the gradient of what goes in. Of a packed
+    sequence: that of the weights too, and of each state, as no shape tells the first of them."""
+    N, forward = 9, 2 * 9 * (20 * 4 + 20 * 5)
+    for module, x, passes in (
+        (LSTM(4, 5, layer_norm=True).requires_grad_(False), torch.randn(3, 3, 4), 2),
+        (LSTM(4, 5), pack_padded_sequence(torch.randn(4, 3, 4), [4, 3, 2]), 3),
+    ):
+        data = x.data if isinstance(x, PackedSequence) else x
+        assert data.numel() == N * 4
+        data.requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            output = module(x)[0]
+            (output.data if isinstance(output, PackedSequence) else output).sum().backward()
+        assert counter.get_total_flops() == passes * forward
