@@ -8,6 +8,7 @@ import io
 import logging
 import pickle
 import threading
+import time
 import weakref
 from abc import ABC
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import lstm_fast
-from lstm_fast import LSTM, LSTMCell, accelerate, patch, restore
+from lstm_fast import LSTM, LSTMCell, accelerate, patch, restore, swap
 from tests.sample_inputs import CONFIGS, assert_all_close
 
 X = torch.linspace(-1, 1, 24).reshape(3, 2, 4)
@@ -359,11 +360,15 @@ def test_what_was_done_is_logged(caplog: pytest.LogCaptureFixture):
     accelerate(model)
     restore(model)
     accelerate(nn.LSTM(1, 1))
+    with patch():
+        nn.LSTM(1, 1)
     assert caplog.messages == [
         "accelerated 4 modules of Model: encoder, towers.0, towers.1, cell",
         "accelerated 0 modules of Model: there are none",
         "restored 4 modules of Model: encoder, towers.0, towers.1, cell",
         "accelerated 1 modules of LSTM: the model itself",
+        "patched: torch.nn.LSTM and LSTMCell are constructed as lstm_fast's",
+        "patch undone; 1 modules were constructed as lstm_fast's",
     ]
 
 
@@ -446,15 +451,23 @@ def test_packed_and_stateful_calls_after_a_swap():
     assert_all_close(ours(X, state), theirs(X, state), CONFIGS["packed"])
 
 
-def test_swapping_in_many_threads():
+def test_swapping_in_many_threads(monkeypatch: pytest.MonkeyPatch):
     """Each client's class has one class of ours, however many threads ask for it."""
+    derive = swap._derive
+
+    def slowly(cls: type, fused: type) -> type:
+        time.sleep(0.01)  # so that others run meanwhile
+        return derive(cls, fused)
+
+    monkeypatch.setattr(swap, "_derive", slowly)
     models = [Model() for _ in range(8)]
     threads = [threading.Thread(target=accelerate, args=(m,)) for m in models]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({type(m.towers[0]) for m in models}) == 1
+    (found,) = {type(m.towers[0]) for m in models}
+    assert issubclass(found, LSTM)
 
 
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
