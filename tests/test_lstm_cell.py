@@ -226,6 +226,13 @@ def test_forms_of_arguments(fused: list[None]):
     assert len(fused) == 6
 
 
+def test_the_gradient_of_c_is_what_reaches_c_itself():
+    """And not, as of torch's cells, what reaches it through h too."""
+    h, c = LSTMCell(4, 5)(X)
+    (grad,) = torch.autograd.grad(h.sum() + 2 * c.sum(), c)
+    assert torch.equal(grad, torch.full_like(c, 2))
+
+
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
 H = torch.linspace(-1, 1, 15).reshape(3, 5)
 BAD_CALLS: dict[str, tuple[Any, ...]] = {
