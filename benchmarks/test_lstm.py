@@ -21,8 +21,9 @@ from benchmarks.cases import OVERHEAD, Case
 from benchmarks.measure import Run, Timing
 
 IMPLEMENTATIONS = ("lstm_fast", "torch")
-# How many times nn.LSTM's time for hardly any arithmetic is ours at least. Measured on a Zen 4: 8.6,
-# 7.1 and 2.4; a call of ours takes 9 us in inference, a training step, with a loss of torch's, 140.
+# How many times nn.LSTM's time for hardly any arithmetic is ours at least. Measured, on a Zen 4:
+# 8.6, 7.1 and 2.4; a call of ours takes 9 us in inference, a training step, with a loss of torch's,
+# 140.
 OVERHEAD_RATIOS = {"inference": 6.5, "step": 5.5, "training": 1.6}
 
 
