@@ -55,7 +55,9 @@ def test_levels(small, series):
 def test_many_series_of_different_lengths(small):
     df = pd.concat([monthly(72, "a"), monthly(60, "bb", "2001-05-01")])
     df.loc[df["unique_id"] == "bb", "y"] *= 1000
-    forecast = small().fit(df).predict()
+    model = small().fit(df)
+    assert model._intervals.n_independent == 2 * 4  # halves of a horizon, of 12 rows held out
+    forecast = model.predict()
     assert forecast["unique_id"].tolist() == ["a"] * 6 + ["bb"] * 6
     assert forecast["ds"].iloc[6] == pd.Timestamp("2006-05-01")
     big = forecast[forecast["unique_id"] == "bb"]["y_hat"]

@@ -25,6 +25,7 @@ def test_widening_is_the_conformal_quantile():
     errors = np.arange(1.0, 100.0)[:, None] * np.where(np.arange(99) % 2, 1, -1)[:, None]
     intervals = of_errors(errors)
     assert intervals.widening(80).numpy() == pytest.approx([80])  # ceil(100 * 0.80)th of 99
+    assert intervals.widening(80.5).numpy() == pytest.approx([81])
     assert intervals.widening(95).numpy() == pytest.approx([95])
     assert intervals.widening(99.9).numpy() == pytest.approx([99])
 
@@ -34,6 +35,7 @@ def test_width_follows_the_lead_and_the_level():
     intervals = of_errors(errors)
     assert (np.diff(intervals.widening(80)) >= 0).all()
     assert (intervals.widening(95) > intervals.widening(80)).all()
+    assert (np.diff(of_errors(np.array([[3.0, 1, 1]] * 20)).lead_scale) >= 0).all()
 
 
 @pytest.mark.parametrize("level", [50, 80, 95])

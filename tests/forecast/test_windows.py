@@ -71,6 +71,7 @@ def test_a_batch_is_the_window_less_its_mean_over_the_scale(series):
     assert batch.season.shape == (2, 27, 2)
     assert batch.trading.shape == (2, 27, 7)
     assert torch.equal(windows.all().values[7], batch.values[1])
+    assert windows.at_most(4).start.tolist() == [0, 15, 30, 45]
 
 
 def test_training_and_calibration_windows_share_no_target():
