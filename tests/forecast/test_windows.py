@@ -9,7 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from lstm_fast.forecast.calendar import season_phase, trading_days
+from lstm_fast.forecast.calendar import (
+    CYCLES,
+    cycle_phases,
+    season_phase,
+    trading_days,
+    useful_cycles,
+)
 from lstm_fast.forecast.frame import check_frame
 from lstm_fast.forecast.windows import Features, Panel, tilted
 from tests.forecast.series import monthly
@@ -54,6 +60,37 @@ def test_season_phase_goes_once_round():
     assert np.allclose(phase[:12], phase[12:])
     assert np.allclose(phase[12], [0, 1])
     assert np.allclose(phase[15], [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("freq", "rows", "season_length", "expected"),
+    [
+        ("h", 24 * 14, 24, []),
+        ("h", 24 * 14 + 1, 24, ["week"]),
+        ("h", 24 * 14 + 1, 1, ["day", "week"]),
+        ("h", 24 * 800, 24, ["week", "year"]),
+        ("12h", 800, 14, ["day"]),
+        ("D", 800, 7, ["year"]),
+        ("D", 800, 365, ["week"]),
+        ("W-MON", 110, 1, ["year"]),
+        ("W-MON", 110, 52, []),  # a year has 52.18 weeks
+        ("MS", 36, 12, []),
+        ("YS", 300, 1, []),
+    ],
+)
+def test_cycles_are_those_seen_twice_that_are_not_the_season(freq, rows, season_length, expected):
+    ds = pd.date_range("2024-01-01", periods=rows, freq=freq)
+    assert useful_cycles(ds, season_length) == expected
+
+
+@pytest.mark.parametrize("cycle", CYCLES)
+def test_a_cycle_is_gone_round_once(cycle):
+    begin = pd.Timestamp("2024-01-01")  # of a day, a week and a year
+    ds = begin + pd.to_timedelta(np.arange(4) / 4 * CYCLES[cycle], "D")
+    quarters = [[0, 1], [1, 0], [0, -1], [-1, 0]]
+    # Angles below 2 pi after a few roundings.
+    tolerance = 8 * np.pi * np.finfo(np.float64).eps
+    np.testing.assert_allclose(cycle_phases(ds, [cycle]), quarters, rtol=0, atol=tolerance)
 
 
 def test_a_batch_is_the_window_less_its_mean_over_the_scale(series):
@@ -158,6 +195,14 @@ def test_the_last_window_has_nothing_to_aim_at(series):
     batch = panel_of(series).last_windows(24, np.ones(1), np.array([0])).all()
     assert batch.target.isnan().all()
     assert not batch.values.isnan().any()
+
+
+def test_covariates_have_mean_0_and_deviation_1(series):
+    priced = series.assign(price=np.geomspace(2.0, 9.0, len(series)))
+    features = Features.of(priced, "MS", 12, ["price"])
+    known = Panel.from_frame(priced, features, 3).known[:-3].double().numpy()
+    eps = torch.finfo(torch.float32).eps  # each value, below 4, is rounded once
+    assert (known.mean(), known.std()) == pytest.approx((0, 1), abs=2 * eps)
 
 
 def test_a_constant_covariate_is_not_divided_by_rounding(series):
