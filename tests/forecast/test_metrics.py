@@ -185,6 +185,14 @@ def test_series_are_scored_as_each_by_itself():
         assert scores.loc[unique_id].to_dict() == pytest.approx(expected, rel=1e-14)
 
 
+def test_a_value_on_a_bound_is_in_the_interval():
+    df = monthly(40)
+    forecasts = df[30:].assign(y_hat=df["y"][30:], cutoff=df["ds"][29])
+    for low, high in ((0, 1), (1, 0)):
+        bounds = forecasts.assign(**{"lo-80": df["y"] - low, "hi-80": df["y"] + high})
+        assert coverage(bounds, 80) == evaluate(bounds, df, 12)["coverage-80"][0] == 100
+
+
 def test_a_row_is_compared_with_the_one_a_season_before_it_in_time():
     ds = pd.date_range("2020-01-06", periods=22, freq="D")
     season, noise = np.array([0.0, 50, 10, 90, 20, 70, 40]), np.arange(22) % 3
