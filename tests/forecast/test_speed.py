@@ -46,6 +46,18 @@ def test_both_layers_come_first_as_often_and_collect_no_garbage(monkeypatch):
     assert gc.isenabled()
 
 
+def test_a_layer_takes_the_lowest_decile_of_its_samples(monkeypatch):
+    class Timer:
+        def __init__(self, _) -> None:
+            self.taken = iter([1, 1, *range(10, 0, -1)])  # after two calls that set things up
+
+        def timeit(self, _) -> int:
+            return next(self.taken)
+
+    monkeypatch.setattr("timeit.Timer", Timer)
+    assert measure(SIZES[0], "inference", seconds=0).seconds == dict.fromkeys(LAYERS, 2)
+
+
 def test_a_sample_of_short_calls_is_of_several(monkeypatch):
     called = []
     monkeypatch.setattr(speed, "_call", lambda *_: lambda: called.append(0))

@@ -192,7 +192,7 @@ def test_a_training_that_diverged_fails_its_trial_alone(tmp_path, monkeypatch):
 
 
 def test_no_search_has_no_best(tmp_path):
-    study = tune.open_study(tmp_path / "study.db", monthly(120), SETUP, seed=0)
+    study = run(tmp_path / "study.db", monthly(120), 5, timeout=0)
     with pytest.raises(ValueError, match="no trial of the search has come to its end"):
         tune.best_options(study, 12)
 
