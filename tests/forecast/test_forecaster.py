@@ -139,6 +139,7 @@ def test_knobs_reach_the_network(small, series, activation):
     for encoder in networks.encoders:
         assert isinstance(encoder, lstm_fast.LSTM)
         assert (encoder.hidden_size, encoder.num_layers, encoder.dropout) == (5, 2, 0.3)
+    assert [m.p for m in networks.head if isinstance(m, nn.Dropout)] == [0.3, 0.3]
     assert isinstance(networks.head[2], ACTIVATIONS[activation])
     assert networks.head[1].weight.shape == (2, 5, 4)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -97,6 +99,13 @@ def test_a_season_that_repeats_itself_goes_on():
     torch.testing.assert_close(forecast, season.repeat(1, 1, 2)[..., :H])
 
 
+def test_the_last_season_has_e_squared_times_the_weight_of_each_other_before_training():
+    base, e2 = SmoothedSeason(N, H, 3 * S, S), math.exp(2)
+    expected = torch.tensor([1, 1, e2]).expand(N, 3) / (2 + e2)
+    torch.testing.assert_close(base.season_logit.softmax(1), expected)
+    assert not base.level_logit.any()
+
+
 def test_linears_are_one_of_torchs_for_each_network():
     made, x = Linears(N, 4, 5), torch.randn(N, B, 4)
     for n in range(N):
@@ -145,11 +154,25 @@ def test_teacher_forcing_with_the_own_forecasts_gives_these_forecasts(loss):
     torch.testing.assert_close(forced, outputs)
 
 
-def test_recursive_steps_see_the_covariates_of_the_step_they_forecast():
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_effects_are_learned_by_the_smoothed_season_alone(decoding):
+    """Without an LSTM that corrects it, effects have the same gradient."""
+    made, given = network(decoding), batch()
+
+    def gradient() -> torch.Tensor:
+        return torch.autograd.grad(made.training_output(given).sum(), made.effect_weight)[0]
+
+    whole = gradient()
+    without_correction(made)
+    assert torch.equal(whole, gradient())
+
+
+@pytest.mark.parametrize("feature", ["known", "season"])
+def test_recursive_steps_see_what_is_known_of_the_step_they_forecast(feature):
     made, given = network("recursive"), batch()
     nn.init.zeros_(made.effect_weight)
     before = made(given)[..., 0]
-    given.known[:, :, W + 5] += 1
+    getattr(given, feature)[:, :, W + 5] += 1
     after = made(given)[..., 0]
     assert torch.equal(before[..., :5], after[..., :5])
     assert not torch.isclose(before[..., 5], after[..., 5]).any()

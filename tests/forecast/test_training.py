@@ -101,6 +101,21 @@ def test_batches_of_a_step_have_dropout_of_their_own_and_steps_are_counted(small
     assert checks == [2, 4]
 
 
+def test_the_learning_rate_falls_to_0_on_half_a_cosine(small, series):
+    rates: list[float] = []
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+        def on_train_end(self, trainer, *_) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    options = {"callbacks": [Watch()]}
+    small(levels=(), max_steps=4, learning_rate=0.1, trainer_options=options).fit(series)
+    assert rates == pytest.approx(0.05 * (1 + np.cos(np.pi * np.arange(5) / 4)))
+
+
 def test_a_state_is_not_saved_within_a_step(small, series, tmp_path):
     options: dict[str, Any] = {"levels": (), "max_steps": 9, "checkpoint_steps": 1}
     trainer_options = {"accumulate_grad_batches": 2, "val_check_interval": 3}
