@@ -397,7 +397,7 @@ class Forecaster:
         windows = windows.at_most(_CALIBRATION_WINDOWS)
         target = windows.all().target.double()
         # Errors of windows that overlap by half are taken as independent: with that, 95 % intervals
-        # held 93 % and 80 % ones 82 % on rows before the backtest's (90 and 79 % without widening).
+        # held 93 % and 80 % ones 81 % on rows before the backtest's (90 and 78 % without widening).
         n_independent = len(panel.unique_ids) * max(1, 2 * held_out // self.h)
         return ConformalIntervals(self._loss, outputs_of(networks, windows), target, n_independent)
 

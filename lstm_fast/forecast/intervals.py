@@ -54,12 +54,10 @@ class ConformalIntervals:
 
     @cached_property
     def lead_scale(self) -> NDArray[np.float64]:
-        """[h], usual error at each lead, not falling with the lead."""
-        # Few windows make the RMS of a single lead noisy, hence the running mean over leads.
+        """[h], RMS error at each lead, not falling with the lead."""
         errors = self.target - mean_center(self.loss, self.outputs)
-        mean_square = errors.square().mean(dim=0).numpy()
-        running = np.cumsum(mean_square) / np.arange(1, len(mean_square) + 1)
-        return np.maximum.accumulate(np.sqrt(running)).clip(min=np.finfo(np.float64).tiny)
+        usual = errors.square().mean(dim=0).sqrt().numpy()
+        return np.maximum.accumulate(usual).clip(min=np.finfo(np.float64).tiny)
 
     def widening(self, level: float) -> Tensor:
         """[h], float64, what to add on either side for an interval that covers `level` per cent."""

@@ -48,6 +48,15 @@ def test_coverage_of_errors_not_used_for_calibration(level):
     assert inside.mean() == pytest.approx(level / 100, abs=0.028)
 
 
+def test_coverage_is_even_where_errors_grow_with_the_lead():
+    """Those of a random walk, which forecasts repeat the last value of."""
+    errors, fresh = np.random.default_rng(4).normal(size=(2, 4000, 12)).cumsum(axis=2)
+    inside = np.abs(fresh) <= of_errors(errors).widening(80).numpy()
+    # Standard errors of a lead's coverage, in per cent: 0.6 as counted, not more by the score, and
+    # 0.5 by an RMS that errs by 1 / sqrt(2 * 4000). 4 of them together.
+    assert inside.mean(axis=0) == pytest.approx(0.8, abs=0.04)
+
+
 @pytest.mark.parametrize("factor", [0.3, 3.0])
 def test_intervals_of_a_network_that_misjudges_its_errors_are_put_right(factor):
     """A normal distribution of true deviation 1, held for `factor`: widened or narrowed."""
