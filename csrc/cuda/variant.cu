@@ -3,7 +3,6 @@
 #include "variant.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "arena.h"
 #include "product.cuh"
@@ -94,8 +93,8 @@ class Layer {
     plan.fresh = arena.take<T>(B * H);
     if (p.need_weights) {
       int64_t most = 0;
-      for (const auto& [M, columns] : {std::pair{G_, s_.I + 1}, {G_, P}, {P, H}})
-        most = std::max(most, weight_grad_parts(device_, M, columns, N_, 1) * M * columns);
+      for (const WeightGrads<T>& grads : {input_weights(p), weights(G_, P), weights(P, H)})
+        most = std::max(most, grads.parts * grads.M * grads.columns());
       plan.parts = arena.take<T>(most);
     }
     plan.bytes = arena.used();
@@ -228,26 +227,34 @@ class Layer {
     for_rows(before_rows_grad_kernel<T>, rows, q);
   }
 
-  // weight [M, X] = grad^T x over all rows; bias with it, if given.
-  void weight_grad(const T* grad, int64_t M, const T* x, int64_t X, T* weight, T* bias_ih,
-                   T* bias_hh, T* parts) const {
-    WeightGrads<T> p{};
-    p.N = N_;
-    p.M = M;
-    p.X = X;
-    p.ones = bias_ih;
-    p.parts = static_cast<int>(weight_grad_parts(device_, M, p.columns(), N_, 1));
+  // Sizes of the gradient of a weight [M, X], with that of the biases where there are `ones`.
+  WeightGrads<T> weights(int64_t M, int64_t X, bool ones = false) const {
+    WeightGrads<T> grads{};
+    grads.N = N_;
+    grads.M = M;
+    grads.X = X;
+    grads.ones = ones;
+    grads.parts = static_cast<int>(weight_grad_parts(device_, M, grads.columns(), N_, 1));
+    return grads;
+  }
+  WeightGrads<T> input_weights(const VariantProblemBackward<T>& p) const {
+    return weights(G_, s_.I, p.grads.plain.bias_ih && !s_.normalised);
+  }
+
+  // weight = grad^T x over all rows; the biases with it, if there are ones.
+  void weight_grad(WeightGrads<T> p, const T* grad, const T* x, T* parts, T* weight,
+                   T* bias_ih = nullptr, T* bias_hh = nullptr) const {
     p.of[0].grad = grad;
     p.of[0].x = Array<T>(x);
-    p.of[0].x_stride = X;
+    p.of[0].x_stride = p.X;
     p.of[0].parts = parts;
     p.of[0].weight_x = weight;
     p.of[0].bias_ih = bias_ih;
     p.of[0].bias_hh = bias_hh;
     launch(weight_grad_kernel<T, Large>,
-           blocks(ceil_div(M, Large::kM), ceil_div(p.columns(), Large::kN), p.parts),
+           blocks(ceil_div(p.M, Large::kM), ceil_div(p.columns(), Large::kN), p.parts),
            Large::kThreads, Large::kSharedBytes, stream_, p);
-    launch(add_parts_kernel<T>, blocks(ceil_div(M * p.columns(), kTileThreads)), kTileThreads, 0,
+    launch(add_parts_kernel<T>, blocks(ceil_div(p.M * p.columns(), kTileThreads)), kTileThreads, 0,
            stream_, p);
   }
 
@@ -255,15 +262,12 @@ class Layer {
     const VariantWeightGrads<T>& grads = p.grads;
     const LayerWeightGrads<T>& of_layer = grads.plain;
     const VariantSaved<const T>& saved = p.rows.saved;
-    const bool with_bias = !s_.normalised;
-    weight_grad(plan.grad_ih, G_, p.x, s_.I, of_layer.weight_ih,
-                with_bias ? of_layer.bias_ih : nullptr, with_bias ? of_layer.bias_hh : nullptr,
-                plan.parts);
-    weight_grad(plan.grad_hh, G_, saved.h_in, s_.P, of_layer.weight_hh, nullptr, nullptr,
-                plan.parts);
+    weight_grad(input_weights(p), plan.grad_ih, p.x, plan.parts, of_layer.weight_ih,
+                of_layer.bias_ih, of_layer.bias_hh);
+    weight_grad(weights(G_, s_.P), plan.grad_hh, saved.h_in, plan.parts, of_layer.weight_hh);
     if (s_.projected) {
-      weight_grad(plan.grad_hidden, s_.P, saved.hidden, s_.H, of_layer.weight_hr, nullptr, nullptr,
-                  plan.parts);
+      weight_grad(weights(s_.P, s_.H), plan.grad_hidden, saved.hidden, plan.parts,
+                  of_layer.weight_hr);
     }
     if (!s_.normalised) return;
     const auto sums = [&](const T* a, const T* b, int64_t C, T* out, T* also = nullptr) {
