@@ -180,7 +180,7 @@ def lstm(
     num_layers: int,
     bidirectional: bool,
     recompute_gates: bool = False,
-    most_parts: int = 3,
+    parts: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run a stack of LSTM layers, differentiable to any order. Semantics are those of `nn.LSTM`.
 
@@ -191,7 +191,8 @@ def lstm(
         c0: [L * D, B, H], or None for zeros.
         params: in the order of `nn.LSTM._flat_weights`, see `reference.lstm`.
         recompute_gates: keep outputs and cells alone for backward, not the gates.
-        most_parts: parts of bfloat16 that float32 need not exceed, as the op's schema says.
+        parts: how products of float32 may be made, as the op's schema says, or None for torch's
+            settings of an LSTM.
 
     Returns:
         output [T, B, D * P] (or [N, D * P]), h_n [L * D, B, P] and c_n [L * D, B, H]; contiguous.
@@ -204,7 +205,7 @@ def lstm(
             input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
         )
     options = has_biases, num_layers, bidirectional
-    how = min(_parts(input), most_parts), recompute_gates
+    how = _parts(input) if parts is None else parts, recompute_gates
     is_trained = wants_grad([input, h0, c0, *params])
     if is_trained and num_layers > 1 and not (input.requires_grad or params[0].requires_grad):
         first = _first_trained_layer(h0, c0, params, num_layers)
@@ -356,15 +357,15 @@ def cell(
     most_parts: int,
 ) -> tuple[Tensor, Tensor]:
     """`lstm` for one step of one layer, with arguments and results as `attempt_cell` has them."""
-    tensors = input, h0, c0
+    tensors, parts = (input, h0, c0), min(_parts(input, cell=True), most_parts)
     is_beyond = torch.compiler.is_compiling() or _beyond_kernels() or not runs_on(input)
     if is_beyond or not wants_grad([*tensors, *params]):
         x, h0, c0 = _steps(*tensors)
-        options = has_biases, 1, False, False, most_parts
+        options = has_biases, 1, False, False, parts
         _, h, c = lstm(x, None, h0, c0, params, *options)
         return first(h), first(c)
     # With or without a direct call, the same is saved: a checkpoint may compare the two.
-    return _Cell.apply(None, *tensors, has_biases, min(_parts(input), most_parts), *params)
+    return _Cell.apply(None, *tensors, has_biases, parts, *params)
 
 
 def _steps(*tensors: Tensor | None) -> list[Any]:
@@ -413,20 +414,26 @@ def below_autograd(op: Any, *args: Any, **kwargs: Any) -> Any:
 _PARTS = {"highest": 3, "high": 2, "medium": 1}
 
 
-def _parts(input: Tensor) -> int:
+def _parts(input: Tensor, cell: bool = False) -> int:
     """How products of float32 may be made, as the op's schema says.
 
     On the CPU `torch.set_float32_matmul_precision` decides; `torch.use_deterministic_algorithms`
     asks for results that depend neither on the batch nor on the number of threads. On CUDA it is
-    torch's setting for cuDNN's RNNs.
+    torch's setting for what computes its module: cuDNN's RNNs, or the products of cuBLAS for a cell
+    and where cuDNN is off.
     """
-    if input.is_cuda:
-        precision: str = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
-        return 2 if precision == "tf32" else 3
-    return _cpu_parts()
+    return _cuda_parts(cell) if input.is_cuda else _cpu_parts()
 
 
-# Read when a graph is compiled, as dynamo knows no function of torch that returns a word.
+# These are read when a graph is compiled, as dynamo knows no function of torch that returns a word.
+@torch.compiler.assume_constant_result
+def _cuda_parts(cell: bool) -> int:
+    backends: Any = torch.backends
+    by_cudnn = backends.cudnn.enabled and not cell
+    of = backends.cudnn.rnn if by_cudnn else backends.cuda.matmul
+    return 2 if of.fp32_precision == "tf32" else 3
+
+
 @torch.compiler.assume_constant_result
 def _cpu_parts() -> int:
     if torch._C._get_deterministic_algorithms():

@@ -165,11 +165,28 @@ def test_as_near_to_float64_as_torch(precision: str):
     )
 
 
-def test_cell():
+@pytest.mark.parametrize("allowed", ["ieee", "tf32"])
+def test_cell(allowed: str, precision: str):
+    """As exact as torch's cell, which multiplies with cuBLAS: cuDNN's setting is not its own."""
+    config = Config(input_size=3, hidden_size=50, T=1, B=9)
     ours, theirs = LSTMCell(3, 50).cuda(), torch.nn.LSTMCell(3, 50).cuda()
     theirs.load_state_dict(ours.state_dict())
     x, hx = torch.randn(9, 3).cuda(), (torch.randn(9, 50).cuda(), torch.randn(9, 50).cuda())
-    torch.testing.assert_close(ours(x, hx), theirs(x, hx), rtol=2e-3, atol=2e-3)
+    matmul: Any = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = allowed
+    try:
+        got, expected = ours(x, hx), theirs(x, hx)
+    finally:
+        matmul.fp32_precision = before
+    error = 2 * bound(config, allowed)  # of each of the two
+    torch.testing.assert_close(got, expected, rtol=error, atol=error)
+
+
+def test_exact_where_cudnn_is_off(monkeypatch: pytest.MonkeyPatch):
+    """nn.LSTM multiplies with cuBLAS then, by default exactly."""
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    check(SIZES["small"])
 
 
 @pytest.mark.parametrize("name", ["plain", "packed_deep", "projected"])

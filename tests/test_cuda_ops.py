@@ -80,6 +80,24 @@ def test_cell():
     torch.testing.assert_close(ours(x), theirs(x))
 
 
+def test_parts_of_a_cell(monkeypatch: pytest.MonkeyPatch, calls: list[Any]):
+    """Those of torch's cell, whatever those of an LSTM, forward and backward."""
+    monkeypatch.setattr(ops, "_parts", lambda input, cell=False: 3 if cell else 2)
+    backward, parts_of_backward = ops._lstm_backward, []
+
+    def recorded(*args: Any) -> Any:
+        parts_of_backward.append(args[-1])
+        return backward(*args)
+
+    monkeypatch.setattr(ops, "_lstm_backward", recorded)
+    ours, x = LSTMCell(3, 5), torch.randn(2, 3)
+    ours(x)[0].sum().backward()
+    ours.requires_grad_(False)(x)
+    LSTM(3, 5)(x)
+    assert [args[9] for args in calls] == [3, 3, 2]
+    assert parts_of_backward == [3]
+
+
 def test_out_of_memory_has_torchs_type(monkeypatch: pytest.MonkeyPatch):
     """Which those look for who try a smaller batch."""
     said = "CUDA out of memory. Tried to allocate 20.00 GiB."

@@ -167,19 +167,38 @@ def test_tensor_cores():
     assert not plan(TURING, H=64)["tensor_cores"]
 
 
-def test_tf32_is_allowed_as_for_cudnn(monkeypatch: pytest.MonkeyPatch):
+def test_tf32_is_allowed_as_for_torchs_modules(monkeypatch: pytest.MonkeyPatch):
+    """As for cuDNN's RNNs where they compute nn.LSTM, and as for the products of cuBLAS else."""
     on_cuda: Any = SimpleNamespace(is_cuda=True)
-    cudnn: Any = torch.backends.cudnn
+    backends: Any = torch.backends
+    cudnn, matmul = backends.cudnn, backends.cuda.matmul
+
+    def is_allowed(cell: bool) -> bool:
+        return ops._parts(on_cuda, cell) == 2
+
+    assert is_allowed(cell=False)  # as torch has it
+    assert not is_allowed(cell=True)
     for allowed in (False, True):
         monkeypatch.setattr(cudnn, "allow_tf32", allowed)
-        assert (ops._parts(on_cuda) == 2) == allowed
-    before = cudnn.rnn.fp32_precision  # no attribute that monkeypatch could put back
+        assert is_allowed(cell=False) == allowed
+    # No attributes that monkeypatch could put back.
+    before = cudnn.rnn.fp32_precision, matmul.fp32_precision
     try:
-        for setting in ("tf32", "ieee"):
-            cudnn.rnn.fp32_precision = setting
-            assert (ops._parts(on_cuda) == 2) == (setting == "tf32")
+        for of_rnns, of_products in itertools.product(("tf32", "ieee"), ("tf32", "ieee", "none")):
+            cudnn.rnn.fp32_precision, matmul.fp32_precision = of_rnns, of_products
+            assert is_allowed(cell=False) == (of_rnns == "tf32")
+            assert is_allowed(cell=True) == (of_products == "tf32")
+            with monkeypatch.context() as without:
+                without.setattr(cudnn, "enabled", False)
+                assert is_allowed(cell=False) == (of_products == "tf32")
     finally:
-        cudnn.rnn.fp32_precision = before
+        cudnn.rnn.fp32_precision, matmul.fp32_precision = before
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def both(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * ops._cuda_parts(cell=False), x * ops._cuda_parts(cell=True)
+
+    assert [t.item() for t in both(torch.ones(()))] == [2, 3]
 
 
 def test_large_tiles_only_where_they_fill_the_device():
