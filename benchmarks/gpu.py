@@ -172,8 +172,8 @@ def compare(case: Case, work: str, kind: str, seconds: float, machine: Any) -> d
     passes = 2 if training else 1
     # The largest of the products at the rate of a large one, input, output and parameters at the
     # rate of memory, once each and their gradients too, and a wait for each step.
-    regime = kernels.split(", ")[1].split(" (")[0]
-    wait = machine["barriers"].get(WAITS[regime]) or 0
+    regime = kernels.removeprefix("CUDA kernels, ").split(", ")[0].split(" (")[0]
+    wait = machine["barriers"].get(WAITS.get(regime)) or 0
     numbers = x.numel() * (1 + case.H * case.D / case.I) + sum(
         p.numel() for p in module.parameters()
     )

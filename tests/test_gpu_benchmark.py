@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,6 +63,23 @@ def measured(
     monkeypatch.setattr(sys, "argv", ["gpu", f"--out={out}", *options])
     gpu.main()
     return calls
+
+
+@pytest.mark.parametrize(
+    ("kernels", "regime"),
+    [
+        ("CUDA kernels, cluster (2 teams of 3 blocks), backward stepwise, tensor cores", "cluster"),
+        ("torch.nn.LSTM", "torch.nn.LSTM"),
+    ],
+)
+def test_regime(kernels: str, regime: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lstm_fast, "explain", lambda module, x: kernels)
+    monkeypatch.setattr(torch.backends.cudnn, "rnn", SimpleNamespace())
+    monkeypatch.setattr(gpu, "median_seconds", lambda runs, seconds: (2e-6, 4e-6))
+    for on_device in (torch.Tensor, torch.nn.Module):
+        monkeypatch.setattr(on_device, "cuda", lambda self: self)
+    found = gpu.compare(Case(1, 2, 3, 4, 1), "training", "float32", 0, MACHINE)
+    assert (found["regime"], found["ratio"]) == (regime, 2)
 
 
 def test_all_is_kept_and_nothing_repeated(out: Path, monkeypatch: pytest.MonkeyPatch):
