@@ -113,7 +113,7 @@ class Stack {
 
   void forward(const StackForward& p) const {
     const ForwardPlan plan = plan_forward(p);
-    const Steps steps = how_.regime != Regime::Stepwise ? on_device(plan.steps) : Steps{};
+    const Steps steps = on_device(plan.steps);
     clear_flags(plan.exchanges);
     Array<T> x(of<T>(p.x));
     for (int64_t l = 0; l < s_.L; ++l) {
@@ -152,7 +152,7 @@ class Stack {
     if (s_.projected) plan.grad_hidden = arena.take<A>(s_.D * N_ * s_.P);
     if (s_.projected && p.recompute_gates) plan.hidden = arena.take<A>(s_.D * N_ * s_.H);
     plan.grad_cells = arena.take<A>(s_.D * s_.steps.B * s_.H);
-    plan.steps = take_steps(arena);
+    if (how_.regime != Regime::Stepwise || p.grad_weights) plan.steps = take_steps(arena);
     plan.exchanges = take_exchanges(arena, false);
     if (p.grad_weights) {
       plan.previous = arena.take<int64_t>(s_.D * N_);
@@ -200,9 +200,11 @@ class Stack {
     if (!s_.steps.batch_sizes) return {};
     return {arena.take<int64_t>(s_.steps.T), arena.take<int64_t>(s_.steps.T)};
   }
+  // Nothing where no kernel reads them.
   Steps on_device(const StepArrays& arrays) const {
     Steps steps = s_.steps;
     if (!steps.batch_sizes) return steps;
+    if (!arrays.batch_sizes) return {};
     upload(steps.batch_sizes, steps.T, arrays.batch_sizes, stream_);
     upload(steps.offsets, steps.T, arrays.offsets, stream_);
     steps.batch_sizes = arrays.batch_sizes;
