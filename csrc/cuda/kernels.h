@@ -5,7 +5,7 @@
 //   graph cannot capture. Arrays of the host are read before a call returns.
 // - T is the element type of the call's dtype; Wide is float, or double for float64.
 // - A pointer is read-only or written completely; nothing needs initialising, and no two buffers
-//   overlap. Every buffer is aligned to 16 bytes at least.
+//   overlap. Buffers are aligned to their elements, the workspace to 16 bytes.
 // - No atomics and one order of additions for given arguments and device: results are the same to
 //   the bit in every run.
 #pragma once
