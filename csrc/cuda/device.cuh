@@ -194,13 +194,13 @@ __device__ __forceinline__ float to_tf32(float x) { return x; }
 // Flags in the memory of the device. What a thread wrote before it stored a flag, and others of its
 // block wrote before they met it at a barrier, is seen by whoever finds the flag.
 __device__ __forceinline__ void store_flag(unsigned* flag, unsigned value) {
-  __threadfence();
-  *static_cast<volatile unsigned*>(flag) = value;
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 __device__ __forceinline__ void wait_for_flag(const unsigned* flag, unsigned at_least) {
-  while (static_cast<int>(*static_cast<const volatile unsigned*>(flag) - at_least) < 0) {
-  }
-  __threadfence();
+  unsigned value;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+  } while (static_cast<int>(value - at_least) < 0);
 }
 
 // Past the first-level cache, which knows nothing of the writes of other multiprocessors.
