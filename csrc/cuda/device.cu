@@ -19,6 +19,27 @@ namespace {
 
 __global__ void any_kernel() {}
 
+// Most blocks of a cluster, with all the shared memory that a block may have. More than 8 are not
+// granted everywhere.
+int cluster_blocks(int64_t shared_bytes) {
+  constexpr int most = 8;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = most;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = config.blockDim = most;
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaFuncSetAttribute(any_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes)));
+  int clusters = 0;
+  // An error is the answer of a device that has none.
+  if (cudaOccupancyMaxActiveClusters(&clusters, any_kernel, &config)) cudaGetLastError();
+  return clusters ? most : 1;
+}
+
 Device describe(int index) {
   const auto get = [index](cudaDeviceAttr attribute) {
     int value = 0;
@@ -30,11 +51,9 @@ Device describe(int index) {
   check(cudaFuncGetAttributes(&compiled, any_kernel));
   const int capability = std::min(compiled.ptxVersion, 10 * get(cudaDevAttrComputeCapabilityMajor) +
                                                            get(cudaDevAttrComputeCapabilityMinor));
-  // More than 8 blocks in a cluster are not granted everywhere.
-  const bool clusters = capability >= 90 && get(cudaDevAttrClusterLaunch);
-  return {capability, get(cudaDevAttrMultiProcessorCount),
-          get(cudaDevAttrMaxSharedMemoryPerBlockOptin), get(cudaDevAttrL2CacheSize),
-          clusters ? 8 : 1};
+  const int shared_bytes = get(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  return {capability, get(cudaDevAttrMultiProcessorCount), shared_bytes,
+          get(cudaDevAttrL2CacheSize), capability >= 90 ? cluster_blocks(shared_bytes) : 1};
 }
 
 }  // namespace

@@ -71,29 +71,14 @@ bool launch_together(void (*kernel)(Params), Together together, int cluster, dim
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim.x = cluster;
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    int clusters = 0;
-    // An error is the answer of a device that has no clusters of that size, too. One that stays is
-    // that of the next launch.
-    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
-      cudaGetLastError();
-      return false;
-    }
-    if (clusters == 0) return false;
   } else if (together == Together::Grid) {
     attribute.id = cudaLaunchAttributeCooperative;
     attribute.val.cooperative = 1;
-    int device = 0, multiprocessors = 0, blocks = 0;
-    check(cudaGetDevice(&device));
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
-    if (static_cast<int64_t>(grid.x) * grid.y * grid.z >
-        static_cast<int64_t>(blocks) * multiprocessors) {
-      return false;
-    }
   }
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, params);
-  // Of the multiprocessors that are counted above, a context may have a part.
-  if (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorNotSupported) {
+  // A context may have a part of the multiprocessors that the planner counts on.
+  if (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorInvalidClusterSize ||
+      error == cudaErrorNotSupported) {
     cudaGetLastError();
     return false;
   }
