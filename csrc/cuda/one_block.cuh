@@ -35,15 +35,15 @@ struct Words {
 };
 
 // The fragments of weights [16, kChunks * kChunk] that a lane keeps; element(row, k). They take a
-// detour over four words of shared memory for each thread, because the loads of an unrolled loop
-// would all be issued at once, into more registers than there are.
+// detour over four words of shared memory for each thread, so that four loads are on their way at a
+// time: those of all chunks would take more registers than there are.
 template <typename T, int kChunks, typename F>
 __device__ __forceinline__ void load_weights(uint32_t (&fragments)[kChunks][4], const F& element) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   uint32_t* mine = reinterpret_cast<uint32_t*>(shared_memory()) + threadIdx.x;
 #pragma unroll
   for (int chunk = 0; chunk < kChunks; ++chunk) {
-#pragma unroll 1
+#pragma unroll(4 / Words<T>::kElements)
     for (int i = 0; i < 4; ++i) {
       const int word = chunk * 8 + t + i / 2 * 4;
       mine[i * blockDim.x] = Words<T>::pack(
@@ -51,6 +51,7 @@ __device__ __forceinline__ void load_weights(uint32_t (&fragments)[kChunks][4], 
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) fragments[chunk][i] = mine[i * blockDim.x];
+    reconverge();  // no load is moved across it
   }
 }
 

@@ -109,11 +109,14 @@ class Resident {
         constexpr int kElements = L::kAlong / 2;
         S* to = reinterpret_cast<S*>(mine) + half * kElements;
         const int item = first + half / 2;
+        A values[kElements];  // all on their way before the first one is needed
 #pragma unroll
         for (int j = 0; j < kElements; ++j) {
           const int e = half % 2 * kElements + j;
-          to[j] = Stored<T, kUnit>::of(item < items ? weight(item, L::row(e), L::k(e)) : A(0));
+          values[j] = item < items ? weight(item, L::row(e), L::k(e)) : A(0);
         }
+#pragma unroll
+        for (int j = 0; j < kElements; ++j) to[j] = Stored<T, kUnit>::of(values[j]);
       }
 #pragma unroll
       for (int i = 0; i < kRegisterChunks; ++i) {
