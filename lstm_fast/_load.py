@@ -114,6 +114,9 @@ def load_bound() -> ModuleType:
             torch._C._are_functorch_transforms_active,
             torch._C._get_tracing_state,
             torch._C._autograd._profiler_enabled,
+            functools.partial(  # traces as make_fx(pre_dispatch=True) makes
+                torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
+            ),
         ],
         torch.Tensor.detach,
         torch.Tensor.is_inference,

@@ -57,7 +57,7 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int
         )
     # Of one number each: what autocast makes of them would be copies.
     x, w = ops.autocast(data.new_empty(()), weight.new_empty(()))
-    if not isinstance(module, LSTM) or not _are_plain([data, weight]) or not _fits(x, w):
+    if not isinstance(module, LSTM) or not _are_plain([data, weight]) or not _fits(x, [w]):
         return "torch.nn.LSTM"
     dtype = str(x.dtype).removeprefix("torch.")
     if not options.is_plain(module._lstm_options or options.PLAIN, module.training):

@@ -41,9 +41,9 @@ class LSTM(torch.nn.LSTM):
     Where the two differ: under autocast the states and packed outputs have the autocast dtype too;
     on the CPU halves are rounded once, at the end, not at every step (with AMX or AVX-512's dot
     products, states of bfloat16 are rounded where they enter a product, too); a parameter replaced
-    by one of the wrong shape raises RuntimeError; and what backward needs of `output` is `output`
-    itself, so that changing it in place makes backward raise, which with torch's it does in float32
-    in one direction alone.
+    by one of the wrong shape raises RuntimeError; without gradients, `output` is no view where the
+    batch comes first; and what backward needs of `output` is `output` itself, so that changing it
+    in place makes backward raise, which with torch's it does in float32 in one direction alone.
 
     `torch.jit.script(model)` leaves torch's modules, on the same parameters, in the place of those
     of ours that are in `model`: script a copy, or `lstm_fast.accelerate(model)` afterwards.
@@ -297,7 +297,7 @@ class LSTM(torch.nn.LSTM):
         if (
             len(weights) != len(state["_flat_weights_names"])
             or not _are_plain([input, *weights] if hx is None else [input, h0, c0, *weights])
-            or not _fits(input, weights[0])
+            or not _fits(input, weights)
             or ops.is_exported_to_onnx()
         ):
             return None
@@ -431,12 +431,12 @@ def _are_plain(tensors: list[Any]) -> bool:
     )
 
 
-def _fits(input: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels take this input and weight."""
+def _fits(input: Tensor, weights: list[Tensor]) -> bool:
+    """Whether the kernels take this input with these weights."""
     return (
-        input.dtype is weight.dtype
+        input.dtype is weights[0].dtype
         and input.dtype in ops.DTYPES
-        and ops.run_together(input, weight)
+        and all([ops.run_together(input, weight) for weight in weights])
         and input.layout is torch.strided
         and not input.is_nested
     )

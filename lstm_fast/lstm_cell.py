@@ -196,7 +196,7 @@ class LSTMCell(torch.nn.LSTMCell):
         if not isinstance(input, Tensor):  # of torch.fx, whose hx cannot be unpacked either
             return False
         tensors = [input, *params] if hx is None else [input, *hx, *params]
-        if not _are_plain(tensors) or not _fits(input, params[0]):
+        if not _are_plain(tensors) or not _fits(input, params):
             return False
         shape, state = input.shape, self.__dict__
         if len(shape) != 2 or shape[1] == 0 or shape[1] != state["input_size"]:

@@ -282,6 +282,9 @@ def infer(module: Any, input: Any, hx: Any, cell: bool) -> Any:
         or records_grad()
         or torch._C._is_any_autocast_enabled()
         or forward_ad._current_level >= 0
+        or not isinstance(input, Tensor)
+        or input.dim() != (2 if cell else 3)
+        or not input.is_cpu
     ):
         return None
     state = module.__dict__

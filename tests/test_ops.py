@@ -8,10 +8,12 @@ import threading
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -375,6 +377,77 @@ def test_infer_leaves_to_the_module_what_is_not_common():
         assert infer(x, module=cell) is None
         torch.nn.utils.parametrizations.weight_norm(cell, "weight_hh")
         assert infer(x[0], module=cell) is None
+
+
+class Told(LSTM):
+    """Has a property in the place of an attribute."""
+
+    batch_first = property(lambda self: True, lambda self, value: None)
+
+
+def test_infer_takes_no_attribute_for_what_it_is_not():
+    x = torch.randn(4, 3, 5)
+    with torch.no_grad():
+        told = Told(5, 7)
+        assert ops.infer(told, x, None, cell=False) is None
+        assert told(x)[1][0].shape == (1, 4, 7)
+        for name in ("batch_first", "bidirectional", "bias", "training", "dropout", "num_layers"):
+            module = LSTM(5, 7, num_layers=2, dropout=0.5)
+            module.__dict__[name] = np.array([1, 2])  # which is neither true nor false
+            assert ops.infer(module, x, None, cell=False) is None
+            del module.__dict__[name]
+            assert ops.infer(module, x, None, cell=False) is None
+        module = LSTM(5, 7)
+        module.input_size = 2**70
+        with pytest.raises(RuntimeError, match="input_size"):
+            module(x)
+
+    class Doubled(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            return 2 * super().__getitem__(name)
+
+    cell, twin = LSTMCell(5, 7), torch.nn.LSTMCell(5, 7)
+    twin.load_state_dict(cell.state_dict())
+    for either in (cell, twin):
+        either.__dict__["_parameters"] = Doubled(either._parameters)
+    with torch.no_grad():
+        torch.testing.assert_close(cell(x[0]), twin(x[0]))
+
+
+@pytest.mark.parametrize("freezes", [False, True])
+def test_a_bias_that_is_missing(freezes: bool):
+    module, cell, twin = LSTM(5, 7), LSTMCell(5, 7), torch.nn.LSTMCell(5, 7)
+    twin.load_state_dict(cell.state_dict())
+    if freezes:
+        freeze(module), freeze(cell)
+    module.bias_hh_l0 = cell.bias_hh = twin.bias_hh = None  # type: ignore[assignment]
+    x = torch.randn(3, 5)
+    with torch.no_grad():
+        with pytest.raises(TypeError):
+            module(x[None])
+        torch.testing.assert_close(cell(x), twin(x))
+
+
+def test_a_later_weight_on_another_device():
+    module = LSTM(5, 7, num_layers=2)
+    module.weight_ih_l1 = torch.nn.Parameter(torch.empty(28, 7, device="meta"))
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), pytest.raises((RuntimeError, NotImplementedError)):
+            module(torch.randn(4, 3, 5))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("kind", [LSTM, LSTMCell])
+def test_pre_dispatch_traces_have_the_op(kind: type[torch.nn.Module], grad: bool):
+    module = kind(5, 7)
+
+    def run(x: Tensor) -> Tensor:
+        return module(x if kind is LSTM else x[0])[0]
+
+    with torch.set_grad_enabled(grad):
+        graph = make_fx(run, tracing_mode="real", pre_dispatch=True)(torch.randn(4, 3, 5))
+        x = torch.randn(4, 3, 5)
+        torch.testing.assert_close(graph(x), run(x))
 
 
 @pytest.mark.parametrize("is_backward", [False, True])

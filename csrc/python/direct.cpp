@@ -38,12 +38,15 @@ class Tensors {
 
   // False if the dispatcher has something to do for it, and on an error.
   bool add(PyObject* tensor) {
-    if (tensor != Py_None) {
-      if (Py_TYPE(tensor) != torch.tensor && Py_TYPE(tensor) != torch.parameter) return false;
-      if (is_neg(tensor)) return false;
-      if (PyList_Append(given_.object, tensor)) return false;
-      positions_.push_back(next_);
-    }
+    if (Py_TYPE(tensor) != torch.tensor && Py_TYPE(tensor) != torch.parameter) return false;
+    if (is_neg(tensor)) return false;
+    if (PyList_Append(given_.object, tensor)) return false;
+    positions_.push_back(next_++);
+    return true;
+  }
+  // Likewise of what may be None.
+  bool add_optional(PyObject* tensor) {
+    if (tensor != Py_None) return add(tensor);
     ++next_;
     return true;
   }
@@ -134,9 +137,6 @@ PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssiz
 
 bool truth(PyObject* object) { return PyObject_IsTrue(object) == 1; }
 
-// -1 of what is no number.
-int64_t number(PyObject* object) { return PyLong_Check(object) ? PyLong_AsLongLong(object) : -1; }
-
 // The list of parameters is a module's own, which another thread may change meanwhile: each
 // function goes by a copy.
 
@@ -149,7 +149,7 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!params) return nullptr;
   Tensors tensors(before + PyTuple_GET_SIZE(params.object));
   for (int i = 0; i < before; ++i) {
-    if (!tensors.add(args[i])) return declined();
+    if (!tensors.add_optional(args[i])) return declined();
   }
   if (!tensors.add_all(params.object)) return declined();
   PyObject* frozen = count > before + 8 && args[before + 8] != Py_None ? args[before + 8] : nullptr;
@@ -173,7 +173,7 @@ PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const Py_ssize_t param_count = PyTuple_GET_SIZE(params.object);
   Tensors tensors(kDirectBackwardTensors + param_count);
   for (int i : {0, 1, 2, 3, 4, 5, 6, 11, 12}) {
-    if (!tensors.add(args[i])) return declined();
+    if (!tensors.add_optional(args[i])) return declined();
   }
   if (!tensors.add_all(params.object)) return declined();
   DirectCall arguments{};
@@ -208,25 +208,62 @@ struct Name {
   explicit Name(const char* name) : object(PyUnicode_InternFromString(name)) {}
 };
 
-// The attribute in the `__dict__` of a module, None if it is not there; a borrowed reference.
-PyObject* attribute(PyObject* state, const Name& name) {
-  PyObject* value = PyDict_GetItem(state, name.object);
-  return value ? value : Py_None;
-}
+// The attributes in the `__dict__` of a module, read without running code of Python.
+class Attributes {
+ public:
+  explicit Attributes(PyObject* state) : state_(state) {}
+
+  // Whether those that were asked for were all there, of the types that torch's modules give them.
+  bool are_usual() const { return are_usual_; }
+
+  // A borrowed reference; None if it is not there.
+  PyObject* operator[](const Name& name) {
+    PyObject* value = PyDict_GetItem(state_, name.object);
+    are_usual_ &= value != nullptr;
+    return value ? value : Py_None;
+  }
+  bool flag(const Name& name) {
+    PyObject* value = (*this)[name];
+    are_usual_ &= PyBool_Check(value);
+    return value == Py_True;
+  }
+  int64_t size(const Name& name) {
+    const int64_t size = whole((*this)[name]);
+    are_usual_ &= size > 0;
+    return size;
+  }
+  double probability(const Name& name) {
+    PyObject* value = (*this)[name];
+    return PyFloat_Check(value) ? PyFloat_AS_DOUBLE(value) : static_cast<double>(whole(value));
+  }
+
+ private:
+  int64_t whole(PyObject* value) {
+    int overflow = 0;
+    const int64_t whole = PyLong_Check(value) ? PyLong_AsLongLongAndOverflow(value, &overflow) : 0;
+    are_usual_ &= PyLong_Check(value) && !overflow;
+    return whole;
+  }
+
+  PyObject* state_;
+  bool are_usual_ = true;
+};
 
 // The weights of an LSTM, a tuple; null if the module is to read them anew.
-PyObject* weights_of_lstm(PyObject* state, PyObject* parameters) {
-  static const Name names("_flat_weights_names"), flat_weights("_flat_weights");
-  PyObject* weights = attribute(state, flat_weights);
-  if (!is_registered(parameters, attribute(state, names), weights)) return nullptr;
+PyObject* weights_of_lstm(Attributes& module) {
+  static const Name parameters("_parameters"), names("_flat_weights_names"),
+      flat_weights("_flat_weights");
+  PyObject* weights = module[flat_weights];
+  if (!is_registered(module[parameters], module[names], weights)) return nullptr;
   return PyList_AsTuple(weights);
 }
 
 // Those of an LSTMCell; null if something computes one of them.
-PyObject* weights_of_cell(PyObject* parameters) {
-  static const Name names[] = {Name("weight_ih"), Name("weight_hh"), Name("bias_ih"),
-                               Name("bias_hh")};
-  if (!PyDict_Check(parameters)) return nullptr;
+PyObject* weights_of_cell(Attributes& module) {
+  static const Name of_module("_parameters"),
+      names[] = {Name("weight_ih"), Name("weight_hh"), Name("bias_ih"), Name("bias_hh")};
+  PyObject* parameters = module[of_module];
+  if (!PyDict_CheckExact(parameters)) return nullptr;
   PyObject* weights[4];
   for (int i = 0; i < 4; ++i) {
     weights[i] = PyDict_GetItem(parameters, names[i].object);
@@ -240,40 +277,38 @@ PyObject* weights_of_cell(PyObject* parameters) {
 // (state, input, hx, cell, frozen, parts): what an LSTM or LSTMCell with this `__dict__` returns
 // where it makes results alone; None if Python is to make the call.
 PyObject* infer(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  static const Name parameters("_parameters"), input_size("input_size"), num_layers("num_layers"),
-      bias("bias"), bidirectional("bidirectional"), batch_first("batch_first"), dropout("dropout"),
+  static const Name input_size("input_size"), num_layers("num_layers"), bias("bias"),
+      bidirectional("bidirectional"), batch_first("batch_first"), dropout("dropout"),
       training("training");
   if (!torch.forward || count != 6 || !PyDict_Check(args[0])) Py_RETURN_NONE;
-  PyObject *state = args[0], *input = args[1], *hx = args[2], *frozen = args[4];
-  const auto is_set = [&](const Name& name) { return truth(attribute(state, name)); };
-
+  PyObject *input = args[1], *hx = args[2], *frozen = args[4];
+  Attributes module(args[0]);
   DirectCall arguments{};
   arguments.cell = truth(args[3]);
   arguments.parts = PyLong_AsLongLong(args[5]);
-  arguments.input_size = number(attribute(state, input_size));
-  arguments.num_layers = arguments.cell ? 1 : number(attribute(state, num_layers));
-  if (arguments.input_size <= 0 || arguments.num_layers <= 0) return declined();
+  arguments.input_size = module.size(input_size);
+  arguments.num_layers = 1;
+  bool drops = false;
   if (!arguments.cell) {
-    arguments.bidirectional = is_set(bidirectional);
-    arguments.batch_first = is_set(batch_first);
-    if (arguments.num_layers > 1 && is_set(dropout) && is_set(training)) Py_RETURN_NONE;
+    arguments.num_layers = module.size(num_layers);
+    arguments.bidirectional = module.flag(bidirectional);
+    arguments.batch_first = module.flag(batch_first);
+    arguments.has_biases = module.flag(bias);
+    drops = module.probability(dropout) && module.flag(training) && arguments.num_layers > 1;
   }
-
-  const Reference params{arguments.cell ? weights_of_cell(attribute(state, parameters))
-                                        : weights_of_lstm(state, attribute(state, parameters))};
-  if (!params) return declined();
-  arguments.has_biases = arguments.cell ? PyTuple_GET_SIZE(params.object) == 4 : is_set(bias);
+  const Reference params{arguments.cell ? weights_of_cell(module) : weights_of_lstm(module)};
+  if (!params || drops || !module.are_usual()) return declined();
+  if (arguments.cell) arguments.has_biases = PyTuple_GET_SIZE(params.object) == 4;
   Tensors tensors(kDirectForwardTensors + PyTuple_GET_SIZE(params.object));
-  if (input == Py_None || !tensors.add(input) || !tensors.add(Py_None)) return declined();
+  if (!tensors.add(input) || !tensors.add_optional(Py_None)) return declined();
   if (hx == Py_None) {
-    tensors.add(Py_None), tensors.add(Py_None);
+    tensors.add_optional(Py_None), tensors.add_optional(Py_None);
   } else {
     if (!PyTuple_Check(hx) && !PyList_Check(hx)) Py_RETURN_NONE;
     const Reference pair{PySequence_Tuple(hx)};
     if (!pair || PyTuple_GET_SIZE(pair.object) != 2) return declined();
     for (int i = 0; i < 2; ++i) {
-      PyObject* given = PyTuple_GET_ITEM(pair.object, i);
-      if (given == Py_None || !tensors.add(given)) return declined();
+      if (!tensors.add(PyTuple_GET_ITEM(pair.object, i))) return declined();
     }
   }
   if (!tensors.add_all(params.object)) return declined();
