@@ -29,11 +29,13 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _keep_threads() -> Iterator[None]:
-    """Restore the number of threads, which tests may set."""
-    threads = torch.get_num_threads()
+def _keep_settings() -> Iterator[None]:
+    """Restore the number of threads and the precision of products, which tests may set."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     yield
     torch.set_num_threads(threads)
+    if torch.get_float32_matmul_precision() != precision:  # it sets those of backends, too
+        torch.set_float32_matmul_precision(precision)
 
 
 @pytest.fixture(scope="session")
