@@ -43,6 +43,9 @@ def test_a_few_steps():
     assert path(B=4, T=5, **large) == path(B=5, T=4, **large) == "packed weights"
     assert path(B=1, T=4, D=2, **large) == path(B=1, T=4, parts=0, **large) == "packed weights"
     assert path(B=1, T=4, packed=True, **large) == "packed weights"
+    assert path(B=1, T=2, dtype="bfloat16", **small) == "single steps"
+    assert path(B=4, T=4, dtype="bfloat16", **large) == "single steps"
+    assert path(B=1, T=4, parts=1, **large) == "single steps"
     # A step of 512 units is too short for eight threads, one of 2048 is not.
     assert path(B=1, T=4, threads=8, **large) == "packed weights"
     assert path(B=1, T=4, threads=8, I=64, H=2048) == "single steps"

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+import lstm_fast
 from lstm_fast import LSTM, LSTMCell
 from tests import sample_inputs
 from tests.sample_inputs import (
@@ -447,29 +448,67 @@ def test_bfloat16_is_rounded_as_by_torch(numel: int):
     assert torch.equal(got[is_number].view(torch.int16), expected[is_number].view(torch.int16))
 
 
-@pytest.mark.parametrize("B", [1, 3, 16, 17, 40])
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}, {"proj_size": 9}])
-@pytest.mark.usefixtures("deterministic")  # of float32: a step by itself in batches of any size
-def test_a_step_of_bfloat16_has_the_bits_of_float32_rounded(B: int, options: dict[str, Any]):
+def assert_bfloat16_is_float32_rounded(T: int, B: int, **options: Any) -> None:
+    """The bits of results and gradients, where both make their products alike."""
     torch.manual_seed(0)
     module = LSTM(37, 70, 2, **options).bfloat16()
     twin = copy.deepcopy(module).float()
     L_D = 4 if module.bidirectional else 2
-    sizes = [(1, B, 37), (L_D, B, module.proj_size or 70), (L_D, B, 70)]
+    sizes = [(T, B, 37), (L_D, B, module.proj_size or 70), (L_D, B, 70)]
     inputs = [torch.randn(size).bfloat16() for size in sizes]
     results = []
-    for step, dtype in ((module, torch.bfloat16), (twin, torch.float32)):
+    for run, dtype in ((module, torch.bfloat16), (twin, torch.float32)):
         x, h0, c0 = (t.to(dtype, copy=True).requires_grad_() for t in inputs)
-        output, (h_n, c_n) = step(x, (h0, c0))
+        output, (h_n, c_n) = run(x, (h0, c0))
         with torch.no_grad():
-            torch.testing.assert_close(step(x, (h0, c0)), (output, (h_n, c_n)), rtol=0, atol=0)
+            torch.testing.assert_close(run(x, (h0, c0)), (output, (h_n, c_n)), rtol=0, atol=0)
         torch.manual_seed(1)
         outputs = (output, h_n, c_n)
         grads = [torch.randn(t.shape).bfloat16().to(t.dtype) for t in outputs]
-        wanted = (x, h0, c0, *step.parameters())
+        wanted = (x, h0, c0, *run.parameters())
         results.append([*outputs, *torch.autograd.grad(outputs, wanted, grads)])
     for got, expected in zip(*results, strict=True):
         assert torch.equal(got, expected.bfloat16())
+
+
+OPTIONS_OF_BFLOAT16: list[dict[str, Any]] = [
+    {},
+    {"bidirectional": True, "bias": False},
+    {"proj_size": 9},
+    {"recompute_gates": True},
+]
+
+
+@pytest.mark.parametrize(
+    ("T", "B"), [(1, 1), (1, 3), (1, 16), (1, 17), (1, 40), (3, 5), (3, 6), (40, 7)]
+)
+@pytest.mark.parametrize("options", OPTIONS_OF_BFLOAT16, ids=str)
+@pytest.mark.usefixtures("deterministic")  # by float32 arithmetic, in batches of any size
+def test_bfloat16_has_the_bits_of_float32_rounded(T: int, B: int, options: dict[str, Any]):
+    assert_bfloat16_is_float32_rounded(T, B, **options)
+
+
+@pytest.mark.parametrize(("T", "B"), [(3, 5), (3, 6), (40, 7)])
+@pytest.mark.parametrize("options", OPTIONS_OF_BFLOAT16, ids=str)
+def test_bfloat16_has_the_bits_of_float32_at_medium_rounded(
+    T: int, B: int, options: dict[str, Any]
+):
+    """By products of bfloat16, on a unit for them."""
+    torch.set_float32_matmul_precision("medium")
+    assert_bfloat16_is_float32_rounded(T, B, **options)
+
+
+@pytest.mark.parametrize(("T", "B", "H"), [(2, 1, 20), (8, 1, 500), (4, 4, 700)])
+@pytest.mark.parametrize("proj_size", [0, 9])
+def test_few_steps_of_bfloat16_are_right(T: int, B: int, H: int, proj_size: int):
+    """So few that no weights are packed (is_few_steps in plan.cpp)."""
+    config = Config(200, H, 2, proj_size=proj_size, dtype=torch.bfloat16, T=T, B=B)
+    module, input, hx = config.module(LSTM), config.input(), config.hx()
+    assert "single steps" in lstm_fast.explain(module, input)
+    got = forward_and_gradients(module, config, input, hx)
+    exact = None if hx is None else (hx[0].double(), hx[1].double())
+    twin = copy.deepcopy(module).double()
+    assert_close(got, forward_and_gradients(twin, config, input.double(), exact), config)
 
 
 @pytest.mark.parametrize("B", [1, 2, 16, 17, 63, 128, 129, 1025])

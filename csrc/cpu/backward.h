@@ -44,8 +44,8 @@ int64_t backward_weights_size(const LayerShape& s) {
   return w.hh.size() + (s.projected ? w.hr.size() : 0);
 }
 
-template <typename T>
-void pack_backward(const LayerShape& s, const LayerWeights<T>& weights, const Share& share,
+template <typename E, typename T = Computed<E>>
+void pack_backward(const LayerShape& s, const LayerWeights<E>& weights, const Share& share,
                    T* out) {
   const BackwardWeights<T> w(s, out);
   w.hh.pack(weights.weight_hh, share, out);
@@ -253,8 +253,8 @@ int64_t input_grad_weights_size(const LayerShape& s) {
   return input_operand<T>(s, nullptr).size();
 }
 
-template <typename T>
-void pack_input_grad(const LayerShape& s, const T* weight_ih, const Share& share, T* out) {
+template <typename E, typename T = Computed<E>>
+void pack_input_grad(const LayerShape& s, const E* weight_ih, const Share& share, T* out) {
   input_operand<T>(s, nullptr).pack(weight_ih, share, out);
 }
 

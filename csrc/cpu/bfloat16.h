@@ -27,12 +27,12 @@ INLINE Vec<float> load(const BFloat16* p) {
 }
 
 // Rounded to nearest, ties to even; not-a-number stays so.
-INLINE void store(BFloat16* p, Vec<float> v) {
+INLINE HalfBits rounded(Vec<float> v) {
   const Bits bits = bit_cast<Bits>(v);
-  const Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  const Bits upper = v == v ? rounded : 0x7fc0 - Bits{};
-  *reinterpret_cast<HalfBits*>(p) = __builtin_convertvector(upper, HalfBits);
+  const Bits upper = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_convertvector(v == v ? upper : 0x7fc0 - Bits{}, HalfBits);
 }
+INLINE void store(BFloat16* p, Vec<float> v) { *reinterpret_cast<HalfBits*>(p) = rounded(v); }
 
 // The first n lanes, as of float32 numbers.
 INLINE Vec<float> load(const BFloat16* p, int64_t n) {
@@ -48,6 +48,10 @@ INLINE Vec<float> load(const BFloat16* p, int64_t n) {
 }
 INLINE void store(BFloat16* p, Vec<float> v, int64_t n) {
   if (n >= kLanes<float>) return store(p, v);
+#if defined(__AVX512F__)
+  const auto first = static_cast<__mmask16>((1u << n) - 1);
+  return _mm256_mask_storeu_epi16(p, first, bit_cast<__m256i>(rounded(v)));
+#endif
   BFloat16 lanes[kLanes<float>];
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];

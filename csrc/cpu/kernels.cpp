@@ -21,9 +21,15 @@ constexpr StepKernels<float> bfloat16_step(float) {
 }
 constexpr StepKernels<double> bfloat16_step(double) { return {}; }
 
-using PackBfloat16 = decltype(LayerKernels<float>::pack_forward_bfloat16);
-constexpr PackBfloat16 pack_forward_bfloat16(float) { return pack_forward<BFloat16>; }
-constexpr std::nullptr_t pack_forward_bfloat16(double) { return nullptr; }
+// What reads bfloat16 weights computes in float32.
+template <typename F>
+constexpr F* of_bfloat16(float, F* f) {
+  return f;
+}
+template <typename F>
+constexpr std::nullptr_t of_bfloat16(double, F*) {
+  return nullptr;
+}
 
 template <typename T>
 constexpr LayerKernels<T> layer_kernels() {
@@ -32,7 +38,7 @@ constexpr LayerKernels<T> layer_kernels() {
           activations<T>,
           forward_weights_size<T>,
           pack_forward<T>,
-          pack_forward_bfloat16(T()),
+          of_bfloat16(T(), pack_forward<BFloat16>),
           forward_scratch<T>,
           forward_input_sums<T>,
           forward_rows<T>,
@@ -42,10 +48,12 @@ constexpr LayerKernels<T> layer_kernels() {
           recompute_rows<T>,
           backward_weights_size<T>,
           pack_backward<T>,
+          of_bfloat16(T(), pack_backward<BFloat16>),
           backward_scratch<T>,
           backward_rows<T>,
           input_grad_weights_size<T>,
           pack_input_grad<T>,
+          of_bfloat16(T(), pack_input_grad<BFloat16>),
           input_grad_scratch<T>,
           input_grad_rows<T>,
           weight_grad_strips<T>,

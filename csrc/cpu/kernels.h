@@ -103,9 +103,8 @@ struct StepGrad {
   bool add;
 };
 
-// The gradients of the weights of a layer in one direction, as elements of E; any of the outputs
-// may be null.
-template <typename T, typename E = T>
+// The gradients of the weights of a layer in one direction; any of the outputs may be null.
+template <typename T>
 struct WeightGrad {
   LayerShape shape;
   const T* grad_gates;   // [N, G]
@@ -116,7 +115,8 @@ struct WeightGrad {
   const T* y;            // [N, P], rows y_stride apart
   int64_t y_stride;
   T* sums;  // weight_grad_sums(shape) elements, which weight_grad leaves to add_chunks
-  LayerWeightGrads<E> grads;
+  LayerWeightGrads<T> grads;
+  const LayerWeightGrads<BFloat16>* bfloat16_grads;  // instead of grads, or null; float32 alone
 };
 
 // Of a single step, with weights that are bfloat16 numbers in memory. Null but for float32. Parts
@@ -132,8 +132,8 @@ struct StepKernels {
   int64_t (*grad_panels)(int64_t C);
   // For panels of columns of w.
   void (*grad)(const StepGrad<T, BFloat16>&, int64_t panel0, int64_t panel1, T* scratch);
-  // Of a layer without a projection; for panels of columns of grad_gates.
-  void (*weight_grad)(const WeightGrad<T, BFloat16>&, int64_t panel0, int64_t panel1, T* scratch);
+  // Of a layer without a projection, to bfloat16_grads; for panels of columns of grad_gates.
+  void (*weight_grad)(const WeightGrad<T>&, int64_t panel0, int64_t panel1, T* scratch);
 };
 
 template <typename T>
@@ -151,7 +151,8 @@ struct LayerKernels {
 
   int64_t (*forward_weights_size)(const LayerShape&);
   void (*pack_forward)(const LayerShape&, const LayerWeights<T>&, const Share&, T* packed);
-  // Likewise of weights that are bfloat16 numbers in memory. Null but for float32.
+  // Likewise of weights that are bfloat16 numbers in memory, as others of this name. Null but for
+  // float32.
   void (*pack_forward_bfloat16)(const LayerShape&, const LayerWeights<BFloat16>&, const Share&,
                                 T* packed);
   // `scratch` of forward_scratch(shape, b1 - b0) elements, of each member's own.
@@ -173,12 +174,16 @@ struct LayerKernels {
 
   int64_t (*backward_weights_size)(const LayerShape&);
   void (*pack_backward)(const LayerShape&, const LayerWeights<T>&, const Share&, T* packed);
+  void (*pack_backward_bfloat16)(const LayerShape&, const LayerWeights<BFloat16>&, const Share&,
+                                 T* packed);
   // `scratch` of backward_scratch(shape, b1 - b0) elements, of each member's own.
   int64_t (*backward_scratch)(const LayerShape&, int64_t rows);
   void (*backward_rows)(const LayerBackward<T>&, int64_t b0, int64_t b1, TeamMember&, T* scratch);
 
   int64_t (*input_grad_weights_size)(const LayerShape&);
   void (*pack_input_grad)(const LayerShape&, const T* weight_ih, const Share&, T* packed);
+  void (*pack_input_grad_bfloat16)(const LayerShape&, const BFloat16* weight_ih, const Share&,
+                                   T* packed);
   // `scratch` of input_grad_scratch(shape) elements.
   int64_t (*input_grad_scratch)(const LayerShape&);
   void (*input_grad_rows)(const InputGrad<T>&, int64_t n0, int64_t n1, T* scratch);

@@ -9,8 +9,8 @@ namespace lstm_fast {
 namespace {
 
 // C elements; zeros if `from` is null.
-template <typename T>
-INLINE void copy_row(const T* from, T* to, int64_t C) {
+template <typename T, typename E>
+INLINE void copy_row(const T* from, E* to, int64_t C) {
   for (int64_t c = 0; c < C; c += kLanes<T>)
     store(to + c, from ? load(from + c, C - c) : Vec<T>{}, C - c);
 }
@@ -45,13 +45,13 @@ INLINE int64_t panel_vectors(int64_t C, int64_t column) {
 
 // Rows [row0, row1) of the panel of m [K, C] (row stride `stride`) that begins at `column`, to out
 // [rows][width].
-template <typename T>
-INLINE void pack_panel(const T* m, int64_t stride, int64_t row0, int64_t row1, int64_t C,
+template <typename E, typename T = Computed<E>>
+INLINE void pack_panel(const E* m, int64_t stride, int64_t row0, int64_t row1, int64_t C,
                        int64_t column, T* out) {
   constexpr int lanes = kLanes<T>;
   const int64_t vectors = panel_vectors<T>(C, column);
   for (int64_t k = row0; k < row1; ++k) {
-    const T* row = m + k * stride;
+    const E* row = m + k * stride;
     for (int64_t w = 0; w < vectors; ++w, out += lanes) {
       const int64_t c = column + w * lanes;
       store(out, load(row + c, C - c));
@@ -61,8 +61,8 @@ INLINE void pack_panel(const T* m, int64_t stride, int64_t row0, int64_t row1, i
 
 // Packs m [K, C]. Row by row, as memory has them: where no cache holds them, a core's prefetchers
 // bring them in time.
-template <typename T>
-void pack_columns(const T* m, int64_t K, int64_t C, const Share& share, T* out) {
+template <typename E, typename T = Computed<E>>
+void pack_columns(const E* m, int64_t K, int64_t C, const Share& share, T* out) {
   for (int64_t k = share.begin(K); k < share.end(K); ++k) {
     for (int64_t column = 0; column < C; column += kPanel<T>) {
       const int64_t width = panel_vectors<T>(C, column) * kLanes<T>;
@@ -88,8 +88,8 @@ struct Ahead {
 
 // Up to kLanes columns of the transpose of m [rows, K] (row stride `stride`): out[k * step + lane]
 // = m[lane][k] for k < K and lane < lanes_out. Lanes past `rows` are zero.
-template <typename E, typename T = Computed<E>>
-INLINE void transpose_columns(const E* m, int64_t stride, int64_t rows, int64_t K, T* out,
+template <typename E, typename O, typename T = Computed<E>>
+INLINE void transpose_columns(const E* m, int64_t stride, int64_t rows, int64_t K, O* out,
                               int64_t step, int64_t lanes_out, Ahead<E>& ahead) {
   constexpr int lanes = kLanes<T>;
   if (K == 1 && stride == 1) return store(out, load(m, rows), lanes_out);  // the usual input
@@ -114,16 +114,16 @@ INLINE void transpose_columns(const E* m, int64_t stride, int64_t rows, int64_t 
   }
 }
 
-template <typename E, typename T = Computed<E>>
-INLINE void transpose_columns(const E* m, int64_t stride, int64_t rows, int64_t K, T* out,
+template <typename E, typename O>
+INLINE void transpose_columns(const E* m, int64_t stride, int64_t rows, int64_t K, O* out,
                               int64_t step, int64_t lanes_out) {
   Ahead<E> nothing = {};
   transpose_columns(m, stride, rows, K, out, step, lanes_out, nothing);
 }
 
 // out[C, R] = m[R, C]^T, with rows of m `stride` and of out `out_stride` apart.
-template <typename T>
-INLINE void transpose_matrix(const T* m, int64_t stride, int64_t R, int64_t C, T* out,
+template <typename T, typename O>
+INLINE void transpose_matrix(const T* m, int64_t stride, int64_t R, int64_t C, O* out,
                              int64_t out_stride) {
   for (int64_t r = 0; r < R; r += kLanes<T>) {
     transpose_columns(m + r * stride, stride, R - r, C, out + r, out_stride, R - r);

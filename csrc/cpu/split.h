@@ -132,8 +132,8 @@ SplitRows split_rows(const T* m, int64_t stride, int64_t rows, int64_t K, int pa
 template <typename E>
 void pack_block_transposed(const E* const (&columns)[kUnitRows], int64_t k, int64_t K, int parts,
                            uint16_t* out, int64_t part, int64_t pair);
-template <typename T, typename Background>
-void pack_split_panel(const T* m, int64_t stride, int64_t K, int64_t C, int64_t blocks, int parts,
+template <typename E, typename T, typename Background>
+void pack_split_panel(const E* m, int64_t stride, int64_t K, int64_t C, int64_t blocks, int parts,
                       T* out, Background& background);
 template <typename T, typename Background>
 SplitRows split_transposed(const T* m, int64_t stride, int64_t terms, int64_t columns, int parts,
@@ -246,8 +246,8 @@ INLINE void pack_block_transposed(const E* const (&columns)[kUnitRows], int64_t 
 // beyond K and C. Advances the background split_panel_advances times.
 INLINE int64_t split_panel_advances(int64_t blocks) { return blocks * kUnitRows * 4; }
 
-template <typename T, typename Background>
-INLINE void pack_split_panel(const T* m, int64_t stride, int64_t K, int64_t C, int64_t blocks,
+template <typename E, typename T, typename Background>
+INLINE void pack_split_panel(const E* m, int64_t stride, int64_t K, int64_t C, int64_t blocks,
                              int parts, T* out, Background& background) {
   uint16_t* block = reinterpret_cast<uint16_t*>(out);
   for (int64_t k0 = 0; k0 < blocks * kBlockTerms; k0 += kBlockTerms) {

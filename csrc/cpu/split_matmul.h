@@ -29,8 +29,8 @@ struct SplitMatrix {
 };
 
 // Packs a share of the panels of m [K, C] to out, of SplitMatrix::size elements.
-template <typename T>
-void pack_split(const T* m, const SplitMatrix<T>& shape, const Share& share, T* out) {
+template <typename E, typename T = Computed<E>>
+void pack_split(const E* m, const SplitMatrix<T>& shape, const Share& share, T* out) {
   if constexpr (kUnit<T> != Bf16Unit::None) {
     const int64_t K = shape.K, C = shape.C, tail = shape.tail(), panels = shape.all_panels().size();
     const NoBackground background;
@@ -38,7 +38,7 @@ void pack_split(const T* m, const SplitMatrix<T>& shape, const Share& share, T* 
       T* panel = out + i * shape.panel_size();
       const int64_t column = i * kPanel<T>, columns = min(kPanel<T>, C - column);
       for (int64_t k = 0; k < tail; ++k) {
-        const T* row = m + (K - tail + k) * C + column;
+        const E* row = m + (K - tail + k) * C + column;
         for (int v = 0; v < kTileVectors; ++v) {
           const int64_t c = v * kLanes<T>;
           store(panel + k * kPanel<T> + c, columns > c ? load(row + c, columns - c) : Vec<T>{});
@@ -114,7 +114,8 @@ struct Operand {
   INLINE int64_t size() const { return parts ? split().size() : packed_size<T>(K, C); }
 
   // Packs a share of m [K, C] to out, of size() elements.
-  INLINE void pack(const T* m, const Share& share, T* out) const {
+  template <typename E>
+  INLINE void pack(const E* m, const Share& share, T* out) const {
     if (parts) return pack_split(m, split(), share, out);
     pack_columns(m, K, C, share, out);
   }

@@ -112,6 +112,12 @@ struct BackwardPlan {
   int64_t workspace_size;
 };
 
+// Whether gradients of weights are.
+template <typename T>
+bool wants_weights(const StackBackward<T>& p) {
+  return p.grad_weights || p.bfloat16_grad_weights;
+}
+
 template <typename T>
 BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
                               const Threads& threads) {
@@ -141,7 +147,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
     plan.recurrent_weights[d] = plan.forward_weights[d] = arena.take(weights);
     if (!p.plain && (s.L > 1 || p.grad_x))
       plan.input_weights[d] = arena.take(k.input_grad_weights_size(widest));
-    if (p.grad_weights) {
+    if (wants_weights(p)) {
       const int64_t of_inner = s.L > 1 ? k.weight_grad_sums(s.layer(1, d)) : 0;
       plan.weight_sums[d] = arena.take(std::max(of_inner, k.weight_grad_sums(s.layer(0, d))));
     }
@@ -156,7 +162,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
   } else if (p.recompute_gates) {
     plan.scratch_size = std::max(plan.scratch_size, k.recompute_scratch(forward));
   }
-  if (p.grad_weights)
+  if (wants_weights(p))
     plan.scratch_size = std::max(plan.scratch_size, k.weight_grad_scratch(widest));
   if (p.bfloat16_step)
     plan.scratch_size = std::max(plan.scratch_size, k.bfloat16_step.scratch(widest));
@@ -306,12 +312,12 @@ void bfloat16_step_grads(const LayerKernels<T>& k, const StackBackward<T>& p,
   };
   const auto of_weights = [&](int64_t d, int64_t begin, int64_t end, T* scratch) {
     const int64_t i = l * s.D + d;
-    WeightGrad<T, BFloat16> weight{};
+    WeightGrad<T> weight{};
     weight.shape = s.layer(l, d);
     weight.grad_gates = plan.grad_gates[d];
     weight.x = l ? p.saved + saved.output(l - 1) : p.x;
     weight.h0 = offset(p.h0, i * B * s.P);
-    weight.grads = p.bfloat16_grad_weights[i];
+    weight.bfloat16_grads = &p.bfloat16_grad_weights[i];
     step.weight_grad(weight, begin, end, scratch);
   };
   const int64_t panels_x = grad_x ? step.grad_panels(I) : 0;
@@ -405,10 +411,7 @@ bool takes_plain_steps(const Kernels& kernels, const StackForward<T>& p, const T
   const StackShape& s = p.shape;
   const Bf16Unit unit = kernels.of(T()).unit;
   if (s.steps.T > 1) {
-    // Dot products of bfloat16 sum a row as in any batch.
-    const bool sums_any = s.parts && !(unit == Bf16Unit::DotProducts && unit_takes(unit, s.parts));
-    return sums_any && !p.keeps_packed && !p.bfloat16_weights && !p.recompute_gates &&
-           is_few_steps(s, threads, sizeof(T));
+    return s.parts && !p.keeps_packed && !p.recompute_gates && is_few_steps(s, threads, sizeof(T));
   }
   if (s.steps.T < 1) return false;
   // By parts of 0, a row is summed as in any batch, and in a packed one others may be longer.
@@ -541,9 +544,17 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       const int64_t of_x = grad_x ? k.input_grad_weights_size(layer) : 0;
       const int64_t bytes = s.D * (k.backward_weights_size(layer) + of_x) * sizeof(T);
       run_shares(team, s.D, bytes, [&](int64_t d, const Share& share) {
-        const LayerWeights<T>& weights = p.weights[l * s.D + d];
-        k.pack_backward(layer, weights, share, plan.recurrent_weights[d]);
-        if (grad_x) k.pack_input_grad(layer, weights.weight_ih, share, plan.input_weights[d]);
+        const int64_t i = l * s.D + d;
+        T *recurrent = plan.recurrent_weights[d], *input = plan.input_weights[d];
+        if (p.bfloat16_weights) {
+          const LayerWeights<BFloat16>& weights = p.bfloat16_weights[i];
+          k.pack_backward_bfloat16(layer, weights, share, recurrent);
+          if (grad_x) k.pack_input_grad_bfloat16(layer, weights.weight_ih, share, input);
+        } else {
+          const LayerWeights<T>& weights = p.weights[i];
+          k.pack_backward(layer, weights, share, recurrent);
+          if (grad_x) k.pack_input_grad(layer, weights.weight_ih, share, input);
+        }
       });
     }
 
@@ -594,7 +605,7 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
       });
     }
 
-    if (p.grad_weights) {
+    if (wants_weights(p)) {
       const auto weight_grad_of = [&](int64_t d) {
         const int64_t i = l * s.D + d;
         WeightGrad<T> weight{};
@@ -609,7 +620,11 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
         weight.y = (l == s.L - 1 ? p.y : p.saved + saved.output(l)) + d * s.P;
         weight.y_stride = width;
         weight.sums = plan.weight_sums[d];
-        weight.grads = p.grad_weights[i];
+        if (p.bfloat16_grad_weights) {
+          weight.bfloat16_grads = &p.bfloat16_grad_weights[i];
+        } else {
+          weight.grads = p.grad_weights[i];
+        }
         return weight;
       };
       run_weight_grads(k, s.layer(l, 0), s.D, team, plan.scratch, plan.scratch_size,

@@ -36,8 +36,9 @@ struct StackForward {
 template <typename T>
 struct StackBackward {
   StackShape shape;
-  const LayerWeights<T>* weights;  // [L][D]; not used if bfloat16_step
-  const T* x;                      // as in StackForward
+  // [L][D]; beside bfloat16 ones read to recompute gates, and if plain and not bfloat16_step.
+  const LayerWeights<T>* weights;
+  const T* x;  // as in StackForward
   const T* h0;
   const T* c0;
   const T* y;
@@ -50,7 +51,7 @@ struct StackBackward {
   T* grad_h0;                               // [L * D, B, P], or null when not wanted
   T* grad_c0;                               // [L * D, B, H], or null when not wanted
   const LayerWeightGrads<T>* grad_weights;  // [L][D], or null when none is wanted
-  // Instead of weights and grad_weights if bfloat16_step; null if these are not widened ones.
+  // Of a bfloat16 module; else null. Gradients are written there instead of to grad_weights.
   const LayerWeights<BFloat16>* bfloat16_weights;
   const LayerWeightGrads<BFloat16>* bfloat16_grad_weights;
   T* workspace;        // backward_workspace_size() elements, aligned to 64 bytes

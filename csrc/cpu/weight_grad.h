@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "flush_denormals.h"
 #include "kernels.h"
@@ -130,13 +131,19 @@ INLINE int64_t sum_of_products_scratch(int64_t M, int64_t C) {
   return sums + kBlock * (left_stride<T>(M) + kPanel<T>);
 }
 
+// Panels whose sums a unit for bfloat16 has at once: all of a range, unless one block of rows is
+// all that they are sums over.
+INLINE int64_t split_panels_at_once(const LayerShape& s, int64_t panels) {
+  return s.steps.total() <= kBlock ? 1 : panels;
+}
+
 template <typename T>
 int64_t weight_grad_scratch(const LayerShape& s) {
   const int64_t columns = left_columns(s), G = 4 * s.H;
   const int64_t of_projection = s.projected ? sum_of_products_scratch<T>(s.P, s.H) : 0;
   if (!s.parts) return max(sum_of_products_scratch<T>(columns, G), of_projection);
   return max(kBlock * left_stride<T>(columns) + 2 * split_operands_size(s) +
-                 gate_strips<T>(s) * gate_sums_size<T>(s),
+                 split_panels_at_once(s, gate_strips<T>(s)) * gate_sums_size<T>(s),
              of_projection);
 }
 
@@ -219,21 +226,35 @@ INLINE void sum_of_products(const ChunkRows& rows, int64_t M, const T* right, in
   }
 }
 
+// Returns f of the gradients that are to be written.
+template <typename T, typename F>
+INLINE auto with_grads(const WeightGrad<T>& p, const F& f) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (p.bfloat16_grads) return f(*p.bfloat16_grads);
+  }
+  return f(p.grads);
+}
+
 // Writes the sums of a strip of dz.
 template <typename T>
 INLINE void write_gate_weight_grad(const WeightGrad<T>& p, int64_t strip, const T* sums) {
   const LayerShape& s = p.shape;
   const int64_t width = gate_strip<T>(s), column = strip * width;
   const int64_t columns = min(width, 4 * s.H - column);
-  const T* bias = sums + (s.I + s.P) * width;
-  const LayerWeightGrads<T>& grads = p.grads;
-  if (grads.weight_ih)
-    transpose_matrix(sums, width, s.I, columns, grads.weight_ih + column * s.I, s.I);
-  if (grads.weight_hh) {
-    transpose_matrix(sums + s.I * width, width, s.P, columns, grads.weight_hh + column * s.P, s.P);
-  }
-  if (grads.bias_ih) copy_row(bias, grads.bias_ih + column, columns);
-  if (grads.bias_hh) copy_row(bias, grads.bias_hh + column, columns);
+  const T *of_h = sums + s.I * width, *bias = of_h + s.P * width;
+  with_grads(p, [&](const auto& grads) {
+    if (grads.weight_ih)
+      transpose_matrix(sums, width, s.I, columns, grads.weight_ih + column * s.I, s.I);
+    if (grads.weight_hh)
+      transpose_matrix(of_h, width, s.P, columns, grads.weight_hh + column * s.P, s.P);
+    if (grads.bias_ih) copy_row(bias, grads.bias_ih + column, columns);
+    if (grads.bias_hh) copy_row(bias, grads.bias_hh + column, columns);
+  });
+}
+
+template <typename T>
+INLINE bool wants_projection(const WeightGrad<T>& p) {
+  return with_grads(p, [](const auto& grads) { return grads.weight_hr != nullptr; });
 }
 
 // Writes the sums of a strip of hidden, which is a vector.
@@ -241,9 +262,11 @@ template <typename T>
 INLINE void write_projection_weight_grad(const WeightGrad<T>& p, int64_t strip, const T* sums) {
   const LayerShape& s = p.shape;
   const int64_t column = strip * kLanes<T>;
-  for (int64_t m = 0; m < s.P; ++m) {
-    store(p.grads.weight_hr + m * s.H + column, load(sums + m * kLanes<T>), s.H - column);
-  }
+  with_grads(p, [&](const auto& grads) {
+    for (int64_t m = 0; m < s.P; ++m) {
+      store(grads.weight_hr + m * s.H + column, load(sums + m * kLanes<T>), s.H - column);
+    }
+  });
 }
 
 // The strips [begin, end) with a unit for bfloat16: a block of the left factor serves all of them.
@@ -264,8 +287,11 @@ INLINE void gate_weight_grad_split(const WeightGrad<T>& p, const ChunkRows& chun
       left[i] = arena.take(transposed_size(kBlock, M, s.parts));
       right[i] = arena.take(split_panel_size(kBlock, s.parts));
     }
-    T* sums = kept ? kept : arena.take(panels * gate_sums_size<T>(s));
-    const auto sums_of = [&](int64_t panel) { return sums + panel * gate_sums_size<T>(s); };
+    const int64_t at_once = kept ? panels : split_panels_at_once(s, panels);
+    T* sums = kept ? kept : arena.take(at_once * gate_sums_size<T>(s));
+    const auto sums_of = [&](int64_t panel) {
+      return sums + panel % at_once * gate_sums_size<T>(s);
+    };
     const auto first_row = [&](int64_t item) { return chunk.begin + item / panels * kBlock; };
     const auto terms = [&](int64_t item) { return min(kBlock, chunk.end - first_row(item)); };
     const auto blocks = [&](int64_t item) { return ceil_div(terms(item), kBlockTerms); };
@@ -290,15 +316,14 @@ INLINE void gate_weight_grad_split(const WeightGrad<T>& p, const ChunkRows& chun
     NoBackground none;
     if (items) prepare(0, none);
     for (int64_t item = 0; item < items; ++item) {
+      const int64_t panel = item % panels;
       const bool more = item + 1 < items;
       PanelProducts<T> products({a[item / panels % 2], {}, right[item % 2], s.parts}, M,
-                                sums_of(item % panels), item >= panels,
-                                more ? advances(item + 1) : 1);
+                                sums_of(panel), item >= panels, more ? advances(item + 1) : 1);
       if (more) prepare(item + 1, products);
       products.finish();
-    }
-    for (int64_t strip = begin; !kept && strip < end; ++strip) {
-      write_gate_weight_grad(p, strip, sums_of(strip - begin));
+      const bool is_last = items - item <= panels;
+      if (!kept && is_last) write_gate_weight_grad(p, begin + panel, sums_of(panel));
     }
   }
 }
@@ -338,10 +363,9 @@ INLINE void few_rows_product(const T* dz, int64_t G, int64_t rows, const Matrix<
 // Of the gates [begin, end), given what writes them of a matrix: product(m, C, out), where out is
 // that of the first of them.
 template <typename T, typename E, typename Product>
-INLINE void step_weight_grad(const WeightGrad<T, E>& p, int64_t begin, int64_t end,
-                             const Product& product) {
+INLINE void step_weight_grad(const WeightGrad<T>& p, const LayerWeightGrads<E>& grads,
+                             int64_t begin, int64_t end, const Product& product) {
   const LayerShape& s = p.shape;
-  const LayerWeightGrads<E>& grads = p.grads;
   if (grads.weight_ih) product(p.x, s.I, grads.weight_ih + begin * s.I);
   if (grads.weight_hh && p.h0) {
     product(p.h0, s.P, grads.weight_hh + begin * s.P);
@@ -356,16 +380,18 @@ INLINE void step_weight_grad(const WeightGrad<T, E>& p, int64_t begin, int64_t e
   }
 }
 
-template <typename T, typename E>
-INLINE void few_rows_weight_grad(const WeightGrad<T, E>& p, int64_t begin, int64_t end) {
+template <typename T>
+INLINE void few_rows_weight_grad(const WeightGrad<T>& p, int64_t begin, int64_t end) {
   const int64_t B = p.shape.steps.B, G = 4 * p.shape.H;
-  step_weight_grad(p, begin, end, [&](const T* m, int64_t C, E* out) {
-    few_rows_product(p.grad_gates + begin, G, end - begin, {m, B, C, false}, out);
+  with_grads(p, [&](const auto& grads) {
+    step_weight_grad(p, grads, begin, end, [&](const T* m, int64_t C, auto* out) {
+      few_rows_product(p.grad_gates + begin, G, end - begin, {m, B, C, false}, out);
+    });
   });
 }
 
-INLINE void bfloat16_step_weight_grad(const WeightGrad<float, BFloat16>& p, int64_t panel0,
-                                      int64_t panel1, [[maybe_unused]] float* scratch) {
+INLINE void bfloat16_step_weight_grad(const WeightGrad<float>& p, int64_t panel0, int64_t panel1,
+                                      [[maybe_unused]] float* scratch) {
   const FlushDenormals scope;
   const int64_t G = 4 * p.shape.H, begin = panel0 * kPanel<float>,
                 end = min(G, panel1 * kPanel<float>);
@@ -375,12 +401,13 @@ INLINE void bfloat16_step_weight_grad(const WeightGrad<float, BFloat16>& p, int6
     uint16_t* dz = reinterpret_cast<uint16_t*>(scratch);
     uint16_t* pairs = dz + ceil_div(B, 2) * pair_row(end - begin);
     pair_rows(p.grad_gates + begin, G, B, end - begin, dz);
-    return step_weight_grad(p, begin, end, [&](const float* m, int64_t C, BFloat16* out) {
+    const auto product = [&](const float* m, int64_t C, BFloat16* out) {
       pair_rows(m, C, B, C, pairs);
       // As few_rows_product, until reading m for every row takes longer than that gains.
       B <= kFewRows ? outer_dots<1>(dz, end - begin, pairs, B, C, out)
                     : outer_dots<kTileRows>(dz, end - begin, pairs, B, C, out);
-    });
+    };
+    return step_weight_grad(p, *p.bfloat16_grads, begin, end, product);
   }
 #endif
   few_rows_weight_grad(p, begin, end);
@@ -424,7 +451,7 @@ void weight_grad(const WeightGrad<T>& p, int64_t chunk, int64_t strip0, int64_t 
     }
   }
   const int64_t begin = max(strip0, of_gates);
-  if (begin < strip1 && p.grads.weight_hr) {
+  if (begin < strip1 && wants_projection(p)) {
     projection_weight_grad(p, rows, begin - of_gates, strip1 - of_gates, kept_sums(p, chunk, begin),
                            scratch);
   }
@@ -437,7 +464,7 @@ void add_chunks(const WeightGrad<T>& p, int64_t strip0, int64_t strip1) {
   const int64_t chunks = weight_grad_chunks<T>(s), of_gates = gate_strips<T>(s);
   for (int64_t strip = strip0; strip < strip1; ++strip) {
     const bool of_gate = strip < of_gates;
-    if (!of_gate && !p.grads.weight_hr) continue;
+    if (!of_gate && !wants_projection(p)) continue;
     const int64_t size = of_gate ? left_columns(s) * gate_strip<T>(s) : projection_sums_size<T>(s);
     T* sums = kept_sums(p, 0, strip);
     for (int64_t chunk = 1; chunk < chunks; ++chunk) {

@@ -156,14 +156,14 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   p.recompute_gates = a.recompute_gates;
   if (p.recompute_gates || !p.bfloat16_weights) p.weights = weights.prepared();
   plan(kernels, p, threads);
-  if (!p.weights && !p.bfloat16_step) p.weights = weights.prepared();
+  if (!p.weights && p.plain && !p.bfloat16_step) p.weights = weights.prepared();
 
-  const ScalarType params_type = p.bfloat16_step ? a.dtype : type;
+  const ScalarType params_type = p.bfloat16_weights ? a.dtype : type;
   ArgumentGrads results(a, needs, type, results_as(type, a.dtype), params_type,
                         results_as(params_type, a.dtype));
   std::vector<LayerWeightGrads<T>> grad_weights;
   std::vector<LayerWeightGrads<BFloat16>> bfloat16_grad_weights;
-  if (needs.params && p.bfloat16_step) {
+  if (needs.params && p.bfloat16_weights) {
     bfloat16_grad_weights = group_params<LayerWeightGrads<BFloat16>>(
         s, a.has_biases, results.param_pointers<BFloat16>());
     p.bfloat16_grad_weights = bfloat16_grad_weights.data();
