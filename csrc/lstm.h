@@ -57,6 +57,10 @@ struct BFloat16 {
 // What multiplies bfloat16 numbers and adds in float32 on a CPU.
 enum class Bf16Unit { None, DotProducts, Matrix };
 
+// Parts that products of halves are made of, given those that float32 may be made of: one holds a
+// bfloat16, two hold a float16.
+inline int parts_of_halves(bool bfloat16, int parts) { return !parts ? 0 : bfloat16 ? 1 : 2; }
+
 struct LayerShape {
   Steps steps;
   int64_t I, H, P;

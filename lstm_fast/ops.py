@@ -333,16 +333,18 @@ def attempt_cell(
     c0: Tensor | None,
     params: list[Tensor],
     has_biases: bool,
-    most_parts: int,
+    held_in: int,
     frozen: FrozenWeights | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """Likewise for one step of one layer: h and c, given input [B, I], h0 [B, H] and c0 [B, H]."""
+    """Likewise for one step of one layer: h and c, given input [B, I], h0 [B, H] and c0 [B, H].
+    If they are halves that were widened, so many parts of bfloat16 hold one of them, else 0."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or not input.is_cpu:
         return None
     save = records_grad()
     if save and not getattr(params[0], "requires_grad", False):
         return None
-    parts = min(_cpu_parts(), most_parts)
+    parts = _cpu_parts()
+    parts = parts and (held_in or parts)
     results = _direct.direct_forward(
         input, None, h0, c0, params, has_biases, 1, False, save, parts, False, True, frozen
     )
@@ -357,10 +359,11 @@ def cell(
     c0: Tensor | None,
     params: list[Tensor],
     has_biases: bool,
-    most_parts: int,
+    held_in: int,
 ) -> tuple[Tensor, Tensor]:
     """`lstm` for one step of one layer, with arguments and results as `attempt_cell` has them."""
-    tensors, parts = (input, h0, c0), min(_parts(input, cell=True), most_parts)
+    tensors, parts = (input, h0, c0), _parts(input, cell=True)
+    parts = parts and (held_in or parts)
     is_beyond = torch.compiler.is_compiling() or _beyond_kernels() or not runs_on(input)
     if is_beyond or not wants_grad([*tensors, *params]):
         x, h0, c0 = _steps(*tensors)

@@ -436,7 +436,8 @@ def _run(module: LSTM, input: Tensor, rows: _Rows, state: _Pair, reset: Tensor |
             first_of = None if first is None else (first[0][k], first[1][k])
             results.append(
                 _run_direction(
-                    module, suffix, x, rows, (h0[k], c0[k]), params, resets[direction], first_of
+                    *(module, suffix, x, rows, (h0[k], c0[k]), params, resets[direction]),
+                    *(first_of, dtype),
                 )
             )
         x = torch.cat([r[0] for r in results], dim=-1) if directions > 1 else results[0][0]
@@ -485,9 +486,10 @@ def _run_direction(
     params: Sequence[Tensor],
     reset: Tensor | None,
     first: _Pair | None,
+    dtype: torch.dtype,
 ) -> _Direction:
     """One direction of one layer, whose parameters have this suffix; first: the state [P], [H] to
-    reset to, None for zeros."""
+    reset to, None for zeros; dtype: that of the module, of which halves have been widened."""
     options = module._lstm_options or PLAIN
     h0, c0 = state
     B, P, H, bias = rows.B, h0.shape[-1], c0.shape[-1], bool(module.bias)
@@ -513,6 +515,7 @@ def _run_direction(
             _dropped(x, B, P, rate) if rate and module.training else None,
             _zones(module, x, N, P, zone_h),
             _zones(module, x, N, H, zone_c),
+            fewest_parts=2 if dtype is torch.float16 else 0,  # which hold a float16
         )
 
     reverse = suffix.endswith("_reverse")
@@ -610,5 +613,6 @@ def forward_cell(module: LSTMCell, input: Tensor, hx: _Pair | None, reset: Tenso
     if first is not None:
         first = (wide(first[0].to(input.dtype)), wide(first[1].to(input.dtype)))
     params = [wide(p) for p in params]
-    _, h, c, _ = _run_direction(module, "", x, rows, state, params, reset, first)
-    return h.to(input.dtype), c.to(input.dtype)
+    dtype = input.dtype
+    _, h, c, _ = _run_direction(module, "", x, rows, state, params, reset, first, dtype)
+    return h.to(dtype), c.to(dtype)

@@ -60,6 +60,19 @@ def test_the_matrix_unit():
     assert _kernels.cpu_plan("float64", [32] * 24, 1, 64)["path"] == "packed weights"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_precision_of_float32_is_nothing_to_halves(dtype: torch.dtype):
+    module, paths = lstm_fast.LSTM(16, 64, dtype=dtype), []
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        paths.append(lstm_fast.explain(module, (24, 32, 16)))
+    assert paths[0] == paths[1]
+    if ISA == "avx512_bf16":
+        assert ("bfloat16 dot products" in paths[0]) == (dtype is torch.bfloat16)
+    if ISA == "amx":
+        assert "matrix unit" in paths[0]
+
+
 @pytest.mark.skipif(ISA != "avx512_bf16", reason="no dot products of bfloat16")
 def test_dot_products():
     assert path(B=1, T=24, I=1, H=32, parts=1) == "bfloat16 dot products"

@@ -498,6 +498,33 @@ def test_bfloat16_has_the_bits_of_float32_at_medium_rounded(
     assert_bfloat16_is_float32_rounded(T, B, **options)
 
 
+@pytest.mark.parametrize("build", [LSTM, LSTMCell])
+@pytest.mark.parametrize("options", [{}, {"zoneout": 0.1}], ids=str)
+@pytest.mark.parametrize("by_autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_precision_of_float32_is_nothing_to_halves(
+    build: Any, options: dict[str, Any], by_autocast: bool, dtype: torch.dtype
+):
+    if options and dtype is torch.bfloat16:
+        pytest.skip("computed in float32, with which the precision has to do")
+    module = build(40, 70, **options).eval()
+    x = torch.randn(*((30,) if build is LSTM else ()), 20, 40)
+    if not by_autocast:
+        module, x = module.to(dtype), x.to(dtype)
+    results = []
+    for precision in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        with torch.autocast("cpu", dtype, enabled=by_autocast):
+            h = module(x)[0]
+        h.float().sum().backward()
+        results.append([h, *(p.grad for p in module.parameters())])
+        module.zero_grad()
+    assert len(results) == 3
+    # Where the kernels have no two parts, a float16 is multiplied as the float32 that it is.
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("T", "B", "H"), [(2, 1, 20), (8, 1, 500), (4, 4, 700)])
 @pytest.mark.parametrize("proj_size", [0, 9])
 def test_few_steps_of_bfloat16_are_right(T: int, B: int, H: int, proj_size: int):

@@ -14,12 +14,11 @@
 namespace lstm_fast {
 namespace {
 
-// Parts that the products of a dtype are made of, given those that float32 may be made of. One
-// holds a bfloat16, two a float16; states are rounded to as much where they enter a product, as
-// torch does.
+// Parts that the products of a dtype are made of, given those that float32 may be made of. States
+// are rounded to as much where they enter a product, as torch does.
 int parts_for(ScalarType dtype, int64_t parts) {
-  const int64_t most = dtype == ScalarType::BFloat16 ? 1 : dtype == ScalarType::Half ? 2 : 3;
-  return static_cast<int>(std::min(parts, most));
+  const int of_float = static_cast<int>(std::min<int64_t>(parts, 3));
+  return is_half(dtype) ? parts_of_halves(dtype == ScalarType::BFloat16, of_float) : of_float;
 }
 
 // For results that are computed in a type and handed out in a dtype.

@@ -225,7 +225,9 @@ py::dict cpu_plan(const std::string& dtype, const std::vector<int64_t>& batch_si
   Threads available = serial(threads);
   if (second_cache) available.second_cache = *second_cache;
   if (dtype == "float64") return cpu_plan_of<double>(s, available, keeps_packed);
-  return cpu_plan_of<float>(s, available, keeps_packed, dtype == "bfloat16");
+  const bool is_bfloat16 = dtype == "bfloat16";
+  if (is_bfloat16 || dtype == "float16") s.parts = parts_of_halves(is_bfloat16, parts);
+  return cpu_plan_of<float>(s, available, keeps_packed, is_bfloat16);
 }
 
 // What the CUDA planner decides for a device that need not be there.
