@@ -301,7 +301,7 @@ class Forecaster:
             unknown = plain(panel.unique_ids[place < 0][0])
             raise ValueError(f"series {unknown!r} was not fitted")
         windows = panel.last_windows(self.input_size, self._scale, place)
-        return self._forecast_frame(panel, windows, levels)
+        return self._forecast_frame(panel, windows, place, levels)
 
     def future_rows(self, df: pd.DataFrame) -> pd.DataFrame:
         """``unique_id`` and ``ds`` of the `h` rows that come after `df`, at the frequency that was
@@ -399,7 +399,10 @@ class Forecaster:
         # Errors of windows that overlap by half are taken as independent: with that, 95 % intervals
         # held 93 % and 80 % ones 81 % on rows before the backtest's (90 and 78 % without widening).
         n_independent = len(panel.unique_ids) * max(1, 2 * held_out // self.h)
-        return ConformalIntervals(self._loss, outputs_of(networks, windows), target, n_independent)
+        outputs = outputs_of(networks, windows)
+        return ConformalIntervals(
+            self._loss, outputs, target, n_independent, torch.from_numpy(scale)
+        )
 
     def _train(
         self, name: str, panel: Panel, scale: NDArray[np.float64], held_out: int, val_size: int
@@ -451,7 +454,11 @@ class Forecaster:
         )
 
     def _forecast_frame(
-        self, panel: Panel, windows: Windows, levels: Sequence[float]
+        self,
+        panel: Panel,
+        windows: Windows,
+        place: NDArray[np.intp],
+        levels: Sequence[float],
     ) -> pd.DataFrame:
         batch, outputs = windows.all(), outputs_of(self._networks, windows)
 
@@ -472,7 +479,9 @@ class Forecaster:
         for level in sorted(levels):
             low, high = mean_band(self._loss, outputs, level)
             if self._intervals is not None:
-                widening = self._intervals.widening(level)
+                # By as much as the errors were, whatever the scale has become with later rows.
+                scale = self._intervals.scale[place, None]
+                widening = self._intervals.widening(level) * scale / batch.scale
                 low, high = low - widening, high + widening
             # A widening below 0 may be more than an interval has, at some lead or some level.
             lower, upper = torch.minimum(low, lower), torch.maximum(high, upper)

@@ -51,6 +51,8 @@ class ConformalIntervals:
     """[windows, h], float64, what came."""
     n_independent: int
     """Of the windows, as far as that can be said of windows that overlap."""
+    scale: Tensor
+    """[series], float64, what `outputs` and `target` of each series were divided by."""
 
     @cached_property
     def lead_scale(self) -> NDArray[np.float64]:
@@ -60,7 +62,8 @@ class ConformalIntervals:
         return np.maximum.accumulate(usual).clip(min=np.finfo(np.float64).tiny)
 
     def widening(self, level: float) -> Tensor:
-        """[h], float64, what to add on either side for an interval that covers `level` per cent."""
+        """[h], float64, what to add on either side for an interval that covers `level` per cent, in
+        units of `scale`."""
         lower, upper = mean_band(self.loss, self.outputs, level)
         outside = torch.maximum(lower - self.target, self.target - upper).numpy()
         scores = np.sort((outside / self.lead_scale).ravel())

@@ -29,7 +29,7 @@ from lstm_fast.forecast.windows import Features
 if TYPE_CHECKING:
     from lstm_fast.forecast.forecaster import Forecaster
 
-FORMAT = "lstm-fast forecaster 3"
+FORMAT = "lstm-fast forecaster 4"
 # Of the arguments of `lightning.Trainer`, those that change what a training learns or when it is
 # over. Devices and what is shown may change on the way; what merely cuts it short, as well.
 _TRAINING = (
@@ -67,8 +67,8 @@ def save(model: Forecaster, path: Path, overwrite: bool) -> None:
         ),
     }
     if model._intervals is not None:
-        intervals = model._intervals
-        state["calibration"] = [intervals.outputs, intervals.target, intervals.n_independent]
+        of = model._intervals
+        state["calibration"] = [of.outputs, of.target, of.n_independent, of.scale]
     with replacing(path) as part:
         try:
             torch.save(state, part)

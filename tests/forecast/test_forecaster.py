@@ -344,6 +344,21 @@ def test_levels_of_any_kind(small, series, tmp_path, levels):
     ]  # fmt: skip
 
 
+def test_intervals_are_as_wide_as_errors_were_whatever_the_scale_became(small):
+    """Noise that grows tenfold in the rows that calibrate is most of the final scale."""
+    rng, rows, calibration = np.random.default_rng(0), 240, 48
+    deviation = np.where(np.arange(rows) < rows - calibration, 1, 10)
+    frame = monthly(rows).assign(y=200 + deviation * rng.normal(size=rows))
+    model = small(log=False, max_steps=100, calibration_size=calibration, levels=[80])
+    forecast = model.fit(frame).predict()
+    assert model._scale.item() > 2.5 * model._intervals.scale.item()
+    width = (forecast["hi-80"] - forecast["lo-80"]).mean()
+    errors = (model._intervals.target - model._intervals.outputs[..., 0].double().mean(dim=0)).abs()
+    expected = 2 * errors.quantile(0.8).item() * model._intervals.scale.item()
+    # Errors of the leads differ, and Student's distribution widens for a few windows.
+    assert width == pytest.approx(expected, rel=0.4)
+
+
 def test_intervals_of_the_network_alone(small, series):
     model = small(loss="normal", calibration_size=0).fit(series)
     assert model._intervals is None

@@ -17,7 +17,8 @@ def of_errors(errors: np.ndarray, n_independent: int = MANY) -> ConformalInterva
     """Of a network that forecasts 0 when `errors`, [windows, h], come."""
     target = torch.from_numpy(errors)
     outputs = torch.zeros(1, *target.shape, 1)
-    return ConformalIntervals(make_loss("mse", ()), outputs, target, n_independent)
+    scale = torch.ones(1, dtype=torch.float64)
+    return ConformalIntervals(make_loss("mse", ()), outputs, target, n_independent, scale)
 
 
 def test_widening_is_the_conformal_quantile():
@@ -65,7 +66,7 @@ def test_intervals_of_a_network_that_misjudges_its_errors_are_put_right(factor):
     raw = np.log(np.expm1(factor - loss.MIN_SCALE))
     outputs = torch.tensor([0.0, raw]).expand(2, 500, 4, 2)
     target = torch.from_numpy(rng.normal(size=(500, 4)))
-    intervals = ConformalIntervals(loss, outputs, target, MANY)
+    intervals = ConformalIntervals(loss, outputs, target, MANY, torch.ones(1, dtype=torch.float64))
     lower, upper = (bound.mean().item() for bound in loss.band(outputs, 80))
     widening = intervals.widening(80).mean().item()
     assert (widening > 0) == (factor < 1)

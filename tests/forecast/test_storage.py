@@ -102,7 +102,7 @@ def test_files_of_something_else(tmp_path):
     for name, message in (
         ("text.pt", "no file of a forecaster"),
         ("weights.pt", "no file of a forecaster"),
-        ("other.pt", "must be of format 'lstm-fast forecaster 3'. Got 'other'"),
+        ("other.pt", "must be of format 'lstm-fast forecaster 4'. Got 'other'"),
     ):
         with pytest.raises(ValueError, match=message):
             Forecaster.load(tmp_path / name)
