@@ -3,7 +3,7 @@
 Dynamo refuses to look at an instance of nn.LSTM, of whatever subclass, unless
 `torch._dynamo.config.allow_rnn` is set. It is set here for the moment in which dynamo wraps a
 module of ours: other modules and the setting that the user sees stay as they are. Importing dynamo
-takes as long as importing torch, so nothing is done until somebody else imports it.
+takes as long as importing torch, and 70 MB, so nothing here does before somebody else has.
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 _BUILDER = "torch._dynamo.variables.builder"
+
+
+def constant(function: _F) -> _F:
+    """Have dynamo call a function when it compiles, and keep what it returned. It is what
+    `torch.compiler.assume_constant_result` does, but for importing dynamo."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def allow(fused: type) -> None:

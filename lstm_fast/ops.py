@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lstm_fast import _load, reference
+from lstm_fast import _dynamo, _load, reference
 
 _load.load_ops()
 
@@ -70,7 +70,7 @@ def runs_on(tensor: Tensor) -> bool:
     return tensor.is_cpu or (_cuda and tensor.is_cuda and _runs_on_cuda(tensor.get_device()))
 
 
-@torch.compiler.assume_constant_result
+@_dynamo.constant
 def _runs_on_cuda(device: int) -> bool:
     return _load.cuda_capability(device) > 0
 
@@ -83,7 +83,7 @@ def first(state: Tensor) -> Tensor:
     return torch.ops.aten._unsafe_view.default(state, state.shape[1:])
 
 
-@torch.compiler.assume_constant_result  # dynamo knows no inference mode
+@_dynamo.constant  # dynamo knows no inference mode
 def records_grad() -> bool:
     """Whether autograd records what is computed: never in inference mode."""
     return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
@@ -432,7 +432,7 @@ def _parts(input: Tensor, cell: bool = False) -> int:
 
 
 # These are read when a graph is compiled, as dynamo knows no function of torch that returns a word.
-@torch.compiler.assume_constant_result
+@_dynamo.constant
 def _cuda_parts(cell: bool) -> int:
     backends: Any = torch.backends
     by_cudnn = backends.cudnn.enabled and not cell
@@ -440,7 +440,7 @@ def _cuda_parts(cell: bool) -> int:
     return 2 if of.fp32_precision == "tf32" else 3
 
 
-@torch.compiler.assume_constant_result
+@_dynamo.constant
 def _cpu_parts() -> int:
     if torch._C._get_deterministic_algorithms():
         return 0

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lstm_fast import LSTM, LSTMCell, accelerate
+from lstm_fast import LSTM, LSTMCell, _dynamo, accelerate
 from tests.sample_inputs import CONFIGS, Config, assert_all_close, forward_and_gradients
 
 
@@ -259,15 +259,22 @@ def test_stock_modules_and_settings_stay_as_they_are():
             compiled(nn.Sequential(stock))(torch.randn(3, 2, 4))
 
 
-@pytest.mark.parametrize("first", ["import torch._dynamo", "import lstm_fast"])
+@pytest.mark.parametrize("first", ["torch._dynamo", "lstm_fast"])
 def test_whichever_is_imported_first(first: str):
     code = f"""
-{first}
-import torch, lstm_fast
+import sys, torch, {first}
+import lstm_fast
 model = torch.nn.Sequential(lstm_fast.LSTM(4, 5))
+model(torch.randn(3, 2, 4))[0].sum().backward()
+assert ("torch._dynamo" in sys.modules) == {first == "torch._dynamo"}
 torch.compile(model, backend="eager", fullgraph=True)(torch.randn(3, 2, 4))
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_constant_is_one_as_torch_marks_it():
+    ours, torchs = _dynamo.constant(lambda: 0), torch.compiler.assume_constant_result(lambda: 0)
+    assert vars(ours) == vars(torchs)
 
 
 def test_copies_of_a_compiled_model():
