@@ -515,7 +515,7 @@ def _run_direction(
             _dropped(x, B, P, rate) if rate and module.training else None,
             _zones(module, x, N, P, zone_h),
             _zones(module, x, N, H, zone_c),
-            fewest_parts=2 if dtype is torch.float16 else 0,  # which hold a float16
+            held_in=2 if dtype is torch.float16 else 0,
         )
 
     reverse = suffix.endswith("_reverse")

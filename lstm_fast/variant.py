@@ -40,12 +40,12 @@ def variant(
     drop_h: Tensor | None,
     zone_h: Tensor | None,
     zone_c: Tensor | None,
-    fewest_parts: int = 0,
+    held_in: int = 0,
 ) -> _Results:
     """One direction of one layer, differentiable to any order; `reference.variant` defines it.
 
-    The masks reset, drop_h, zone_h and zone_c get no gradient. Products of float32 are made of so
-    many parts of bfloat16 at least (`ops.lstm`), if of any.
+    The masks reset, drop_h, zone_h and zone_c get no gradient. If all are halves that were widened,
+    `held_in` parts of bfloat16 hold one of them; else it is 0.
 
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or device; the message names it.
@@ -65,7 +65,7 @@ def variant(
     tensors = [input, h0, c0, reset_h, reset_c, *params, *norms]
     call = masks, options, batch_sizes, len(params)
     parts = ops._parts(input)
-    parts = parts and max(parts, fewest_parts)
+    parts = parts and (held_in or parts)
     # In a graph, the op differentiates itself where that is run.
     if torch.compiler.is_compiling() or not ops.wants_grad(tensors):
         return ops.dispatched(_variant, *_arguments(*call, tensors), False, parts)[:4]
