@@ -140,6 +140,7 @@ class LSTM(torch.nn.LSTM):
             return_cells,
         )
         options.check_forget_bias(forget_bias, bias)
+        options.check_flag("recompute_gates", recompute_gates)
         super().__init__(
             input_size,
             hidden_size,

@@ -33,6 +33,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Raises ValueError for what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The options that act in the forward pass, as `lstm_fast.LSTM` documents them.
@@ -61,8 +67,7 @@ class Options:
                 if not _is_number(value) or not 0 <= value <= 1:
                     raise ValueError(f"{name} must be a probability, from 0 to 1, got {value!r}")
         for name in ("layer_norm", "learned_state", "return_cells"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+            check_flag(name, getattr(self, name))
         for name, known in (
             ("gate_activation", reference.GATE_ACTIVATIONS),
             ("cell_activation", reference.CELL_ACTIVATIONS),
@@ -97,6 +102,7 @@ class Options:
 PLAIN = Options()
 
 _INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
+_INTEGERS |= {torch.uint16, torch.uint32, torch.uint64}
 _GATE_ACTIVATIONS = list(reference.GATE_ACTIVATIONS)
 _CELL_ACTIVATIONS = list(reference.CELL_ACTIVATIONS)
 
@@ -326,6 +332,21 @@ def _sees_no_numbers(x: Tensor) -> bool:
     )
 
 
+def _integers(lengths: Any, B: int, device: torch.device) -> Tensor:
+    """The lengths of B sequences as a tensor of int64."""
+    expected = "lengths must be {} integers, one for each sequence, got {}".format
+    try:
+        found = torch.as_tensor(lengths, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:  # a word, rows of unequal length
+        raise ValueError(expected(B, repr(lengths))) from error
+    if found.dim() != 1 or found.numel() != B:
+        raise ValueError(expected(B, found.tolist()))
+    # Of an empty list, torch makes floats.
+    if found.dtype not in _INTEGERS and B > 0:
+        raise ValueError(expected(B, f"{found.tolist()} of dtype {found.dtype}"))
+    return found.long()
+
+
 def _run_lengths(
     module: LSTM, x: Tensor, state: _Pair, lengths: Any, reset: Tensor | None
 ) -> _Result:
@@ -335,13 +356,7 @@ def _run_lengths(
     """
     T, B = x.shape[:2]
     is_whole = _sees_no_numbers(x)
-    lengths = torch.as_tensor(lengths, device=x.device if is_whole else "cpu")
-    if B == 0 and lengths.numel() == 0:
-        lengths = lengths.long()  # of an empty list, torch makes floats
-    if lengths.dim() != 1 or lengths.numel() != B or lengths.dtype not in _INTEGERS:
-        raise ValueError(
-            f"lengths must be {B} integers, one for each sequence, got {lengths.tolist()}"
-        )
+    lengths = _integers(lengths, B, x.device if is_whole else torch.device("cpu"))
     if is_whole:  # by `_run_to_ends`
         within = ((lengths >= 0) & (lengths <= T)).all()
         torch._assert_async(within, "lengths must be from 0 to the steps of input")

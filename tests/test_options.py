@@ -454,6 +454,17 @@ def test_lengths_of_an_empty_batch(batch_first: bool):
             torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.uint16, torch.uint64])
+@pytest.mark.parametrize("compiles", [False, True])
+def test_lengths_of_any_integers(dtype: torch.dtype, compiles: bool):
+    torch._dynamo.reset()
+    module = make()
+    call = torch.compile(module, backend="eager", fullgraph=True) if compiles else module
+    x, lengths = draw(T, B, I), torch.tensor([2, 0, T])
+    expected = parts(module(x, lengths=lengths))
+    torch.testing.assert_close(parts(call(x, lengths=lengths.to(dtype))), expected)
+
+
 def test_lengths_have_gradients():
     module = make(num_layers=2)
     x, h0, c0 = draw(T, B, I), draw(2, B, H), draw(2, B, H)
@@ -826,6 +837,7 @@ def test_repr():
         ({"zoneout": None}, "zoneout must be a probability, from 0 to 1, got None"),
         ({"zoneout": (0.1, "x")}, "zoneout must be a probability, from 0 to 1, got 'x'"),
         ({"layer_norm": "False"}, "layer_norm must be True or False, got 'False'"),
+        ({"recompute_gates": "x"}, "recompute_gates must be True or False, got 'x'"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str):
@@ -841,6 +853,9 @@ def test_wrong_options(options: dict[str, Any], message: str):
         ({"reset": torch.zeros(B, T, dtype=torch.bool)}, "Expected reset size"),
         ({"lengths": [1, 2]}, "lengths must be 3 integers"),
         ({"lengths": torch.ones(3)}, "lengths must be 3 integers"),
+        ({"lengths": torch.ones(3)}, "of dtype torch.float32"),
+        ({"lengths": "abc"}, "lengths must be 3 integers, one for each sequence, got 'abc'"),
+        ({"lengths": [[1], [2, 3]]}, "lengths must be 3 integers"),
         ({"lengths": [1, 2, T + 1]}, "lengths must be from 0 to 5"),
         ({"lengths": [1, -2, 3]}, "lengths must be from 0 to 5"),
     ],
