@@ -139,7 +139,7 @@ class LSTM(torch.nn.LSTM):
             cell_activation,
             return_cells,
         )
-        options.check_forget_bias(forget_bias, bias)
+        forget_bias = options.checked_forget_bias(forget_bias, bias)
         options.check_flag("recompute_gates", recompute_gates)
         super().__init__(
             input_size,

@@ -76,7 +76,7 @@ class LSTMCell(torch.nn.LSTMCell):
             gate_activation=gate_activation,
             cell_activation=cell_activation,
         )
-        options.check_forget_bias(forget_bias, bias)
+        forget_bias = options.checked_forget_bias(forget_bias, bias)
         super().__init__(input_size, hidden_size, bias, device, dtype)
         H = self.hidden_size
         shapes = chosen.parameter_shapes(H, bias)

@@ -66,6 +66,11 @@ class Options:
             for value in values:
                 if not _is_number(value) or not 0 <= value <= 1:
                     raise ValueError(f"{name} must be a probability, from 0 to 1, got {value!r}")
+        # NumPy's numbers, which dynamo cannot trace, and others.
+        object.__setattr__(self, "weight_dropout", float(self.weight_dropout))
+        for name in ("variational_dropout", "zoneout"):
+            first, second = getattr(self, name)
+            object.__setattr__(self, name, (float(first), float(second)))
         for name in ("layer_norm", "learned_state", "return_cells"):
             check_flag(name, getattr(self, name))
         for name, known in (
@@ -121,14 +126,15 @@ def pair(name: str, value: float | tuple[float, float]) -> tuple[float, float]:
     return first, second
 
 
-def check_forget_bias(forget_bias: float | None, bias: bool) -> None:
-    """Raises ValueError for what is no number, or where there is no bias to set."""
+def checked_forget_bias(forget_bias: float | None, bias: bool) -> float | None:
+    """As a float of Python; ValueError for what is no number, or where there is no bias to set."""
     if forget_bias is None:
-        return
+        return None
     if not _is_number(forget_bias) or not math.isfinite(forget_bias):
         raise ValueError(f"forget_bias must be None or a finite number, got {forget_bias!r}")
     if not bias:
         raise ValueError("forget_bias needs bias=True")
+    return float(forget_bias)
 
 
 def install(

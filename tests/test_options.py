@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -766,6 +767,20 @@ def test_explain():
     said = lstm_fast.explain(LSTM(I, H, zoneout=0.1), x)
     assert said == f"CPU kernels, {isa}, packed weights, step by step"
     assert lstm_fast.explain(LSTM(I, H, learned_state=True), x) == lstm_fast.explain(LSTM(I, H), x)
+
+
+@pytest.mark.parametrize("cls", [LSTM, LSTMCell])
+def test_numbers_of_numpy(cls: Any):
+    torch._dynamo.reset()
+    module = cls(I, H, zoneout=np.float64(0.25), forget_bias=np.float32(2))
+    assert repr(module) == repr(cls(I, H, zoneout=0.25, forget_bias=2.0))
+    compiled = torch.compile(module.eval(), backend="eager", fullgraph=True)
+    x = torch.randn(B, I) if cls is LSTMCell else torch.randn(T, B, I)
+    torch.testing.assert_close(compiled(x), module(x))
+    module.reset_parameters()
+    assert (
+        dict(module.named_parameters())["bias_ih" + "_l0" * (cls is LSTM)][H : 2 * H] == 2
+    ).all()
 
 
 def test_skip_init():
