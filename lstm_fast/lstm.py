@@ -197,10 +197,11 @@ class LSTM(torch.nn.LSTM):
                 and c_n are the states after the last step of each, of a sequence of no steps the
                 state that it begins from; output is zero from the end on.
             reset: [T, B] bool ([B, T] with `batch_first`, [T] unbatched; of a packed sequence in
-                the order of the batch before packing, padded): where true, an episode begins at
-                the step. The state before the step is then that of a sequence without `hx`: zero,
-                or the learned one. The reverse direction, which goes from step t + 1 to t, is reset
-                in between where `reset` is true at t + 1: no information crosses a beginning.
+                the order of the batch before packing, padded, if need be to more steps than the
+                longest sequence has): where true, an episode begins at the step. The state before
+                the step is then that of a sequence without `hx`: zero, or the learned one. The
+                reverse direction, which goes from step t + 1 to t, is reset in between where
+                `reset` is true at t + 1: no information crosses a beginning.
 
         Raises:
             ValueError: `lengths` or `reset` is not as described.

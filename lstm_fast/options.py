@@ -290,14 +290,24 @@ def _two(op: str, hx: _Pair) -> _Pair:
     return hx
 
 
-def _time_major(module: LSTM, reset: Tensor, T: int, B: int, is_batched: bool = True) -> Tensor:
-    """The mask of resets as [T, B], checked."""
+def _time_major(
+    module: LSTM,
+    reset: Tensor,
+    T: int,
+    B: int,
+    is_batched: bool = True,
+    is_padded_further: bool = False,
+) -> Tensor:
+    """The mask of resets as [T, B], checked; if it may be, without its steps beyond T."""
     expected = (T,) if not is_batched else (B, T) if module.batch_first else (T, B)
     if not isinstance(reset, Tensor) or reset.dtype is not torch.bool:
         found = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
         raise ValueError(f"reset must be a tensor of dtype bool, got {found}")
+    given = tuple(reset.shape)
+    if is_padded_further and reset.dim() == 2:
+        reset = reset[:, :T] if module.batch_first else reset[:T]
     if tuple(reset.shape) != expected:
-        raise ValueError(f"Expected reset size {expected}, got {tuple(reset.shape)}")
+        raise ValueError(f"Expected reset size {expected}, got {given}")
     if not is_batched:
         return reset.unsqueeze(1)
     return reset.transpose(0, 1) if module.batch_first else reset
@@ -314,7 +324,8 @@ def _forward_packed(
     module.check_forward_args(data, state, batch_sizes)
     rows = _Rows(len(batch_sizes), state[0].size(1), batch_sizes)
     if reset is not None:
-        reset = _time_major(module, reset, rows.T, rows.B)
+        # The batch may have been padded to more steps than its longest sequence has.
+        reset = _time_major(module, reset, rows.T, rows.B, is_padded_further=True)
         if sorted_indices is not None:
             reset = reset.index_select(1, sorted_indices)
         sizes = batch_sizes.to(reset.device)

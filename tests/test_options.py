@@ -199,6 +199,20 @@ def test_packed_sequences_are_run_alone(options: dict[str, Any]):
             torch.testing.assert_close((h_n[:, b], c_n[:, b]), (h[:, 0], c[:, 0]))
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_resets_of_a_packed_batch_that_was_padded_further(batch_first: bool):
+    module = make(batch_first=batch_first, **STACK)
+    reset = torch.rand(T + 2, B) < 0.4
+    packed = pack_padded_sequence(draw(T + 2, B, I), [2, T, 3], enforce_sorted=False)
+    turn = (lambda t: t.transpose(0, 1)) if batch_first else (lambda t: t)
+    got = parts(module(packed, reset=turn(reset)))
+    torch.testing.assert_close(got, parts(module(packed, reset=turn(reset[:T]))))
+    for wrong in (reset[: T - 1], reset[:, 1:]):
+        found = tuple(turn(wrong).shape)
+        with pytest.raises(ValueError, match=re.escape(f"got {found}")):
+            module(packed, reset=turn(wrong))
+
+
 def test_all_cells():
     stock = make(torch.nn.LSTM)
     module = LSTM(I, H, dtype=torch.float64, return_cells=True)
