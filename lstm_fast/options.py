@@ -356,12 +356,25 @@ def _integers(lengths: Any, B: int, device: torch.device) -> Tensor:
         found = torch.as_tensor(lengths, device=device)
     except (TypeError, ValueError, RuntimeError) as error:  # a word, rows of unequal length
         raise ValueError(expected(B, repr(lengths))) from error
-    if found.dim() != 1 or found.numel() != B:
-        raise ValueError(expected(B, found.tolist()))
-    # Of an empty list, torch makes floats.
-    if found.dtype not in _INTEGERS and B > 0:
-        raise ValueError(expected(B, f"{found.tolist()} of dtype {found.dtype}"))
+    is_integer = found.dtype in _INTEGERS or B == 0  # of an empty list, torch makes floats
+    if found.dim() != 1 or found.numel() != B or not is_integer:
+        # A transform, say, shows no numbers.
+        seen = f"a tensor of {found.dtype} and shape {tuple(found.shape)}"
+        raise ValueError(expected(B, seen if isinstance(lengths, Tensor) else repr(lengths)))
     return found.long()
+
+
+def _assert_within(lengths: Tensor, T: int) -> None:
+    """Check lengths by an operation of the graph. vmap has no rule for it: what is checked is the
+    tensor below transforms, with the lengths of all rows. Dynamo shows no such tensor; there torch
+    finds those beyond T, as they index steps that there are not."""
+    if torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
+            return
+        while torch._C._functorch.is_functorch_wrapped_tensor(lengths):
+            lengths = torch._C._functorch.get_unwrapped(lengths)
+    within = ((lengths >= 0) & (lengths <= T)).all()
+    torch._assert_async(within, "lengths must be from 0 to the steps of input")
 
 
 def _run_lengths(
@@ -375,8 +388,7 @@ def _run_lengths(
     is_whole = _sees_no_numbers(x)
     lengths = _integers(lengths, B, x.device if is_whole else torch.device("cpu"))
     if is_whole:  # by `_run_to_ends`
-        within = ((lengths >= 0) & (lengths <= T)).all()
-        torch._assert_async(within, "lengths must be from 0 to the steps of input")
+        _assert_within(lengths, T)
         if reset is not None:
             reset = (reset & (torch.arange(T, device=x.device).unsqueeze(1) < lengths)).reshape(-1)
         return _run(module, x, _Rows(T, B, lengths=lengths), state, reset)

@@ -506,6 +506,34 @@ def test_lengths_under_transforms(options: dict[str, Any]):
     torch.testing.assert_close(got, {name: p.grad for name, p in module.named_parameters()})
 
 
+@pytest.mark.parametrize("compiles", [False, True])
+def test_gradients_of_each_of_several_sequences_of_their_own_lengths(compiles: bool):
+    torch._dynamo.reset()
+    module = make(bidirectional=True, layer_norm=True)
+    params = {name: p.detach() for name, p in module.named_parameters()}
+    x, lengths = draw(B, T, I), torch.tensor([2, 0, T])
+
+    def loss(params: dict[str, Tensor], x: Tensor, length: Tensor) -> Tensor:
+        kwargs = {"lengths": length.unsqueeze(0)}
+        results = torch.func.functional_call(module, params, (x.unsqueeze(1),), kwargs)
+        return results[0].square().sum()
+
+    grad = torch.func.grad(loss)
+    each: Any = torch.func.vmap(grad, in_dims=(None, 0, 0))
+    if compiles:
+        each = torch.compile(each, backend="eager", fullgraph=True)
+    got = each(params, x, lengths)
+    for b in range(B):
+        of_row = {name: grads[b] for name, grads in got.items()}
+        torch.testing.assert_close(of_row, grad(params, x[b], lengths[b]))
+    if not compiles:
+        for wrong in (lengths + 1, lengths - 1):
+            with pytest.raises(RuntimeError, match="lengths must be from 0 to the steps of input"):
+                each(params, x, wrong)
+        with pytest.raises(ValueError, match="lengths must be 1 integers"):
+            each(params, x, lengths.double())
+
+
 def test_lengths_of_fake_tensors():
     module = make(bidirectional=True)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -882,7 +910,7 @@ def test_wrong_options(options: dict[str, Any], message: str):
         ({"reset": torch.zeros(B, T, dtype=torch.bool)}, "Expected reset size"),
         ({"lengths": [1, 2]}, "lengths must be 3 integers"),
         ({"lengths": torch.ones(3)}, "lengths must be 3 integers"),
-        ({"lengths": torch.ones(3)}, "of dtype torch.float32"),
+        ({"lengths": torch.ones(3)}, r"got a tensor of torch.float32 and shape \(3,\)"),
         ({"lengths": "abc"}, "lengths must be 3 integers, one for each sequence, got 'abc'"),
         ({"lengths": [[1], [2, 3]]}, "lengths must be 3 integers"),
         ({"lengths": [1, 2, T + 1]}, "lengths must be from 0 to 5"),
