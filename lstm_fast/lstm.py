@@ -81,6 +81,9 @@ class LSTM(torch.nn.LSTM):
         return_cells: `forward` returns (output, (h_n, c_n), cells), with the c_t of all steps of
             the last layer in the form of output, H columns a direction.
 
+    Those of them that act in forward are attributes of a module that is constructed with one, and
+    may be set at any time, but for layer_norm and learned_state, which have parameters.
+
     One more is about memory and changes no result:
 
         recompute_gates: in training keep the outputs and the cells of each step alone, not the four
@@ -156,7 +159,7 @@ class LSTM(torch.nn.LSTM):
         if recompute_gates:
             self.recompute_gates = True
         shapes = self._parameter_shapes(chosen)
-        options.install(self, chosen, forget_bias, shapes, device, dtype)
+        options.install(self, chosen, options.NAMES, forget_bias, shapes, device, dtype)
 
     def _parameter_shapes(self, chosen: options.Options) -> dict[str, tuple[int, ...]]:
         """Of the parameters that options add."""
@@ -173,6 +176,11 @@ class LSTM(torch.nn.LSTM):
         """As `torch.nn.LSTM.reset_parameters`; what the options add begins as constructed."""
         super().reset_parameters()
         options.set_constants(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in options.NAMES:
+            value = options.assigned(self, name, value)
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         """As torch's, and the options that are in use."""

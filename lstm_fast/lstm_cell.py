@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -82,12 +84,17 @@ class LSTMCell(torch.nn.LSTMCell):
         shapes = chosen.parameter_shapes(H, bias)
         if learned_state:
             shapes |= {"initial_h": (H,), "initial_c": (H,)}
-        options.install(self, chosen, forget_bias, shapes, device, dtype)
+        options.install(self, chosen, options.OF_CELLS, forget_bias, shapes, device, dtype)
 
     def reset_parameters(self) -> None:
         """As `torch.nn.LSTMCell.reset_parameters`; what the options add begins as constructed."""
         super().reset_parameters()
         options.set_constants(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in options.NAMES:
+            value = options.assigned(self, name, value)
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         """As torch's, and the options that are in use."""

@@ -137,23 +137,63 @@ def checked_forget_bias(forget_bias: float | None, bias: bool) -> float | None:
     return float(forget_bias)
 
 
+NAMES = tuple(field.name for field in dataclasses.fields(Options))
+OF_CELLS = "zoneout", "layer_norm", "learned_state", "gate_activation", "cell_activation"
+_PAIRS = "variational_dropout", "zoneout"
+_HAVE_PARAMETERS = "layer_norm", "learned_state"
+
+
 def install(
     module: Any,
     chosen: Options,
+    names: Sequence[str],
     forget_bias: float | None,
     shapes: dict[str, tuple[int, ...]],
     device: torch.device | str | int | None,
     dtype: torch.dtype | None,
 ) -> None:
-    """Give a module, constructed as torch's, its options and the parameters of these shapes."""
+    """Give a module, constructed as torch's, its options, attributes of these names and the
+    parameters of these shapes."""
     if chosen != PLAIN:
         module._lstm_options = chosen
+        # A name that a client's class has is its own.
+        names = [name for name in names if not hasattr(type(module), name)]
+        module.__dict__.update({name: getattr(chosen, name) for name in names})
     if forget_bias is not None:
         module._lstm_forget_bias = forget_bias
     for name, shape in shapes.items():
         parameter = Parameter(torch.empty(shape, device=device, dtype=dtype))
         module.register_parameter(name, parameter)
     set_constants(module)
+
+
+def assigned(module: Any, name: str, value: Any) -> Any:
+    """What an attribute of a module is to be. One that is an option takes effect with it: other
+    modules, which may have attributes of such names, have none in their `__dict__` beside options.
+
+    Raises:
+        ValueError: the value is out of range.
+        AttributeError: it would take other parameters.
+    """
+    state = module.__dict__
+    if "_lstm_options" not in state or name not in state or isinstance(value, torch.nn.Module):
+        return value
+    value = pair(name, value) if name in _PAIRS else value
+    chosen = dataclasses.replace(module._lstm_options, **{name: value})
+    value = getattr(chosen, name)
+    if name in _HAVE_PARAMETERS and value != state[name]:
+        raise AttributeError(
+            f"{name} cannot change, as its parameters are made when a module is constructed"
+        )
+    state["_lstm_options"] = chosen
+    return value
+
+
+def remove(module: Any) -> None:
+    """Take from a module what `install` gave it, without options in use."""
+    if module.__dict__.pop("_lstm_options", None) is not None:
+        for name in NAMES:
+            module.__dict__.pop(name, None)
 
 
 def used(module: Any) -> str:

@@ -61,6 +61,7 @@ def restore(model: _Model) -> _Model:
     model = _swap(model, _torch_type, "restored")
     for module in model.modules():
         module.__dict__.pop("_frozen_weights", None)
+        options.remove(module)
     return model
 
 

@@ -811,6 +811,60 @@ def test_explain():
     assert lstm_fast.explain(LSTM(I, H, learned_state=True), x) == lstm_fast.explain(LSTM(I, H), x)
 
 
+CHANGES: dict[str, Any] = {
+    "weight_dropout": 0.4,
+    "variational_dropout": 0.4,
+    "zoneout": (0.4, 0.1),
+    "gate_activation": "hard_sigmoid",
+    "cell_activation": "relu",
+    "return_cells": True,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_option_takes_effect(name: str):
+    """As a module that was built with it, in graphs that were made before, too; and back."""
+    torch._dynamo.reset()
+    module = make(**STACK, learned_state=True)
+    state, x, value = module.state_dict(), draw(T, B, I), CHANGES[name]
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    before, of_graph = seeded(module, x), seeded(compiled, x)
+    setattr(module, name, value)
+    built = make(**STACK, learned_state=True, **{name: value})
+    built.load_state_dict(state)
+    for changed in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert getattr(changed, name) == getattr(built, name)
+        assert repr(changed) == repr(built)
+        torch.testing.assert_close(seeded(changed, x), seeded(built, x), rtol=0, atol=0)
+    torch.testing.assert_close(seeded(compiled, x), seeded(built, x))
+    setattr(module, name, getattr(Options(), name))
+    torch.testing.assert_close(seeded(module, x), before, rtol=0, atol=0)
+    torch.testing.assert_close(seeded(compiled, x), of_graph)
+
+
+@pytest.mark.parametrize("cls", [LSTM, LSTMCell])
+def test_options_are_attributes(cls: Any):
+    module = cls(I, H, zoneout=0.1)
+    assert module.zoneout == (0.1, 0.1)
+    assert (module.layer_norm, module.learned_state) == (False, False)
+    assert hasattr(module, "return_cells") is (cls is LSTM)
+    with pytest.raises(ValueError, match="zoneout must be a probability, from 0 to 1, got 2"):
+        module.zoneout = 2
+    with pytest.raises(ValueError, match="cell_activation must be one of"):
+        module.cell_activation = "gelu"
+    for name in ("layer_norm", "learned_state"):
+        setattr(module, name, False)
+        with pytest.raises(AttributeError, match=f"{name} cannot change, as its parameters"):
+            setattr(module, name, True)
+    assert repr(module) == repr(cls(I, H, zoneout=0.1))
+    module.zoneout = 0.0
+    x = torch.randn(B, I) if cls is LSTMCell else torch.randn(T, B, I)
+    expected = module(x)
+    stock = lstm_fast.restore(module)
+    assert vars(stock).keys() == vars(type(stock)(I, H)).keys()
+    torch.testing.assert_close(stock(x), expected)
+
+
 @pytest.mark.parametrize("cls", [LSTM, LSTMCell])
 def test_numbers_of_numpy(cls: Any):
     torch._dynamo.reset()
@@ -853,10 +907,21 @@ def test_attributes_of_a_clients_subclass_stay_its_own():
         def forward(self, x: Any, hx: Any = None) -> Any:
             return self.layer_norm(super().forward(x, hx)[0])
 
-    module = lstm_fast.accelerate(Theirs())
+    module: Any = lstm_fast.accelerate(Theirs())
     module.reset_parameters()
     assert module.norm_scale != 1
     assert module(torch.randn(T, B, I)).shape == (T, B, H)
+    module.zoneout = module.gate_activation = "theirs"
+    assert (module.zoneout, module.gate_activation) == ("theirs", "theirs")
+
+    class OfOurs(LSTM):
+        def zoneout(self) -> str:
+            return "theirs"
+
+    module = OfOurs(I, H, cell_activation="relu", dtype=torch.float64)
+    assert module.zoneout() == "theirs"
+    module.layer_norm = torch.nn.LayerNorm(H, dtype=torch.float64)
+    assert module.layer_norm(module(draw(T, B, I))[0]).shape == (T, B, H)
 
 
 @pytest.mark.parametrize("cls", [LSTM, LSTMCell])
