@@ -403,7 +403,10 @@ def _scriptable(
     if type(module).forward is not fast.forward:
         return module
     if used := options.used(module):
-        raise RuntimeError(f"torch.jit cannot script an LSTM with options that torch lacks: {used}")
+        raise RuntimeError(
+            f"torch.jit cannot script an LSTM with options that torch lacks: {used}"
+            f"{options.instead(module)}"
+        )
     twin = stock.__new__(stock)
     twin.__dict__ = module.__dict__
     return twin

@@ -82,16 +82,14 @@ class Options:
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
 
-    def used(self) -> dict[str, Any]:
-        """Those that differ from their defaults, by name."""
-        return {
-            f.name: getattr(self, f.name)
+    def used(self, training: bool = True) -> str:
+        """Those that differ from their defaults and act in training, or out of it, as arguments."""
+        return ", ".join(
+            f"{f.name}={getattr(self, f.name)!r}"
             for f in dataclasses.fields(self)
             if getattr(self, f.name) != f.default
-        }
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.used().items())
+            and (training or f.name not in ("weight_dropout", "variational_dropout"))
+        )
 
     def norms(self, bias: bool) -> list[str]:
         """The parameters that one direction of one layer has more than torch's."""
@@ -196,9 +194,38 @@ def remove(module: Any) -> None:
             module.__dict__.pop(name, None)
 
 
-def used(module: Any) -> str:
-    """The options of a module that torch's has not, as arguments of its constructor."""
-    return "" if getattr(module, "_lstm_options", None) is None else str(module._lstm_options)
+def used(module: Any, training: bool = True) -> str:
+    """The options of a module that torch's has not, as arguments of its constructor; without those
+    that act in training alone, if so asked."""
+    chosen: Options | None = getattr(module, "_lstm_options", None)
+    return "" if chosen is None else chosen.used(training)
+
+
+def instead(module: Any) -> str:
+    """What there is for a module with options where torch's is needed, to end a message with."""
+    if used(module, training=False):
+        return ""
+    return "; its state_dict loads into a torch.nn.LSTM, which computes the same in evaluation"
+
+
+@torch.compiler.assume_constant_result  # which dynamo, of its own, takes for false
+def _is_exported_to_onnx() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+def _is_torchs(module: LSTM | LSTMCell, *beyond: Any) -> bool:
+    """Whether torch's module is to speak, as for ours without options: traced or exported to ONNX,
+    in evaluation with options of training alone. `beyond` are the arguments that it lacks.
+
+    Raises:
+        RuntimeError: ONNX has no such LSTM.
+    """
+    acting = used(module, module.training)
+    is_stock = not acting and all([argument is None for argument in beyond])
+    if _is_exported_to_onnx() and not is_stock:
+        lacking = acting or "lengths or reset"
+        raise RuntimeError(f"ONNX cannot have an LSTM with what torch lacks: {lacking}")
+    return is_stock and (torch._C._get_tracing_state() is not None or _is_exported_to_onnx())
 
 
 def described(module: Any, text: str) -> str:
@@ -285,6 +312,8 @@ def forward(
     reset: Tensor | None,
 ) -> Any:
     """`LSTM.forward` of a module with options, or with `lengths` or `reset`."""
+    if _is_torchs(module, lengths, reset):
+        return torch.nn.LSTM.forward(module, input, hx)
     if isinstance(input, PackedSequence):
         if lengths is not None:
             raise ValueError("lengths must be None for a PackedSequence, which has its own")
@@ -647,6 +676,8 @@ def _run_to_ends(
 
 def forward_cell(module: LSTMCell, input: Tensor, hx: _Pair | None, reset: Tensor | None) -> _Pair:
     """`LSTMCell.forward` of a module with options, or with `reset`."""
+    if _is_torchs(module, reset):
+        return torch.nn.LSTMCell.forward(module, input, hx)
     if input.dim() not in (1, 2):
         raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
     if reset is not None and (not isinstance(reset, Tensor) or reset.dtype is not torch.bool):

@@ -38,7 +38,7 @@ class InferenceSession:
     Raises:
         TypeError: `module` is not an LSTM.
         ValueError: it is on another device, or has another dtype or options that `torch.nn.LSTM`
-            lacks.
+            lacks and that act outside training.
     """
 
     def __init__(self, module: torch.nn.LSTM) -> None:

@@ -33,7 +33,7 @@ def parameters_of(module: torch.nn.LSTM) -> tuple[list[Tensor], str]:
     """
     if not isinstance(module, torch.nn.LSTM):
         raise TypeError(f"module must be a torch.nn.LSTM, got {type(module).__name__}")
-    if used := options.used(module):
+    if used := options.used(module, training=False):
         raise ValueError(f"module must have no options beyond torch.nn.LSTM's, has {used}")
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, _COMPUTES_WEIGHTS):
@@ -79,8 +79,8 @@ class Stream:
     Raises:
         TypeError: `module` is not an LSTM.
         ValueError: it has two directions, which need the end of a sequence to begin, or another
-            device or dtype, or options that `torch.nn.LSTM` lacks; `batch_size` is no positive
-            whole number.
+            device or dtype, or options that `torch.nn.LSTM` lacks and that act outside training;
+            `batch_size` is no positive whole number.
         MemoryError: so many rows take more memory than there is.
     """
 

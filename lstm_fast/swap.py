@@ -56,7 +56,7 @@ def restore(model: _Model) -> _Model:
         if isinstance(module, tuple(_TORCH)) and (used := options.used(module)):
             raise TypeError(
                 f"{name or 'the model itself'} cannot be restored: torch.nn has no module with "
-                f"{used}"
+                f"{used}{options.instead(module)}"
             )
     model = _swap(model, _torch_type, "restored")
     for module in model.modules():

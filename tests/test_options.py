@@ -936,6 +936,45 @@ def test_restore_and_script_refuse_what_torch_lacks(cls: Any):
     assert type(lstm_fast.restore(only_begins)) in (torch.nn.LSTM, torch.nn.LSTMCell)
 
 
+@pytest.mark.parametrize("name", ["weight_dropout", "variational_dropout"])
+def test_options_of_training_alone_are_none_in_evaluation(name: str):
+    module, stock = make(**OPTIONS[name]).eval(), torch.nn.LSTM(I, H, dtype=torch.float64)
+    stock.load_state_dict(module.state_dict())
+    x = draw(T, B, I)
+    expected = stock(x)[0]
+    session = lstm_fast.InferenceSession(module)
+    torch.testing.assert_close(torch.from_numpy(session.run(x.numpy())[0]), expected)
+    stream = lstm_fast.Stream(module, B)
+    steps = [torch.from_numpy(stream.step(step.numpy()).copy()) for step in x]
+    torch.testing.assert_close(torch.stack(steps), expected)
+    traced = torch.jit.trace(module, x[:2])  # of any number of steps then
+    torch.testing.assert_close(traced(x)[0], expected)
+    loads = "its state_dict loads into a torch.nn.LSTM, which computes the same in evaluation"
+    with pytest.raises(TypeError, match=loads):
+        lstm_fast.restore(module)
+    with pytest.raises(RuntimeError, match=loads):
+        torch.jit.script(module)
+    for refuse in (lstm_fast.InferenceSession, lstm_fast.Stream):
+        with pytest.raises(ValueError, match=r"has zoneout=\(0.1, 0.1\)$"):
+            refuse(make(zoneout=0.1, **OPTIONS[name]))
+
+
+def test_onnx_has_no_options_but_those_of_training_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    x, reset = draw(T, B, I), torch.zeros(T, B, dtype=torch.bool)
+    module = make(weight_dropout=0.5)
+    assert "lstm_fast" not in str(torch.export.export(module.eval(), (x,)).graph)
+    for wrong, kwargs, lacking in (
+        (make(zoneout=0.1), {}, "zoneout="),
+        (make(weight_dropout=0.5), {}, "weight_dropout=0.5"),
+        (make(), {"reset": reset}, "reset"),
+        (LSTMCell(I, H, layer_norm=True), {}, "layer_norm=True"),
+    ):
+        args = (x[0].float(),) if isinstance(wrong, LSTMCell) else (x,)
+        with pytest.raises(RuntimeError, match=f"what torch lacks.*{lacking}"):
+            torch.export.export(wrong, args, kwargs)
+
+
 def test_repr():
     assert repr(LSTM(I, H, zoneout=0.1, forget_bias=1.0, cell_activation="relu")) == (
         "LSTM(4, 6, forget_bias=1.0, zoneout=(0.1, 0.1), cell_activation='relu')"
