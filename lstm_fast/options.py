@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from lstm_fast import ops, reference
+from lstm_fast import _dynamo, ops, reference
 from lstm_fast.variant import variant
 
 if TYPE_CHECKING:
@@ -208,8 +208,8 @@ def instead(module: Any) -> str:
     return "; its state_dict loads into a torch.nn.LSTM, which computes the same in evaluation"
 
 
-@torch.compiler.assume_constant_result  # which dynamo, of its own, takes for false
-def _is_exported_to_onnx() -> bool:
+@_dynamo.constant  # which dynamo, of its own, takes for false
+def _is_in_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
@@ -220,12 +220,16 @@ def _is_torchs(module: LSTM | LSTMCell, *beyond: Any) -> bool:
     Raises:
         RuntimeError: ONNX has no such LSTM.
     """
+    is_traced = torch._C._get_tracing_state() is not None
+    if not is_traced and not torch.compiler.is_compiling():
+        return False
     acting = used(module, module.training)
     is_stock = not acting and all([argument is None for argument in beyond])
-    if _is_exported_to_onnx() and not is_stock:
+    is_exported = _is_in_onnx_export()
+    if is_exported and not is_stock:
         lacking = acting or "lengths or reset"
         raise RuntimeError(f"ONNX cannot have an LSTM with what torch lacks: {lacking}")
-    return is_stock and (torch._C._get_tracing_state() is not None or _is_exported_to_onnx())
+    return is_stock and (is_traced or is_exported)
 
 
 def described(module: Any, text: str) -> str:
