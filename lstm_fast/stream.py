@@ -101,10 +101,26 @@ class Stream:
             self._stream = make(arrays, handles, module.bias, *sizes, ops._cpu_parts())
         except MemoryError as error:
             raise MemoryError(too_large) from error
-        self.step = self._stream.step
-        """One step: input [B, I] of the module's dtype, C-contiguous, to output [B, P]. Raises
-        TypeError for another dtype or layout, ValueError for another shape, RuntimeError where the
-        module has been given another dtype or device."""
+        if type(self).step is Stream.step:
+            # Of a small step, a tenth would be the call of the method below.
+            self.step = self._stream.step  # type: ignore[method-assign]
+
+    def step(self, input: _Array) -> _Array:
+        """One step.
+
+        Args:
+            input: [B, I], of the module's dtype and C-contiguous.
+
+        Returns:
+            The output, [B, P].
+
+        Raises:
+            TypeError: `input` has another dtype or layout.
+            ValueError: it has another shape.
+            RuntimeError: the module has been given another dtype or device.
+        """
+        output: _Array = self._stream.step(input)
+        return output
 
     def reset(self) -> None:
         """Set the state to zero, as it is at first."""

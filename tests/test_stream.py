@@ -4,6 +4,7 @@ import functools
 import gc
 import weakref
 from typing import Any
+from unittest import mock
 
 import numpy
 import pytest
@@ -176,6 +177,27 @@ def test_outlives_the_module():
     stream = lstm_fast.Stream(module)
     del module
     torch.testing.assert_close(run(stream, x), expected)
+
+
+def test_step_is_a_method_that_a_subclass_may_override():
+    class Doubled(lstm_fast.Stream):
+        def step(self, input: Any) -> Any:
+            return 2 * super().step(input)
+
+    class Inherited(Doubled):
+        pass
+
+    module = torch.nn.LSTM(4, 5)
+    x = numpy.ones((1, 4), "float32")
+    once = lstm_fast.Stream(module).step(input=x)
+    for kind in (Doubled, Inherited):
+        numpy.testing.assert_array_equal(kind(module).step(input=x), 2 * once)
+
+    assert "[B, P]" in (lstm_fast.Stream.step.__doc__ or "")
+    mocked = mock.create_autospec(lstm_fast.Stream, instance=True)
+    mocked.step(x)
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        mocked.step(x, x)
 
 
 def mixed(other: Any) -> torch.nn.LSTM:
