@@ -603,6 +603,31 @@ def dynamic_quantization(layer: Layer) -> None:
     torch.testing.assert_close(quantized(X), expected, rtol=0, atol=0.05)
 
 
+class Quantizable(nn.Module):
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.quant = torch.ao.quantization.QuantStub()
+        self.lstm = layer(**SIZES)
+        self.dequant = torch.ao.quantization.DeQuantStub()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.dequant(self.lstm(self.quant(x))[0])
+        return result
+
+
+@tool("static quantization, `prepare` and `convert`, through `restore`")
+def static_quantization(layer: Layer) -> None:
+    model = Quantizable(layer).eval()
+    expected = model(X)
+    engine = torch.backends.quantized.engine
+    model.qconfig = torch.ao.quantization.get_default_qconfig(engine)
+    prepared = torch.ao.quantization.prepare(restore(model))
+    prepared(X)
+    quantized = torch.ao.quantization.convert(prepared)
+    assert "quantized" in type(quantized.lstm).__module__
+    torch.testing.assert_close(quantized(X), expected, rtol=0, atol=0.05)
+
+
 @tool("ONNX, in ONNX Runtime", needs=("onnx", "onnxruntime", "onnxscript"))
 def onnx(layer: Layer) -> None:
     import onnxruntime
