@@ -82,14 +82,14 @@ class Options:
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
 
-    def used(self, training: bool = True) -> str:
-        """Those that differ from their defaults and act in training, or out of it, as arguments."""
-        return ", ".join(
-            f"{f.name}={getattr(self, f.name)!r}"
+    def used(self, training: bool = True) -> list[str]:
+        """Those that differ from their defaults and act in training, or out of it."""
+        return [
+            f.name
             for f in dataclasses.fields(self)
             if getattr(self, f.name) != f.default
             and (training or f.name not in ("weight_dropout", "variational_dropout"))
-        )
+        ]
 
     def norms(self, bias: bool) -> list[str]:
         """The parameters that one direction of one layer has more than torch's."""
@@ -198,7 +198,8 @@ def used(module: Any, training: bool = True) -> str:
     """The options of a module that torch's has not, as arguments of its constructor; without those
     that act in training alone, if so asked."""
     chosen: Options | None = getattr(module, "_lstm_options", None)
-    return "" if chosen is None else chosen.used(training)
+    names = [] if chosen is None else chosen.used(training)
+    return ", ".join(f"{name}={getattr(chosen, name)!r}" for name in names)
 
 
 def instead(module: Any) -> str:
@@ -223,11 +224,12 @@ def _is_torchs(module: LSTM | LSTMCell, *beyond: Any) -> bool:
     is_traced = torch._C._get_tracing_state() is not None
     if not is_traced and not torch.compiler.is_compiling():
         return False
-    acting = used(module, module.training)
+    # In words only where there is an error to raise: dynamo cannot write a number that changes.
+    acting = (module._lstm_options or PLAIN).used(module.training)
     is_stock = not acting and all([argument is None for argument in beyond])
     is_exported = _is_in_onnx_export()
     if is_exported and not is_stock:
-        lacking = acting or "lengths or reset"
+        lacking = used(module, module.training) or "lengths or reset"
         raise RuntimeError(f"ONNX cannot have an LSTM with what torch lacks: {lacking}")
     return is_stock and (is_traced or is_exported)
 
