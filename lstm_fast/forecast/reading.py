@@ -98,6 +98,8 @@ def read_series(path: Path, columns: Columns = Columns(), decimal: str | None = 
         how = "as clocks showed them" if of_clocks else "in UTC"
         guesses.append(f"times are of several offsets and are taken {how}")
     dates = _dates(ds, day_first, of_clocks)
+    if not ds.str.contains(_FOUR_DIGITS).any():
+        guesses.append(f"years of two digits are {_LAST_YEAR - 99} to {_LAST_YEAR}")
     of_months = _are_of_months(dates)
     if of_months:
         guesses.append(f"dates such as {ds.iloc[0]!r} stand for months, and are taken as the first")
@@ -447,6 +449,18 @@ _DAY_AND_MONTH = (
 )
 
 
+# Of years of two digits, which are 1969 to 2068, as in POSIX.
+_LAST_YEAR = 2068
+_FOUR_DIGITS = r"\d{4}"
+_YEAR = r"(?P<year>\d{4}|\d{2})"
+# Months and quarters, as statistical offices write them.
+_MONTHS = (
+    r"(?P<year>\d{4})[ -]?M(?P<month>\d{1,2})",
+    rf"{_YEAR}[ /-]?Q(?P<quarter>[1-4])",
+    rf"Q(?P<quarter>[1-4])[ /-]?{_YEAR}",
+    rf"(?P<quarter>[1-4])Q[ /-]?{_YEAR}",
+)
+
 # A time of day, and what it is ahead of UTC.
 _OFFSET = r"(\d{1,2}:\d{2}\S*?)([+-]\d{2}:?\d{2})$"
 
@@ -474,11 +488,10 @@ def _parsed_dates(text: pd.Series, day_first: bool | None, of_clocks: bool | Non
     if hours.any():  # pandas would make times of today of them
         line = text.index[hours][0]
         raise ValueError(f"line {line}: {text.name} must be a date. Got {text[line]!r}")
-    if text.str.fullmatch(r"\d{4}[ -]?Q[1-4]", case=False).all():
-        quarters = pd.PeriodIndex(text.str.replace(r"[ -]", "", regex=True).str.upper(), freq="Q")
-        return pd.Series(quarters.to_timestamp(), index=text.index)
-    if text.str.fullmatch(r"\d{4}[ -]?M\d{1,2}", case=False).all():
-        return _parsed(text.str.replace(r"[ -]?M", "-", case=False, regex=True), "%Y-%m")
+    for form in _MONTHS:
+        months = text.str.extract(f"^{form}$", flags=re.IGNORECASE)
+        if months.notna().all(axis=None):
+            return _first_of_months(text, months)
     parts = text.str.extract(_DAY_AND_MONTH)
     if parts.notna().all(axis=None):
         return _day_month_year(text, parts.astype(int), bool(day_first))
@@ -491,6 +504,19 @@ def _parsed_dates(text: pd.Series, day_first: bool | None, of_clocks: bool | Non
     except (ValueError, TypeError):
         _reject_several_orders(text, parts.notna().all(axis=1))
         return _parsed(text, "mixed")
+
+
+def _first_of_months(text: pd.Series, parts: pd.DataFrame) -> pd.Series:
+    """Dates of a ``year`` and a ``month`` or a ``quarter``."""
+    years = parts["year"]
+    years = years.where(years.str.len() == 4, years.map(_with_century))
+    months = parts["month"] if "month" in parts else 3 * parts["quarter"].astype(int) - 2
+    return _parsed(years + "-" + months.astype(str), "%Y-%m", shown=text)
+
+
+def _with_century(year: str) -> str:
+    """Of a year of two digits."""
+    return ("20" if f"20{year}" <= str(_LAST_YEAR) else "19") + year
 
 
 def _are_weeks(text: pd.Series) -> bool:
@@ -626,9 +652,22 @@ def _missing_rows(ds: pd.DatetimeIndex) -> tuple[float, bool]:
     return max(0.0, missing), not (by_month and ds[0].day == 1)
 
 
-def _parsed(text: pd.Series, form: str, day_first: bool = False, utc: bool = False) -> pd.Series:
+def _parsed(
+    text: pd.Series,
+    form: str,
+    day_first: bool = False,
+    utc: bool = False,
+    shown: pd.Series | None = None,
+) -> pd.Series:
+    """Errors show what is written, if that is not `text` itself."""
     parsed = pd.to_datetime(text, format=form, dayfirst=day_first, errors="coerce", utc=utc)
     if parsed.isna().any():
         line = text.index[parsed.isna()][0]
-        raise ValueError(f"line {line}: {text.name} must be a date. Got {text[line]!r}")
+        shown = text if shown is None else shown
+        raise ValueError(f"line {line}: {shown.name} must be a date. Got {shown[line]!r}")
+    if form == "mixed":
+        # pandas takes the century that is nearest today.
+        ahead = (parsed.dt.year > _LAST_YEAR) & ~text.str.contains(_FOUR_DIGITS)
+        if ahead.any():
+            parsed = parsed.where(~ahead, parsed - pd.DateOffset(years=100))
     return parsed

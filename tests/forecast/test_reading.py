@@ -455,6 +455,38 @@ def test_months_of_statistical_offices(write, month):
     assert dates.tolist() == [*pd.date_range("2023-01-01", periods=12, freq="MS")]
 
 
+@pytest.mark.parametrize(
+    "quarter", ["{q}Q{y}", "{y}Q{q}", "{y}-Q{q}", "Q{q}/{y}", "q{q} {y}", "Q{q} 19{y}", "{q}Q19{y}"]
+)
+def test_quarters(write, quarter):
+    rows = "".join(f"{quarter.format(q=q, y=y)},{q}\n" for y in (89, 90) for q in range(1, 5))
+    reading = read_series(write("ds,y\n" + rows))
+    assert reading.frame["ds"].tolist() == [*pd.date_range("1989-01-01", periods=8, freq="QS")]
+    told = "years of two digits are 1969 to 2068"
+    assert (told in reading.guesses) == ("19" not in quarter)
+
+
+@pytest.mark.parametrize(
+    ("dates", "expected"),
+    [
+        (["4Q68", "1Q69"], ["2068-10-01", "1969-01-01"]),
+        (["4Q99", "1Q00", "2Q2000"], ["1999-10-01", "2000-01-01", "2000-04-01"]),
+        (["31.12.68", "31.01.69"], ["2068-12-31", "1969-01-31"]),
+        (["28-Feb-72", "29-Feb-72"], ["1972-02-28", "1972-02-29"]),
+        (["28 Feb 2072", "29 Feb 2072"], ["2072-02-28", "2072-02-29"]),
+    ],
+)
+def test_years_of_two_digits_have_one_century(write, dates, expected):
+    """Not that which is nearest the day on which the file is read."""
+    reading = read_series(write("ds,y\n" + "".join(f"{date},1\n" for date in dates)))
+    assert reading.frame["ds"].tolist() == [*pd.to_datetime(expected)]
+
+
+def test_a_bad_month_is_named_as_it_is_written(write):
+    with pytest.raises(ValueError, match=r"line 3: ds must be a date\. Got '2023-M13'"):
+        read_series(write("ds,y\n2023-M12,1\n2023-M13,2\n"))
+
+
 def test_separators_at_the_end_of_lines(write):
     frame = read_series(write("ds,y\n2020-01-01,5,\n2020-01-02,6,\n")).frame
     assert frame["y"].tolist() == [5, 6]
