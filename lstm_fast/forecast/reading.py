@@ -404,7 +404,9 @@ def _may_name_series(column: pd.Series) -> bool:
 
 def _is_date(column: pd.Series) -> bool:
     sample = column.head(_SAMPLE_ROWS)
-    if _to_numbers(sample).notna().any():
+    # No number is written as 01.2015 is.
+    are_months = sample.str.fullmatch(r"\s*[01]\d\.\d{4}\s*") & sample.str.contains(r"^\s*0").any()
+    if (_to_numbers(sample).notna() & ~are_months).any():
         return False
     try:
         _dates(sample, _is_day_first(sample), _is_of_clocks(sample))
@@ -453,9 +455,10 @@ _DAY_AND_MONTH = (
 _LAST_YEAR = 2068
 _FOUR_DIGITS = r"\d{4}"
 _YEAR = r"(?P<year>\d{4}|\d{2})"
-# Months and quarters, as statistical offices write them.
+# Months and quarters, of which pandas would read some as days.
 _MONTHS = (
     r"(?P<year>\d{4})[ -]?M(?P<month>\d{1,2})",
+    r"(?P<month>\d{1,2})[./ -](?P<year>\d{4})",
     rf"{_YEAR}[ /-]?Q(?P<quarter>[1-4])",
     rf"Q(?P<quarter>[1-4])[ /-]?{_YEAR}",
     rf"(?P<quarter>[1-4])Q[ /-]?{_YEAR}",

@@ -65,6 +65,9 @@ def test_many_series_with_columns_to_spare(write):
         (["2019-12", "2020-01"], ["2019-12-01", "2020-01-01"]),
         (["202009", "202010"], ["2020-09-01", "2020-10-01"]),
         (["2020.09", "2020.10"], ["2020-09-01", "2020-10-01"]),
+        (["09.2020", "10.2020"], ["2020-09-01", "2020-10-01"]),
+        (["9.2020", "10.2020"], ["2020-09-01", "2020-10-01"]),
+        (["9/2020", "10/2020"], ["2020-09-01", "2020-10-01"]),
         (["2020Q1", "2020-q2"], ["2020-01-01", "2020-04-01"]),
         (["Jan 2020", "Feb 2020"], ["2020-01-01", "2020-02-01"]),
         (["31 January 2020", "1 February 2020"], ["2020-01-31", "2020-02-01"]),
@@ -370,6 +373,15 @@ def test_truth_is_a_number_and_nothing_is_missing(write):
 def test_three_decimals_beside_whole_numbers(write):
     text = "station;ds;value\n17;2020-01-01;1,459\n17;2020-01-02;1,461\n"
     assert read_series(write(text)).frame["y"].tolist() == [1.459, 1.461]
+
+
+def test_months_with_a_point_are_dates_where_a_number_would_have_no_zero(write):
+    text = "Monat;Umsatz\n01.2015;5,5\n02.2015;6,5\n10.2015;7,5\n"
+    reading = read_series(write(text))
+    assert reading.names == Columns(None, "Monat", "Umsatz")
+    assert reading.frame["ds"].tolist() == [*pd.to_datetime(["2015-01", "2015-02", "2015-10"])]
+    with pytest.raises(ValueError, match=r"no column holds dates.*'Kurs', 'Umsatz'"):
+        read_series(write("Kurs;Umsatz\n1.2015;5\n1.2014;6\n10.2013;7\n"))
 
 
 def test_names_may_hold_commas(write):
