@@ -43,16 +43,26 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class DateForm:
+    """How the dates of a column are written, as far as one alone may not show it."""
+
+    day_first: bool | None = None
+    """Whether dates such as 03/04/2020 have the day first; None if there are no such dates."""
+    of_clocks: bool | None = None
+    """Whether times of several offsets are taken as clocks showed them, rather than in UTC; None if
+    there are no such times."""
+    month_and_year: str | None = None
+    """The order of both in dates such as Jan-15, ``%m-%y`` or ``%y-%m``; None if there are no such
+    dates."""
+
+
+@dataclass(frozen=True)
 class Reading:
     frame: pd.DataFrame
     """``unique_id``, ``ds``, ``y`` and covariates; the index is the line in the file."""
     names: Columns
     """What the columns are called in the file; ``unique_id`` is None where it has none."""
-    day_first: bool | None
-    """Whether dates such as 03/04/2020 have the day first; None if there are no such dates."""
-    of_clocks: bool | None
-    """Whether times of several offsets are taken as clocks showed them, rather than in UTC; None if
-    there are no such times."""
+    date_form: DateForm
     of_months: bool
     """Whether dates are of one day of the month, and taken as its first."""
     decimal: str | None
@@ -89,15 +99,17 @@ def read_series(path: Path, columns: Columns = Columns(), decimal: str | None = 
         guesses.append(
             f"dates such as {ds.iloc[0]!r} are weeks of ISO 8601, taken as their Mondays"
         )
-    day_first = _is_day_first(ds)
-    if day_first is not None:
-        order = "day before month" if day_first else "month before day"
+    form = _form_of(ds)
+    if form.day_first is not None:
+        order = "day before month" if form.day_first else "month before day"
         guesses.append(f"dates such as {ds.iloc[0]!r} have the {order}")
-    of_clocks = _is_of_clocks(ds)
-    if of_clocks is not None:
-        how = "as clocks showed them" if of_clocks else "in UTC"
+    if form.of_clocks is not None:
+        how = "as clocks showed them" if form.of_clocks else "in UTC"
         guesses.append(f"times are of several offsets and are taken {how}")
-    dates = _dates(ds, day_first, of_clocks)
+    if form.month_and_year is not None:
+        order = "month and year" if form.month_and_year == "%m-%y" else "year and month"
+        guesses.append(f"dates such as {ds.iloc[0]!r} are {order}")
+    dates = _dates(ds, form)
     if not ds.str.contains(_FOUR_DIGITS).any():
         guesses.append(f"years of two digits are {_LAST_YEAR - 99} to {_LAST_YEAR}")
     of_months = _are_of_months(dates)
@@ -109,7 +121,7 @@ def read_series(path: Path, columns: Columns = Columns(), decimal: str | None = 
         _reject_repeated(frame, columns.ds)
     for name, column in (("y", columns.y), *((name, name) for name in columns.covariates)):
         frame[name] = _numbers(table[column], written[column], decimal, guesses)
-    return Reading(frame, columns, day_first, of_clocks, of_months, decimal, guesses)
+    return Reading(frame, columns, form, of_months, decimal, guesses)
 
 
 def _reject_repeated(frame: pd.DataFrame, ds: str) -> None:
@@ -135,11 +147,8 @@ def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFr
     wanted = [names.ds, *names.covariates, *([names.unique_id] if names.unique_id else [])]
     _check_names(table, wanted)
     ids = _ids(written[names.unique_id]) if names.unique_id else names.y
-    ds, day_first = written[names.ds], reading.day_first
-    if day_first is None:
-        day_first = _is_day_first(ds)
-    of_clocks = _is_of_clocks(ds) if reading.of_clocks is None else reading.of_clocks
-    dates = _dates(ds, day_first, of_clocks)
+    ds = written[names.ds]
+    dates = _dates(ds, _form_of(ds, reading.date_form))
     if reading.of_months:
         dates = _first_of_month(dates)
     frame = pd.DataFrame({"unique_id": ids, "ds": dates})
@@ -409,7 +418,7 @@ def _is_date(column: pd.Series) -> bool:
     if (_to_numbers(sample).notna() & ~are_months).any():
         return False
     try:
-        _dates(sample, _is_day_first(sample), _is_of_clocks(sample))
+        _dates(sample, _form_of(sample))
     except ValueError:
         return False
     return True
@@ -464,17 +473,29 @@ _MONTHS = (
     rf"(?P<quarter>[1-4])Q[ /-]?{_YEAR}",
 )
 
+_MONTH_NAME = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+
 # A time of day, and what it is ahead of UTC.
 _OFFSET = r"(\d{1,2}:\d{2}\S*?)([+-]\d{2}:?\d{2})$"
 
 
-def _dates(column: pd.Series, day_first: bool | None, of_clocks: bool | None) -> pd.Series:
+def _form_of(column: pd.Series, known: DateForm = DateForm()) -> DateForm:
+    """Of all dates of a column, where it is not `known` from others."""
+    text = column.drop_duplicates().str.strip()
+    return DateForm(
+        _is_day_first(text) if known.day_first is None else known.day_first,
+        _is_of_clocks(text) if known.of_clocks is None else known.of_clocks,
+        _month_and_year(text) if known.month_and_year is None else known.month_and_year,
+    )
+
+
+def _dates(column: pd.Series, form: DateForm) -> pd.Series:
     written = column.drop_duplicates()  # many series share their timestamps
-    dates = _parsed_dates(written.str.strip(), day_first, of_clocks)
+    dates = _parsed_dates(written.str.strip(), form)
     return column.map(dates.set_axis(written))
 
 
-def _parsed_dates(text: pd.Series, day_first: bool | None, of_clocks: bool | None) -> pd.Series:
+def _parsed_dates(text: pd.Series, form: DateForm) -> pd.Series:
     missing = text.isin(_MISSING)
     if missing.any():
         raise ValueError(f"line {text.index[missing][0]} has no {text.name}")
@@ -491,14 +512,19 @@ def _parsed_dates(text: pd.Series, day_first: bool | None, of_clocks: bool | Non
     if hours.any():  # pandas would make times of today of them
         line = text.index[hours][0]
         raise ValueError(f"line {line}: {text.name} must be a date. Got {text[line]!r}")
-    for form in _MONTHS:
-        months = text.str.extract(f"^{form}$", flags=re.IGNORECASE)
+    for written in _MONTHS:
+        months = text.str.extract(f"^{written}$", flags=re.IGNORECASE)
         if months.notna().all(axis=None):
             return _first_of_months(text, months)
+    pairs = _pairs(text)
+    if pairs.notna().all():
+        if form.month_and_year is not None:
+            return _parsed(pairs, form.month_and_year, shown=text)
+        _reject_without_year(text)
     parts = text.str.extract(_DAY_AND_MONTH)
     if parts.notna().all(axis=None):
-        return _day_month_year(text, parts.astype(int), bool(day_first))
-    if of_clocks:
+        return _day_month_year(text, parts.astype(int), bool(form.day_first))
+    if form.of_clocks:
         return _parsed(text.str.replace(_OFFSET, r"\1", regex=True), "ISO8601")
     if text.str.extract(_OFFSET)[1].nunique() > 1:
         return _parsed(text, "ISO8601", utc=True)
@@ -557,6 +583,44 @@ def _reject_several_orders(text: pd.Series, in_order: pd.Series) -> None:
         f"line {line}: {text.name} must be written in one way in all lines. "
         f"Got {text[line]!r} beside {text[~odd].iloc[0]!r}"
     )
+
+
+def _reject_without_year(text: pd.Series) -> None:
+    """Those of some dates that have none of four digits."""
+    for line, date in text[~text.str.contains(_FOUR_DIGITS)].items():
+        raise ValueError(
+            f"line {line}: {text.name} must be a date. Got {date!r}, which has no year, or one of "
+            "two digits that may be a day"
+        )
+
+
+def _pairs(text: pd.Series) -> pd.Series:
+    """Dates such as Jan-15 and 01/15 as 01-15; missing for others."""
+    numbers = text.str.replace(_MONTH_NAME, _number_of_month, flags=re.IGNORECASE, regex=True)
+    pairs = numbers.str.extract(r"^\W*(\d{1,2})\W+(\d{1,2})\W*$")
+    return (pairs[0] + "-" + pairs[1]).where(~text.str.contains(":"))
+
+
+def _number_of_month(name: re.Match[str]) -> str:
+    return f" {_MONTH_NAME.index(name[1].lower()) // 4 + 1:02} "
+
+
+def _month_and_year(text: pd.Series) -> str | None:
+    """The order of both in dates such as Jan-15, 15-Jan and 01/15; None for others, and where they
+    may as well be days without a year."""
+    pairs = _pairs(text)
+    if pairs.isna().any():
+        return None
+    orders = {"%m-%y": "%m-%d", "%y-%m": "%d-%m"}  # and those of days
+    name_first = text.str.match("[a-z]", case=False)
+    if text.str.contains("[a-z]", case=False).any():
+        del orders["%y-%m" if name_first.any() else "%m-%y"]
+    months = {order: _irregular(pairs, order) for order in orders}
+    days = min(_irregular(pairs + "-2000", f"{order}-%Y") for order in orders.values())
+    best = min(months, key=lambda order: months[order])
+    # As Excel writes months by default; days stand before their names there.
+    as_likely = name_first.all() and months[best] == days < math.inf
+    return best if months[best] < days or as_likely else None
 
 
 def _is_of_clocks(column: pd.Series) -> bool | None:
@@ -669,6 +733,7 @@ def _parsed(
         shown = text if shown is None else shown
         raise ValueError(f"line {line}: {shown.name} must be a date. Got {shown[line]!r}")
     if form == "mixed":
+        _reject_without_year(text[parsed.dt.year < 1000])  # pandas takes the year 1
         # pandas takes the century that is nearest today.
         ahead = (parsed.dt.year > _LAST_YEAR) & ~text.str.contains(_FOUR_DIGITS)
         if ahead.any():

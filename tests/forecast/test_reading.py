@@ -494,6 +494,69 @@ def test_years_of_two_digits_have_one_century(write, dates, expected):
     assert reading.frame["ds"].tolist() == [*pd.to_datetime(expected)]
 
 
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [
+        ("%b-%y", "2015-01"),
+        ("%b %y", "1998-05"),
+        ("%B '%y", "1960-01"),
+        ("%b/%y", "2001-01"),
+        ("%b%y", "2001-01"),
+        ("%y-%b", "2015-01"),
+        ("%y-%b", "1998-05"),
+        ("%m/%y", "2015-01"),
+        ("%m.%y", "2001-01"),
+        ("%y-%m", "2015-01"),
+    ],
+)
+def test_months_with_years_of_two_digits(write, form, start):
+    months = pd.date_range(start, periods=30, freq="MS")
+    rows = "".join(f"{month.strftime(form)},1,{k}\n" for k, month in enumerate(months[:-2]))
+    columns = Columns(y="y", covariates=("price",))
+    reading = read_series(write("ds,y,price\n" + rows), columns)
+    expected = months.where(months.year >= 1969, months + pd.DateOffset(years=100))
+    assert reading.frame["ds"].tolist() == [*expected[:-2]]
+    order = "year and month" if form.startswith("%y") else "month and year"
+    assert f"dates such as {months[0].strftime(form)!r} are {order}" in reading.guesses
+    # The few dates of the future might be days as well.
+    future = pd.DataFrame({"unique_id": "y", "ds": expected[-2:]})
+    path = write("ds,price\n" + "".join(f"{m.strftime(form)},{m.month}\n" for m in months[-2:]))
+    assert read_future(path, reading, future)["price"].tolist() == [*months[-2:].month]
+
+
+@pytest.mark.parametrize(("freq", "periods"), [("YS-DEC", 19), ("QS", 20)])
+def test_years_and_quarters_with_years_of_two_digits(write, freq, periods):
+    dates = pd.date_range("2001-12-01", periods=periods, freq=freq)
+    rows = "".join(f"{date:%b-%y},1\n" for date in dates)
+    assert read_series(write("ds,y\n" + rows)).frame["ds"].tolist() == [*dates]
+
+
+@pytest.mark.parametrize(
+    ("form", "freq"),
+    [
+        ("%-d-%b", "D"),
+        ("%d-%b", "D"),
+        ("%b %-d", "B"),
+        ("%b-%d", "D"),
+        ("%b %d", "7D"),
+        ("%d.%m.", "D"),
+        ("%d/%m", "7D"),
+        ("%m-%d", "D"),
+        ("%a %d %b", "D"),
+        # Of one month, or one year.
+        ("%d/01", "D"),
+        ("%m/15", "MS"),
+    ],
+)
+def test_dates_without_a_year(write, form, freq):
+    dates = pd.date_range("2020-01-06", periods=11 if form[-2:].isdigit() else 40, freq=freq)
+    rows = "".join(f"{date.strftime(form)},1\n" for date in dates)
+    with pytest.raises(
+        ValueError, match=r"line 2: ds must be a date\. .* which has no year, or one"
+    ):
+        read_series(write("ds,y\n" + rows))
+
+
 def test_a_bad_month_is_named_as_it_is_written(write):
     with pytest.raises(ValueError, match=r"line 3: ds must be a date\. Got '2023-M13'"):
         read_series(write("ds,y\n2023-M12,1\n2023-M13,2\n"))
