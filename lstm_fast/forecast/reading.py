@@ -99,6 +99,8 @@ def read_series(path: Path, columns: Columns = Columns(), decimal: str | None = 
         guesses.append(
             f"dates such as {ds.iloc[0]!r} are weeks of ISO 8601, taken as their Mondays"
         )
+    if _are_spans(ds.drop_duplicates().str.strip()):
+        guesses.append(f"dates such as {ds.iloc[0]!r} are taken as their first days")
     form = _form_of(ds)
     if form.day_first is not None:
         order = "day before month" if form.day_first else "month before day"
@@ -475,6 +477,8 @@ _MONTHS = (
 
 _MONTH_NAME = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 
+_DAY = r"\d{4}-\d{2}-\d{2}"
+
 # A time of day, and what it is ahead of UTC.
 _OFFSET = r"(\d{1,2}:\d{2}\S*?)([+-]\d{2}:?\d{2})$"
 
@@ -499,6 +503,8 @@ def _parsed_dates(text: pd.Series, form: DateForm) -> pd.Series:
     missing = text.isin(_MISSING)
     if missing.any():
         raise ValueError(f"line {text.index[missing][0]} has no {text.name}")
+    if _are_spans(text):
+        return _parsed(text.str[:10], "%Y-%m-%d", shown=text)
     if text.str.fullmatch(r"\d{4}").all():
         return _parsed(text, "%Y")
     if _are_weeks(text):
@@ -546,6 +552,11 @@ def _first_of_months(text: pd.Series, parts: pd.DataFrame) -> pd.Series:
 def _with_century(year: str) -> str:
     """Of a year of two digits."""
     return ("20" if f"20{year}" <= str(_LAST_YEAR) else "19") + year
+
+
+def _are_spans(text: pd.Series) -> bool:
+    """Dates such as 2020-01-06/2020-01-12."""
+    return bool(text.str.fullmatch(rf"{_DAY}\s*(/|-+|\u2013|\.\.|to)\s*{_DAY}").all())
 
 
 def _are_weeks(text: pd.Series) -> bool:
@@ -719,6 +730,17 @@ def _missing_rows(ds: pd.DatetimeIndex) -> tuple[float, bool]:
     return max(0.0, missing), not (by_month and ds[0].day == 1)
 
 
+def _reject_other_zone(text: pd.Series, error: ValueError) -> None:
+    """Of dates that pandas takes for some of several zones, the first that is unlike the first."""
+    dates = [pd.to_datetime(date, errors="coerce") for date in text]
+    for line, date in zip(text.index, dates, strict=True):
+        if date is pd.NaT or str(date.tz) != str(dates[0].tz):
+            raise ValueError(
+                f"line {line}: {text.name} must be a date, of the same zone in all lines. "
+                f"Got {text[line]!r} beside {text.iloc[0]!r}"
+            ) from error
+
+
 def _parsed(
     text: pd.Series,
     form: str,
@@ -727,10 +749,16 @@ def _parsed(
     shown: pd.Series | None = None,
 ) -> pd.Series:
     """Errors show what is written, if that is not `text` itself."""
-    parsed = pd.to_datetime(text, format=form, dayfirst=day_first, errors="coerce", utc=utc)
+    shown = text if shown is None else shown
+    # Of two days pandas would make a time and what it is ahead of UTC.
+    dates = text.mask(text.str.contains(f"{_DAY}.+{_DAY}"))
+    try:
+        parsed = pd.to_datetime(dates, format=form, dayfirst=day_first, errors="coerce", utc=utc)
+    except ValueError as error:
+        _reject_other_zone(dates.dropna(), error)
+        raise
     if parsed.isna().any():
         line = text.index[parsed.isna()][0]
-        shown = text if shown is None else shown
         raise ValueError(f"line {line}: {shown.name} must be a date. Got {shown[line]!r}")
     if form == "mixed":
         _reject_without_year(text[parsed.dt.year < 1000])  # pandas takes the year 1

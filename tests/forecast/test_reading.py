@@ -562,6 +562,23 @@ def test_a_bad_month_is_named_as_it_is_written(write):
         read_series(write("ds,y\n2023-M12,1\n2023-M13,2\n"))
 
 
+@pytest.mark.parametrize("between", ["/", " - ", "-", "\u2013", " to ", ".."])
+def test_spans_of_days(write, between):
+    mondays = pd.date_range("2020-01-06", periods=12, freq="W-MON")
+    spans = [f"{day.date()}{between}{(day + pd.Timedelta('6D')).date()}" for day in mondays]
+    reading = read_series(write("week,y\n" + "".join(f"{span},1\n" for span in spans)))
+    assert reading.frame["ds"].tolist() == [*mondays]
+    assert f"dates such as {spans[0]!r} are taken as their first days" in reading.guesses
+    with pytest.raises(ValueError, match=rf"line 3: week must be a date\. Got '{spans[1]}'"):
+        read_series(write(f"week,y\n2020-01-06,1\n{spans[1]},2\n"))
+
+
+def test_a_zone_in_some_lines_alone(write):
+    text = "ds,y\n2020-01-01T00:00Z,1\n2020-01-02T00:00Z,2\n2020-01-03T00:00,3\n"
+    with pytest.raises(ValueError, match=r"line 4: ds must .* same zone .* '2020-01-03T00:00' bes"):
+        read_series(write(text))
+
+
 def test_separators_at_the_end_of_lines(write):
     frame = read_series(write("ds,y\n2020-01-01,5,\n2020-01-02,6,\n")).frame
     assert frame["y"].tolist() == [5, 6]
