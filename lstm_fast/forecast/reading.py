@@ -518,6 +518,7 @@ def _parsed_dates(text: pd.Series, form: DateForm) -> pd.Series:
     if hours.any():  # pandas would make times of today of them
         line = text.index[hours][0]
         raise ValueError(f"line {line}: {text.name} must be a date. Got {text[line]!r}")
+    _reject_years_of_two(text)
     for written in _MONTHS:
         months = text.str.extract(f"^{written}$", flags=re.IGNORECASE)
         if months.notna().all(axis=None):
@@ -563,6 +564,17 @@ def _are_weeks(text: pd.Series) -> bool:
     """Dates such as 2018-W01, or 201801 in a column that is named after weeks."""
     mark = "W?" if "week" in str(text.name).lower() else "W"
     return bool(text.str.fullmatch(rf"\d{{4}}-?{mark}\d{{2}}").all())
+
+
+def _reject_years_of_two(text: pd.Series) -> None:
+    """Dates such as 2000-01, 2001-02, of years that end in the next one; as months they would be 13
+    apart."""
+    years = text.str.extract(r"^(\d{4})[/-](\d{2})$").astype("float64")
+    if len(text) > 1 and (years[1] == (years[0] + 1) % 100).all():
+        raise ValueError(
+            f"line {text.index[0]}: {text.name} must have one year, as {years[0].iloc[0]:.0f}, or "
+            f"be a date. Got {text.iloc[0]!r}"
+        )
 
 
 def _reject_days_of_six_digits(text: pd.Series) -> None:

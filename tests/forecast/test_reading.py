@@ -39,7 +39,7 @@ def test_a_file_is_text_whatever_its_name(write):
 
 
 def test_many_series_with_columns_to_spare(write):
-    text = "store,weight,when,sales\na,1,2020-01-01,5\na,1,2020-01-02,\nb,2,2020-01-01,7\n"
+    text = "store,weight,when,sales\na,1,2020-01-01,5\na,1,2020-01-02,\nb,2,2020-01-02,7\n"
     path = write(text)
     reading = read_series(path)
     assert reading.names == Columns("store", "when", "sales")
@@ -579,6 +579,15 @@ def test_a_zone_in_some_lines_alone(write):
         read_series(write(text))
 
 
+@pytest.mark.parametrize("sign", "-/")
+@pytest.mark.parametrize("start", [1990, 2000])
+def test_years_that_end_in_the_next_are_no_months(write, sign, start):
+    rows = "".join(f"{y}{sign}{(y + 1) % 100:02},1\n" for y in range(start, start + 12))
+    message = rf"line 2: ds must have one year, as {start}, or be a date\. Got '{start}{sign}"
+    with pytest.raises(ValueError, match=message):
+        read_series(write("ds,y\n" + rows))
+
+
 def test_separators_at_the_end_of_lines(write):
     frame = read_series(write("ds,y\n2020-01-01,5,\n2020-01-02,6,\n")).frame
     assert frame["y"].tolist() == [5, 6]
@@ -631,7 +640,7 @@ def test_how_three_digits_after_a_sign_are_read_is_told(write):
         (".", ["1,234,567.5", "-12", "3.25", ".5"], [1234567.5, -12, 3.25, 0.5]),
         (".", ["1.001", "953"], [1.001, 953]),
         (",", ["1.001", "953"], [1001, 953]),
-        (".", ["True", ""], [1, math.nan]),
+        (".", ["True", "", "False"], [1, math.nan, 0]),
     ],
 )
 def test_the_sign_before_decimals_can_be_given(write, decimal, written, numbers):
