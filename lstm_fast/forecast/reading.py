@@ -123,6 +123,7 @@ def read_series(path: Path, columns: Columns = Columns(), decimal: str | None = 
         _reject_repeated(frame, columns.ds)
     for name, column in (("y", columns.y), *((name, name) for name in columns.covariates)):
         frame[name] = _numbers(table[column], written[column], decimal, guesses)
+    frame = _without_future(frame, columns.y, guesses)
     return Reading(frame, columns, form, of_months, decimal, guesses)
 
 
@@ -134,6 +135,17 @@ def _reject_repeated(frame: pd.DataFrame, ds: str) -> None:
             f"series {row['unique_id']!r} has {row['ds']} more than once in {ds} "
             f"(line {row.name}); give --id-col if another column names the series"
         )
+
+
+def _without_future(frame: pd.DataFrame, y: str, guesses: list[str]) -> pd.DataFrame:
+    """Without the rows after the last value of all series, which are there to be filled in."""
+    later = frame["ds"] > frame["ds"][frame["y"].notna()].max()
+    if later.any():
+        guesses.append(
+            f"{later.sum()} rows at the end have no {y} (line {frame.index[later][0]}) and are "
+            "left out, as what is to be forecast"
+        )
+    return frame[~later]
 
 
 def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFrame:

@@ -364,10 +364,10 @@ def test_covariates_have_names_of_their_own(write):
 
 
 def test_truth_is_a_number_and_nothing_is_missing(write):
-    path = write("ds,y,holiday\n2020-01-01,N/A,True\n2020-01-02, 2 ,False\n2020-01-03,,true\n")
+    path = write("ds,y,holiday\n2020-01-01,N/A,True\n2020-01-02,,False\n2020-01-03, 2 ,true\n")
     frame = read_series(path, Columns(y="y", covariates=("holiday",))).frame
     assert frame["holiday"].tolist() == [1, 0, 1]
-    assert frame["y"].isna().tolist() == [True, False, True]
+    assert frame["y"].isna().tolist() == [True, True, False]
 
 
 def test_three_decimals_beside_whole_numbers(write):
@@ -586,6 +586,20 @@ def test_years_that_end_in_the_next_are_no_months(write, sign, start):
     message = rf"line 2: ds must have one year, as {start}, or be a date\. Got '{start}{sign}"
     with pytest.raises(ValueError, match=message):
         read_series(write("ds,y\n" + rows))
+
+
+def test_rows_after_the_last_value_are_those_to_forecast(write):
+    text = "id,ds,y,x\na,2020-01-01,1,1\na,2020-01-02,,1\nb,2020-01-01,,1\nb,2020-01-02,2,1\n"
+    assert read_series(write(text)).frame["y"].isna().tolist() == [False, True, True, False]
+    path = write(text + "a,2020-01-03,,7\nb,2020-01-03,#N/A,8\n")
+    reading = read_series(path, Columns(y="y", covariates=("x",)))
+    assert reading.frame.index.tolist() == [2, 3, 4, 5]
+    told = "2 rows at the end have no y (line 6) and are left out, as what is to be forecast"
+    assert told in reading.guesses
+    future = pd.DataFrame({"unique_id": ["a", "b"], "ds": 2 * [pd.Timestamp("2020-01-03")]})
+    assert read_future(path, reading, future)["x"].tolist() == [7, 8]
+    nothing = read_series(write("ds,y\n2020-01-01,\n2020-01-02,\n"), Columns(y="y"))
+    assert len(nothing.frame) == 2  # the forecaster says what is wrong
 
 
 def test_separators_at_the_end_of_lines(write):
