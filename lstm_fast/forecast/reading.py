@@ -28,7 +28,7 @@ _STANDARD_INPUT = Path("-")
 _SEPARATORS = (",", ";", "\t", "|")
 _SAMPLE_ROWS = 200
 # How programs write that a value is missing.
-_MISSING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None")
+_MISSING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None", "-")
 _TRUTH = {"True": 1.0, "TRUE": 1.0, "true": 1.0, "False": 0.0, "FALSE": 0.0, "false": 0.0}
 
 
@@ -65,8 +65,8 @@ class Reading:
     date_form: DateForm
     of_months: bool
     """Whether dates are of one day of the month, and taken as its first."""
-    decimal: str | None
-    """The sign before decimals, if that was given."""
+    decimals: dict[str, str | None]
+    """The sign before decimals of each column, if it was given or the column shows it."""
     guesses: list[str] = field(default_factory=list)
     """One sentence for each thing that was guessed."""
 
@@ -84,7 +84,7 @@ def read_series(path: Path, columns: Columns = Columns(), decimal: str | None = 
     """
     if decimal not in (None, ".", ","):
         raise ValueError(f"decimal must be '.' or ','. Got {decimal!r}")
-    written, table, guesses = _read_table(path, decimal)
+    written, table, guesses, decimals = _read_table(path, decimal)
     id_is_guessed = columns.unique_id is None
     columns = _guess_columns(table, columns, guesses)
     assert columns.ds is not None
@@ -122,9 +122,12 @@ def read_series(path: Path, columns: Columns = Columns(), decimal: str | None = 
     if id_is_guessed:
         _reject_repeated(frame, columns.ds)
     for name, column in (("y", columns.y), *((name, name) for name in columns.covariates)):
-        frame[name] = _numbers(table[column], written[column], decimal, guesses)
+        sign = decimals[column]
+        frame[name] = _numbers(table[column], written[column], sign, guesses)
+        if decimal is None and sign is not None:
+            guesses.append(f"decimals of column {column!r} follow {sign!r}, by its thousands")
     frame = _without_future(frame, columns.y, guesses)
-    return Reading(frame, columns, form, of_months, decimal, guesses)
+    return Reading(frame, columns, form, of_months, decimals, guesses)
 
 
 def _reject_repeated(frame: pd.DataFrame, ds: str) -> None:
@@ -157,7 +160,7 @@ def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFr
     """
     names = reading.names
     assert names.ds is not None
-    written, table, _ = _read_table(path, reading.decimal)
+    written, table, _, decimals = _read_table(path, None, reading.decimals)
     wanted = [names.ds, *names.covariates, *([names.unique_id] if names.unique_id else [])]
     _check_names(table, wanted)
     ids = _ids(written[names.unique_id]) if names.unique_id else names.y
@@ -167,7 +170,7 @@ def read_future(path: Path, reading: Reading, future: pd.DataFrame) -> pd.DataFr
         dates = _first_of_month(dates)
     frame = pd.DataFrame({"unique_id": ids, "ds": dates})
     for name in names.covariates:
-        frame[name] = _numbers(table[name], written[name], reading.decimal, [])
+        frame[name] = _numbers(table[name], written[name], decimals[name], [])
     wanted_rows = future["unique_id"], future["ds"]
     return check_future(frame, *wanted_rows, names.covariates, name_of(path))
 
@@ -179,10 +182,12 @@ def name_of(path: Path, short: bool = False) -> str:
     return path.name if short else str(path)
 
 
-def _read_table(path: Path, decimal: str | None) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """What is written in the file, the same with decimals that follow a point, and what was guessed
-    to read it. All of it stays text: as numbers, 007 would be 7 and October 2020, written 2020.10,
-    would be January."""
+def _read_table(
+    path: Path, decimal: str | None, known: dict[str, str | None] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str], dict[str, str | None]]:
+    """What is written in the file, the same with decimals that follow a point, what was guessed to
+    read it, and the sign before decimals of each column, if it is `known` or shows. All of it stays
+    text: as numbers, 007 would be 7 and October 2020, written 2020.10, would be January."""
     name = name_of(path)
     content = _content(path)
     try:
@@ -214,10 +219,14 @@ def _read_table(path: Path, decimal: str | None) -> tuple[pd.DataFrame, pd.DataF
         raise ValueError(f"{name} has a header and no rows")
     table = written.copy()
     with_decimal_commas = []
-    if decimal is not None:
-        table = table.apply(_with_points, decimal=decimal)
-    elif separator != ",":
-        with_decimal_commas = _with_decimal_commas(written)
+    known = known or {}
+    decimals = {n: decimal or known.get(n) or _shown_decimal(written[n]) for n in table.columns}
+    for column, sign in decimals.items():
+        if sign is not None:
+            table[column] = _with_points(written[column], sign)
+    if separator != ",":
+        unknown = [column for column, sign in decimals.items() if sign is None]
+        with_decimal_commas = _with_decimal_commas(written[unknown])
         for column in with_decimal_commas:
             table[column] = table[column].str.replace(",", ".", regex=False)
     guesses = []
@@ -227,7 +236,7 @@ def _read_table(path: Path, decimal: str | None) -> tuple[pd.DataFrame, pd.DataF
         guesses.append("decimals follow a comma")
     if any(warning.category is pd.errors.ParserWarning for warning in warned):
         _reject_surplus(content, separator)
-    return written, table, guesses
+    return written, table, guesses, decimals
 
 
 def _content(path: Path) -> bytes:
@@ -305,6 +314,20 @@ def _with_decimal_commas(table: pd.DataFrame) -> list[str]:
         if _holds_numbers(some.str.replace(",", ".", regex=False)):
             found.append(str(name))
     return found
+
+
+def _shown_decimal(column: pd.Series) -> str | None:
+    """The sign before decimals, if numbers such as 1.000,50 and 1,000,000 leave no other."""
+    # So are articles and machines numbered, too.
+    if column.str.fullmatch(r"\s*\d{1,3}(\.\d{3}){2,}\s*").all():
+        return None
+    shown = []
+    for sign, other in ((".", ","), (",", ".")):
+        groups = rf"(\{other}\d{{3}})"
+        numbers = rf"\s*[-+]?\d{{1,3}}({groups}+\{sign}\d+|{groups}{{2,}})\s*"
+        if column.str.fullmatch(numbers).any():
+            shown.append(sign)
+    return shown[0] if len(shown) == 1 else None
 
 
 def _with_points(column: pd.Series, decimal: str) -> pd.Series:
@@ -462,8 +485,19 @@ def _numbers(
     bad = numbers.isna() & ~written.str.strip().isin(_MISSING)
     if bad.any():
         line = column.index[bad][0]
-        raise ValueError(f"line {line}: {column.name} must be a number. Got {written[line]!r}")
+        raise ValueError(
+            f"line {line}: {column.name} must be a number. "
+            f"Got {written[line]!r}{_in_the_way(written[line], decimal)}"
+        )
     return numbers
+
+
+def _in_the_way(cell: str, decimal: str | None) -> str:
+    """Of a number that cannot be read."""
+    if decimal is None and re.fullmatch(r"\s*[-+]?\d{1,3}([.,]\d{3})+([.,]\d+)?\s*", cell):
+        return "; give decimal, '.' or ',', if it has a sign for thousands"
+    signs = "".join(dict.fromkeys(re.findall(r"[^\d.,+-]", cell.strip())))
+    return f", which holds {signs.strip() or signs!r}" if signs and re.search(r"\d", cell) else ""
 
 
 _TIME_OF_DAY = r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?[AaPp]\.?[Mm]\.?)?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from pathlib import Path
 
@@ -179,7 +180,7 @@ ISO = "date,y\n" + "".join(f"{day.date()},1\n" for day in DAYS)
         ("date;y\n2020-01-01;891\n2020-01-02;-1.280\n", "line 3: .* point for thousands"),
         ('date,y\n2020-01-01,953\n2020-01-02,"1,001"\n', "line 3: .* comma for thousands"),
         ("date;y\n2020-01-01;953.5\n2020-01-02;1,001\n", "line 3: .* number. Got '1,001'"),
-        ("date;y\n2020-01-01;953,5\n2020-01-02;1.001,5\n", "line 2: .* number. Got '953,5'"),
+        ("date;y\n2020-01-01;953.5\n2020-01-02;1.001,5\n", "line 2: .* number. Got '953.5'"),
         ("date,y,t\n2020-01-01,1,'a\n2020-01-02,x,b\n", "line 3: y must be a number. Got 'x'"),
         ('date,y,t\n2020-01-01,1,"a\nb\n"\n2020-01-02,x,b\n', "line 5: y must be a number"),
         ('date,y,"t\nu"\n2020-01-01,1,a\n2020-01-02,x,b\n', "line 4: y must be a number"),
@@ -600,6 +601,51 @@ def test_rows_after_the_last_value_are_those_to_forecast(write):
     assert read_future(path, reading, future)["x"].tolist() == [7, 8]
     nothing = read_series(write("ds,y\n2020-01-01,\n2020-01-02,\n"), Columns(y="y"))
     assert len(nothing.frame) == 2  # the forecaster says what is wrong
+
+
+@pytest.mark.parametrize(
+    ("written", "numbers", "group"),
+    [
+        (["1.000,00", "953,5", "2"], [1000, 953.5, 2], "."),
+        (["100,000.00", "953.5", "1,001"], [100000, 953.5, 1001], ","),
+        (["1,000,000", "950,000", "-953"], [1000000, 950000, -953], ","),
+        (["1.000.000", "950.000", "-"], [1000000, 950000, math.nan], "."),
+    ],
+)
+@pytest.mark.parametrize("separator", [";", ","])
+def test_thousands_that_show(write, written, numbers, group, separator):
+    rows = [f'2020-01-0{k};"{n}";"{n}"\n' for k, n in zip((3, 2, 1), written, strict=True)]
+    text = "ds;y;price\n" + "".join(rows)
+    columns = Columns(y="y", covariates=("price",))
+    reading = read_series(write(text.replace(";", separator)), columns)
+    assert reading.frame["y"].tolist() == pytest.approx(numbers, nan_ok=True)
+    # One that does not show it, but for those of the past.
+    future = pd.DataFrame({"unique_id": ["y"], "ds": [pd.Timestamp("2020-01-04")]})
+    path = write(f'ds;price\n2020-01-04;"1{group}500"\n'.replace(";", separator))
+    assert read_future(path, reading, future)["price"].tolist() == [1500]
+
+
+def test_numbers_of_articles_have_no_thousands(write):
+    text = "article;ds;amount\n10.001.002;2020-01-01;5\n10.001.003;2020-01-01;6\n"
+    names = read_series(write(text + "10.001.002;2020-01-02;7\n")).names
+    assert names == Columns("article", "ds", "amount")
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        ("$100", ", which holds '\\$'"),
+        ("10 %", ", which holds '%'"),
+        ("(100)", r", which holds '\(\)'"),
+        ("1,001", "; give decimal"),
+        ("1 000", ", which holds ' '"),
+        ("1.2.3", "$"),
+    ],
+)
+def test_what_is_in_the_way_of_a_number_is_told(write, number, told):
+    message = rf"line 2: y must be a number\. Got '{re.escape(number)}'{told}"
+    with pytest.raises(ValueError, match=message):
+        read_series(write(f'ds,y\n2020-01-01,"{number}"\n2020-01-02,"{number}"\n'))
 
 
 def test_separators_at_the_end_of_lines(write):
