@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -76,6 +77,10 @@ class Forecaster:
     The defaults were chosen by errors on 23 monthly and quarterly collections
     (`benchmarks/selection.py`): the rows of those in the backtest that come before the ones it
     forecasts, and other series. Nothing later was looked at.
+
+    Settings that are changed later are those of the next `fit`, which checks them as the
+    constructor does; `predict`, `future_rows` and `save` go by the ones that were fitted.
+    `trainer_options` matter to training alone, and `save` takes them as they are.
 
     Args:
         h: steps to forecast.
@@ -239,6 +244,7 @@ class Forecaster:
         return self
 
     def _fit(self, df: pd.DataFrame, val_size: int) -> None:
+        self.__post_init__()  # settings may have changed
         if not is_whole(val_size) or (val_size and val_size < self.h):
             raise ValueError(
                 f"val_size must be 0 or a whole number, at least h, {self.h}. Got {val_size!r}"
@@ -257,6 +263,19 @@ class Forecaster:
         self._scale = panel.scale(self.input_size, val_size)
         self._networks = self._train("final", panel, self._scale, 0, val_size)
         self._fitted, self._unique_ids = frame, panel.unique_ids
+        self._keep_settings()
+
+    def _keep_settings(self) -> None:
+        names = {option.name for option in dataclasses.fields(self)} - {"trainer_options"}
+        self._settings = copy.deepcopy({name: getattr(self, name) for name in names})
+
+    def _as_fitted(self) -> Forecaster:
+        """This forecaster with the settings that were fitted; before `fit`, as it is."""
+        if not hasattr(self, "_fitted"):
+            return self
+        model = copy.copy(self)
+        vars(model).update(self._settings)
+        return model
 
     def predict(
         self,
@@ -285,31 +304,33 @@ class Forecaster:
         """
         if not hasattr(self, "_fitted"):
             raise RuntimeError("call fit before predict")
-        levels = self.levels if levels is None else _checked_levels(levels)
-        if levels and self._intervals is None and not self._loss.has_width:
+        model = self._as_fitted()
+        levels = model.levels if levels is None else _checked_levels(levels)
+        if levels and model._intervals is None and not model._loss.has_width:
             raise ValueError("levels need a forecaster that was fitted with levels")
-        if self.futr_exog_list and futr_df is None:
-            raise ValueError(f"futr_df must give the future of {list(self.futr_exog_list)}")
-        frame = self._fitted
+        if model.futr_exog_list and futr_df is None:
+            raise ValueError(f"futr_df must give the future of {list(model.futr_exog_list)}")
+        frame = model._fitted
         if df is not None:
             df = in_zone_of(frame["ds"], df, "df")
-            frame, _ = self._check(df, self._features.freq)
-            self._check_lengths(frame, self.input_size)
-        panel = self._panel(frame, futr_df)
-        place = self._unique_ids.get_indexer(panel.unique_ids)
+            frame, _ = model._check(df, model._features.freq)
+            model._check_lengths(frame, model.input_size)
+        panel = model._panel(frame, futr_df)
+        place = model._unique_ids.get_indexer(panel.unique_ids)
         if (place < 0).any():
             unknown = plain(panel.unique_ids[place < 0][0])
             raise ValueError(f"series {unknown!r} was not fitted")
-        windows = panel.last_windows(self.input_size, self._scale, place)
-        return self._forecast_frame(panel, windows, place, levels)
+        windows = panel.last_windows(model.input_size, model._scale, place)
+        return model._forecast_frame(panel, windows, place, levels)
 
     def future_rows(self, df: pd.DataFrame) -> pd.DataFrame:
         """``unique_id`` and ``ds`` of the `h` rows that come after `df`, at the frequency that was
         fitted; before `fit`, at `freq`."""
-        freq = self._features.freq if hasattr(self, "_fitted") else self.freq
-        frame, freq = check_frame(df, freq, self.fill)
-        features = Features.of(frame, freq, self.season_length, ())
-        return Panel.from_frame(frame, features, self.h).future
+        model = self._as_fitted()
+        freq = model._features.freq if hasattr(model, "_fitted") else model.freq
+        frame, freq = check_frame(df, freq, model.fill)
+        features = Features.of(frame, freq, model.season_length, ())
+        return Panel.from_frame(frame, features, model.h).future
 
     def cross_validation(
         self,
@@ -336,17 +357,18 @@ class Forecaster:
         in what ``fill="linear"`` makes of a gap that the cutoff lies in: it repeats the value
         before. Of covariates the `h` rows after it are known too, and nothing later.
         """
-        frame, freq = self._check(df, self.freq, held_out=self.h)
-        model = dataclasses.replace(self, freq=freq, fill=None)
+        model = dataclasses.replace(self)
+        frame, freq = model._check(df, model.freq, held_out=model.h)
+        origins = rolling_origins(frame, df, model.fill, model.h, n_windows, step_size)
+        model.freq, model.fill = freq, None
         windows = []
-        origins = rolling_origins(frame, df, self.fill, self.h, n_windows, step_size)
         for k, (known, later, actual) in enumerate(origins):
             if k == 0 or refit:
                 model.checkpoint_dir = self.checkpoint_dir and Path(
                     self.checkpoint_dir, f"window-{k}"
                 )
                 model.fit(known, val_size)
-            forecast = model.predict(known, later if self.futr_exog_list else None)
+            forecast = model.predict(known, later if model.futr_exog_list else None)
             windows.append(actual.merge(forecast, on=["unique_id", "ds"], validate="one_to_one"))
         return pd.concat(windows, ignore_index=True)
 
@@ -360,7 +382,7 @@ class Forecaster:
         """
         if not hasattr(self, "_fitted"):
             raise RuntimeError("call fit before save")
-        storage.save(self, Path(path), overwrite)
+        storage.save(self._as_fitted(), Path(path), overwrite)
 
     @classmethod
     def load(cls, path: Path | str) -> Forecaster:

@@ -120,6 +120,7 @@ def load(cls: type[Forecaster], path: Path) -> Forecaster:
 def _restored(cls: type[Forecaster], state: dict[str, Any], settings: dict[str, Any]) -> Forecaster:
     options = settings["options"]
     model = cls(**{**options, "lstm_class": LAYERS[options["lstm_class"]]})
+    model._keep_settings()
     model._loss = make_loss(model.loss, model.levels)
     model._features = _features_from_json(settings["features"], settings["timezone"] or None)
     model._unique_ids = pd.Index(settings["unique_ids"])

@@ -547,6 +547,46 @@ def test_a_fit_that_fails_leaves_the_forecaster_as_it_was(small, series):
     pd.testing.assert_frame_equal(model.predict(), expected, check_exact=True)
 
 
+CHANGES = {"log": False, "h": 3, "levels": [50], "fill": "zero", "input_size": 12, "tilt": 0}
+
+
+def test_settings_that_are_changed_are_those_of_the_next_fit(small, series, tmp_path):
+    model = small().fit(series)
+    expected, rows = model.predict(), model.future_rows(series)
+    for name, value in CHANGES.items():
+        setattr(model, name, value)
+    pd.testing.assert_frame_equal(model.predict(), expected, check_exact=True)
+    pd.testing.assert_frame_equal(model.predict(series), expected, check_exact=True)
+    pd.testing.assert_frame_equal(model.future_rows(series), rows)
+    model.save(tmp_path / "model.pt")
+    loaded = Forecaster.load(tmp_path / "model.pt")
+    loaded.h = 5
+    pd.testing.assert_frame_equal(loaded.predict(), expected, check_exact=True)
+    forecast = model.fit(series).predict()
+    pd.testing.assert_frame_equal(forecast, small(**CHANGES).fit(series).predict())
+    assert list(forecast.columns) == [*COLUMNS[:3], "lo-50", "hi-50"]
+    assert len(forecast) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"levels": 90}, "levels must be a sequence of numbers. Got 90"),
+        ({"calibration_size": 3}, "calibration_size must be at least h"),
+        ({"futr_exog_list": "price"}, "futr_exog_list must be a sequence of names"),
+    ],
+)
+def test_settings_that_are_changed_are_checked_by_the_next_fit(small, series, options, message):
+    model = small().fit(series)
+    expected = model.predict()
+    for name, value in options.items():
+        setattr(model, name, value)
+    for fit in (model.fit, model.cross_validation):
+        with pytest.raises(ValueError, match=message):
+            fit(series)
+    pd.testing.assert_frame_equal(model.predict(), expected, check_exact=True)
+
+
 def test_categories_without_rows_are_no_series(small, series):
     both = pd.concat([series, series.assign(unique_id="b")]).astype({"unique_id": "category"})
     one = both[both["unique_id"] == "a"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lstm_fast
-from lstm_fast.forecast import Forecaster, evaluate
+from lstm_fast.forecast import Forecaster, History, evaluate
 from tests.forecast.series import monthly
 
 
@@ -181,14 +181,15 @@ def test_what_cannot_be_saved(small, series, tmp_path):
         small().save(tmp_path / "model.pt")
     for options, message in (
         ({"lstm_class": Own}, "lstm_class must be one of lstm_fast.LSTM, torch.nn.LSTM"),
-        ({"trainer_options": {"callbacks": [object()]}}, "must hold what JSON can hold"),
+        ({"trainer_options": {"callbacks": [History()]}}, "must hold what JSON can hold"),
     ):
-        model = small(levels=(), **options)
-        model._fitted = series
-        model._features = small(levels=()).fit(series)._features
+        model = small(levels=(), **options).fit(series)
         with pytest.raises(ValueError, match=message):
             model.save(tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())
+    model.trainer_options = {}  # which its networks do not need
+    model.save(tmp_path / "model.pt")
+    assert Forecaster.load(tmp_path / "model.pt").predict().equals(model.predict())
 
 
 @pytest.mark.parametrize("ids", [(1, 2), ("a", "b")])
