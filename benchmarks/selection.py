@@ -33,7 +33,7 @@ def measure(collection: Collection, options: dict[str, Any]) -> tuple[float, lis
     given = {"h": c.h, "season_length": c.season_length, "input_size": 3 * c.season_length}
     model = Forecaster(**{**given, "levels": LEVELS, **options})
     known = df["unique_id"].value_counts().min() - c.test_size
-    if known < model.input_size + model.h + (model.calibration_size or 0):
+    if known < model.input_size + model.h + model.calibration_rows:
         model = dataclasses.replace(model, levels=())
     forecasts = model.cross_validation(df, c.n_windows, c.step_size, refit=False)
     naive = cross_validate_naive(df, c.h, c.season_length, c.n_windows, c.step_size)

@@ -751,7 +751,7 @@ def _progress(forecaster: Forecaster, callbacks: list[Any], fits: int = 1) -> It
     """A bar over the training steps of `forecaster`, fitted once or more, where it can be seen."""
     from lightning.pytorch.callbacks import Callback
 
-    trainings = fits * (2 if forecaster.levels and forecaster.calibration_size else 1)
+    trainings = fits * (2 if forecaster.calibration_rows else 1)
     columns = (
         TextColumn("training step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip

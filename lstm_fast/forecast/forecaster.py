@@ -196,13 +196,18 @@ class Forecaster:
         self.futr_exog_list = check_covariates(self.futr_exog_list)
         self.levels = _checked_levels(self.levels)
         loss = make_loss(self.loss, self.levels)
-        if self.calibration_size is None:
-            self.calibration_size = 3 * self.h
-        if self.calibration_size < self.h and not (loss.has_width and self.calibration_size == 0):
+        size = self.calibration_size
+        if size is not None and size < self.h and not (loss.has_width and size == 0):
             raise ValueError(
                 f"calibration_size must be at least h, or 0 with a loss that gives intervals. "
                 f"Got {self.calibration_size}"
             )
+
+    @property
+    def calibration_rows(self) -> int:
+        """Last rows of `df` that calibrate: none without `levels`."""
+        size = 3 * self.h if self.calibration_size is None else self.calibration_size
+        return size if self.levels else 0
 
     def _check_types(self) -> None:
         """Numbers become Python's own, which a file can hold."""
@@ -251,7 +256,7 @@ class Forecaster:
             )
         val_size = int(val_size)  # which a file can hold
         frame, freq = self._check(df, self.freq)
-        held_out = int(self.calibration_size or 0) if self.levels else 0
+        held_out = self.calibration_rows
         needed = self.input_size + self.h + held_out + val_size
         self._check_lengths(frame, needed, "; lower h, season_length or input_size")
         self._features = Features.of(frame, freq, self.season_length, self.futr_exog_list)

@@ -142,7 +142,7 @@ def search(
     rows = int(frame["unique_id"].value_counts().min())
     shortest = rows - h * n_windows
     # A forecast with the best settings has the rows of the windows too, but some calibrate it.
-    calibrating = int(forecaster.calibration_size or 0) if forecaster.levels else 0
+    calibrating = forecaster.calibration_rows
     longest_input = min(shortest - 2 * h, rows - h - calibrating)
     needed = season + h if season > 1 else 2 * h + 1
     needed = max(needed, season + h + calibrating - h * n_windows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -548,6 +549,17 @@ def test_a_fit_that_fails_leaves_the_forecaster_as_it_was(small, series):
 
 
 CHANGES = {"log": False, "h": 3, "levels": [50], "fill": "zero", "input_size": 12, "tilt": 0}
+
+
+def test_rows_that_calibrate_follow_the_horizon():
+    model = Forecaster()
+    assert (model.calibration_size, model.calibration_rows) == (None, 36)
+    model.h = 4
+    assert model.calibration_rows == 12
+    assert dataclasses.replace(model, h=48).calibration_rows == 144
+    assert Forecaster(calibration_size=20).calibration_rows == 20
+    assert Forecaster(levels=()).calibration_rows == 0
+    assert Forecaster(loss="normal", calibration_size=0).calibration_rows == 0
 
 
 def test_settings_that_are_changed_are_those_of_the_next_fit(small, series, tmp_path):
