@@ -265,7 +265,7 @@ class Forecaster:
             storage.claim_folder(Path(self.checkpoint_dir), self, frame, val_size)
         panel = self._panel(frame)
         self._intervals = self._calibrate(panel, held_out, val_size) if held_out else None
-        self._scale = panel.scale(self.input_size, val_size)
+        self._scale = panel.scale(self.input_size, val_size, self.log)
         self._networks = self._train("final", panel, self._scale, 0, val_size)
         self._fitted, self._unique_ids = frame, panel.unique_ids
         self._keep_settings()
@@ -418,7 +418,7 @@ class Forecaster:
         return Panel.from_frame(frame, self._features, self.h, futr_df)
 
     def _calibrate(self, panel: Panel, held_out: int, val_size: int) -> ConformalIntervals:
-        scale = panel.scale(self.input_size, held_out + val_size)
+        scale = panel.scale(self.input_size, held_out + val_size, self.log)
         networks = self._train("calibration", panel, scale, held_out, val_size)
         windows = panel.windows(self.input_size, scale, slice(-held_out, None))
         windows = windows.at_most(_CALIBRATION_WINDOWS)

@@ -155,16 +155,24 @@ class Panel:
             h=h,
         )
 
-    def scale(self, input_size: int, held_out: int = 0) -> NDArray[np.float64]:
+    def scale(
+        self, input_size: int, held_out: int = 0, is_log: bool = False
+    ) -> NDArray[np.float64]:
         """[series], RMS deviation from the window's mean, without the last `held_out` rows. Of a
-        series that is constant without them, it is that with them; of one that is constant, the
-        median of the others', or 1 if all are. A window of one row has the mean of all.
+        series that is constant without them, it is that with them. A window of one row has the
+        mean of all.
+
+        Of a constant series, it is the median of the others' (1 if there are none) in units of
+        their mean absolute values; logarithms are in units of nothing. Zeros show no unit: they
+        have a thousandth of the least scale, by which what may come is seen and nothing is
+        forecast.
         """
-        scales = []
+        scales, units = [], []
         for offset, length in zip(self.offset, self.length, strict=True):
             of_all = self.values[offset : offset + length]
             of_known = of_all[: length - held_out]
             varying = next((v for v in (of_known, of_all) if v.max() > v.min()), None)
+            units.append(1.0 if is_log else _mean_size(of_all if varying is None else varying))
             if varying is None:
                 scales.append(np.nan)
                 continue
@@ -174,9 +182,12 @@ class Panel:
                 windows = windows.T
             variance = windows.var(dim=1, correction=0).mean()
             scales.append((size * variance.sqrt()).item())
-        found = np.array(scales)
+        found, unit = np.array(scales), np.array(units)
         constant = np.isnan(found)
-        found[constant] = 1.0 if constant.all() else np.median(found[~constant])
+        ratio = 1.0 if constant.all() else np.median(found[~constant] / unit[~constant])
+        found[constant] = ratio * unit[constant]
+        zeros = found == 0
+        found[zeros] = 1.0 if zeros.all() else 1e-3 * found[~zeros].min()
         return found
 
     def slope(self, input_size: int, season_length: int, held_out: int = 0) -> NDArray[np.float64]:
@@ -282,6 +293,11 @@ def _warn_of_changes(change: NDArray[np.float64], features: Features) -> None:
             "is known of their effect, and forecasts are made as if they had not changed",
             stacklevel=5,  # from who asks for a forecast
         )
+
+
+def _mean_size(values: Tensor) -> float:
+    size = values.abs().max()  # a sum of what is huge leaves the range
+    return (size * (values / size).abs().mean()).item() if size > 0 else 0.0
 
 
 def _root_mean_square(values: Tensor) -> float:

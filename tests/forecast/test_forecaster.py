@@ -240,6 +240,20 @@ def test_a_constant_series_stays_constant(small, series):
     assert np.allclose(forecast["y_hat"], 50, rtol=0.05)
 
 
+def test_constant_series_stay_constant_beside_others_of_any_size(small, series):
+    others = [series.assign(unique_id=name, y=k * series["y"]) for name, k in (("b", 1), ("c", 50))]
+    constant = [series.assign(unique_id=name, y=y) for name, y in (("fee", 7.0), ("none", 0.0))]
+    model = small(log=False, levels=()).fit(pd.concat([*others, *constant]))
+    forecast = model.predict().groupby("unique_id")["y_hat"]
+    assert (forecast.min()["fee"], forecast.max()["fee"]) == pytest.approx((7, 7), rel=0.05)
+    assert (forecast.min()["none"], forecast.max()["none"]) == pytest.approx((0, 0), abs=0.05)
+    alone = small(log=False, levels=()).fit(series.assign(y=1e-9)).predict()
+    assert np.allclose(alone["y_hat"], 1e-9, rtol=0.5, atol=0)
+    # Of zeros no more is known when they come to an end.
+    later = model.predict(constant[1].assign(y=lambda df: 5000.0 * (df.index > 60)))
+    assert later["y_hat"].between(0, 5000).all()
+
+
 def test_too_short(small, series):
     with pytest.raises(ValueError, match=r"series 'a' is too short: .* need 42 rows. Got 41"):
         small().fit(series[:41])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -178,17 +179,29 @@ def test_scale_of_windows_of_one_row_is_that_of_all(series):
     np.testing.assert_allclose(panel_of(series).scale(1), expected, rtol=1e-12)
 
 
-def test_constant_series_alone_have_scale_1(series):
-    assert panel_of(series.assign(y=5.0)).scale(24) == 1
+def scale_of(is_log: bool = False, **values: Any) -> list[float]:
+    """Of series of these names, in the order of their names."""
+    df = pd.concat([monthly().assign(unique_id=name, y=y) for name, y in values.items()])
+    panel = Panel.from_frame(df, Features.of(df, "MS", 12, ()), 6)
+    return panel.scale(24, is_log=is_log).tolist()
 
 
-def test_a_constant_series_has_the_median_scale_of_the_others(series):
-    others = [series.assign(unique_id=name, y=k * series["y"]) for k, name in ((1, "b"), (9, "d"))]
-    constant = [series.assign(unique_id=name, y=5.0) for name in ("a", "c")]
-    df = pd.concat([*others, *constant]).sort_values(["unique_id", "ds"])
-    scale = Panel.from_frame(df, Features.of(df, "MS", 12, ()), 6).scale(24)
-    one = panel_of(series).scale(24)[0]
-    assert scale == pytest.approx([5 * one, one, 5 * one, 9 * one])
+@pytest.mark.parametrize("size", [1e-300, 1e-9, 1.0, 1e300])
+def test_constant_series_alone_have_a_scale_of_their_size(size):
+    assert scale_of(a=-5 * size, b=7 * size) == pytest.approx([5 * size, 7 * size], rel=1e-12)
+    assert scale_of(a=0 * size, b=0 * size) == [1, 1]
+    assert scale_of(a=-5.0, b=0.0, is_log=True) == [1, 1]
+
+
+@pytest.mark.parametrize("size", [1e-300, 1.0, 1e300])
+def test_a_constant_series_has_the_scale_of_the_others_for_its_size(size):
+    y = size * monthly()["y"]
+    (one,) = scale_of(a=y)
+    ratio = one / y.mean()
+    scales = scale_of(a=7 * size, b=y, c=9 * y, d=0.0)
+    assert scales == pytest.approx([7 * size * ratio, one, 9 * one, 7e-3 * size * ratio], rel=1e-12)
+    logs = scale_of(a=7 * size, b=y, c=9 * y, d=0.0, is_log=True)
+    assert logs == pytest.approx([5 * one, one, 9 * one, 5 * one], rel=1e-12)
 
 
 def test_the_last_window_has_nothing_to_aim_at(series):
