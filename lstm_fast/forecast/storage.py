@@ -67,8 +67,8 @@ def save(model: Forecaster, path: Path, overwrite: bool) -> None:
         ),
     }
     if model._intervals is not None:
-        of = model._intervals
-        state["calibration"] = [of.outputs, of.target, of.n_independent, of.scale]
+        _, *fields = dataclasses.fields(model._intervals)  # the loss is one of the settings
+        state["calibration"] = [getattr(model._intervals, field.name) for field in fields]
     with replacing(path) as part:
         try:
             torch.save(state, part)

@@ -190,6 +190,14 @@ class Panel:
         found[zeros] = 1.0 if zeros.all() else 1e-3 * found[~zeros].min()
         return found
 
+    def varies(self, rows: int) -> Tensor:
+        """[series], bool, whether the last `rows` are not constant; of all, if none has any that
+        are not."""
+        ends = torch.from_numpy(self.offset + self.length)
+        last = self.values[ends[:, None] - 1 - torch.arange(rows)]
+        varies = last.amax(dim=1) > last.amin(dim=1)
+        return varies if varies.any() else ~varies
+
     def slope(self, input_size: int, season_length: int, held_out: int = 0) -> NDArray[np.float64]:
         """[series], RMS rise a step from a window's first season to its last, without the last
         `held_out` rows.
@@ -270,10 +278,13 @@ class Windows:
         return self[torch.arange(len(self))]
 
     def at_most(self, count: int) -> Windows:
-        """Not more than `count` of the windows, evenly spread."""
-        if len(self) <= count:
+        """Not more than `count` of the windows of each series, evenly spread; series must have
+        equally many."""
+        n = len(self) // len(self.panel.unique_ids)
+        if n <= count:
             return self
-        chosen = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
+        of_one = np.linspace(0, n - 1, count).round().astype(np.int64)
+        chosen = (np.arange(0, len(self), n)[:, None] + of_one).ravel()
         return Windows(
             self.panel,
             self.input_size,

@@ -374,6 +374,25 @@ def test_intervals_are_as_wide_as_errors_were_whatever_the_scale_became(small):
     assert width == pytest.approx(expected, rel=0.4)
 
 
+def test_intervals_beside_series_that_ended(small):
+    """Noise, with and without as many series that ended before the rows that calibrate."""
+    rng = np.random.default_rng(0)
+    living = [monthly(96, f"a{k}").assign(y=100 + 10 * rng.normal(size=96)) for k in range(8)]
+    ended = [
+        df.assign(unique_id=f"b{k}", y=df["y"].where(df.index < 40, 0.0))
+        for k, df in enumerate(living)
+    ]
+    widths = []
+    for frames in (living, living + ended):
+        model = small(log=False, max_steps=60, calibration_size=18).fit(pd.concat(frames))
+        assert model._intervals.n_independent == 8 * 6  # of the living
+        assert model._intervals.n_apart == 4  # of 13 windows, those that lie within 9 rows
+        forecast = model.predict().query("unique_id < 'b'")
+        widths.append((forecast["hi-80"] - forecast["lo-80"]).mean())
+    # Two standard errors of a deviation by 8 * 18 rows.
+    assert widths[1] == pytest.approx(widths[0], rel=2 / np.sqrt(2 * 144))
+
+
 def test_intervals_of_the_network_alone(small, series):
     model = small(loss="normal", calibration_size=0).fit(series)
     assert model._intervals is None

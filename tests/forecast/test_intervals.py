@@ -8,17 +8,30 @@ import scipy.stats
 import torch
 
 from lstm_fast.forecast.intervals import ConformalIntervals, student_ratio
-from lstm_fast.forecast.losses import DistributionLoss, make_loss
+from lstm_fast.forecast.losses import DistributionLoss, Loss, make_loss
 
 MANY = 10**9
 
 
 def of_errors(errors: np.ndarray, n_independent: int = MANY) -> ConformalIntervals:
     """Of a network that forecasts 0 when `errors`, [windows, h], come."""
-    target = torch.from_numpy(errors)
-    outputs = torch.zeros(1, *target.shape, 1)
-    scale = torch.ones(1, dtype=torch.float64)
-    return ConformalIntervals(make_loss("mse", ()), outputs, target, n_independent, scale)
+    outputs = torch.zeros(1, *errors.shape, 1)
+    return of_outputs(make_loss("mse", ()), outputs, errors[None], n_independent)
+
+
+def of_outputs(
+    loss: Loss,
+    outputs: torch.Tensor,
+    target: np.ndarray,
+    n_independent: int = MANY,
+    n_apart: int = 0,
+    constant: int = 0,
+) -> ConformalIntervals:
+    """`target`: [series, windows, h]. The last `constant` series do not vary."""
+    scale = torch.ones(len(target), dtype=torch.float64)
+    varies = torch.arange(len(target)) < len(target) - constant
+    windows = torch.from_numpy(target).flatten(0, 1)
+    return ConformalIntervals(loss, outputs, windows, n_independent, scale, n_apart, varies)
 
 
 def test_widening_is_the_conformal_quantile():
@@ -65,8 +78,7 @@ def test_intervals_of_a_network_that_misjudges_its_errors_are_put_right(factor):
     loss = DistributionLoss("normal")
     raw = np.log(np.expm1(factor - loss.MIN_SCALE))
     outputs = torch.tensor([0.0, raw]).expand(2, 500, 4, 2)
-    target = torch.from_numpy(rng.normal(size=(500, 4)))
-    intervals = ConformalIntervals(loss, outputs, target, MANY, torch.ones(1, dtype=torch.float64))
+    intervals = of_outputs(loss, outputs, rng.normal(size=(1, 500, 4)))
     lower, upper = (bound.mean().item() for bound in loss.band(outputs, 80))
     widening = intervals.widening(80).mean().item()
     assert (widening > 0) == (factor < 1)
@@ -90,3 +102,45 @@ def test_few_windows_widen_as_students_distribution(level, n):
 
 def test_errors_of_0_give_a_width_of_0():
     assert of_errors(np.zeros((5, 3))).widening(95).numpy() == pytest.approx(0)
+
+
+def of_series(deviation: np.ndarray, rng: np.random.Generator, constant: int = 0):
+    """Of noise of these deviations, forecast 7 steps ahead from each of the last 21 rows but 6. The
+    last `constant` series are off by their deviations."""
+    noise = rng.normal(size=(len(deviation), 21))
+    noise[len(noise) - constant :] = 1
+    rows = deviation[:, None] * noise
+    windows = np.lib.stride_tricks.sliding_window_view(rows, 7, axis=1)
+    outputs = torch.zeros(1, len(deviation) * 15, 7, 1)
+    return of_outputs(make_loss("mse", ()), outputs, windows.copy(), n_apart=4, constant=constant)
+
+
+def coverage(deviation: np.ndarray, constant: int = 0) -> np.ndarray:
+    """[series], of intervals of 80 per cent, over 100 panels."""
+    rng = np.random.default_rng(6)
+    inside = []
+    for _ in range(100):
+        intervals = of_series(deviation, rng, constant)
+        bound = intervals.widening(80).mean() * intervals.width / torch.from_numpy(deviation)
+        inside.append(torch.special.erf(bound / 2**0.5).numpy())
+    return np.mean(inside, axis=0)
+
+
+def test_series_that_are_alike_share_a_width():
+    deviation = np.ones(20)
+    intervals = of_series(deviation, np.random.default_rng(7))
+    # Of each alone, deviations of 21 rows would differ by 1 / sqrt(2 * 21).
+    assert intervals.width.log().std() < 0.5 / np.sqrt(2 * 21)
+    assert coverage(deviation) == pytest.approx(np.full(20, 0.8), abs=0.02)
+
+
+def test_each_series_has_its_coverage_whatever_its_noise():
+    assert coverage(np.repeat([1.0, 10.0], 10)) == pytest.approx(np.full(20, 0.8), abs=0.04)
+
+
+def test_series_that_do_not_vary_widen_no_other_interval():
+    alive = np.ones(20)
+    ended = np.full(20, 1e-6)
+    assert coverage(np.r_[alive, ended], 20)[:20] == pytest.approx(coverage(alive), abs=0.02)
+    intervals = of_series(np.r_[alive, ended], np.random.default_rng(8), 20)
+    assert (intervals.width[20:] < 2e-6).all()

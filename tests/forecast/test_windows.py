@@ -112,6 +112,23 @@ def test_a_batch_is_the_window_less_its_mean_over_the_scale(series):
     assert windows.at_most(4).start.tolist() == [0, 15, 30, 45]
 
 
+def test_as_many_windows_of_each_series_are_chosen():
+    panel = panel_of(pd.concat([monthly(60, "a"), monthly(50, "bb", "2001-03-01")]))
+    windows = panel.windows(24, np.ones(2), slice(-12, None))
+    assert windows.at_most(10) is windows
+    chosen = windows.at_most(3)
+    assert chosen.start.tolist() == [24, 28, 33, 77, 81, 86]
+    assert chosen.series.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_series_that_vary_in_their_last_rows(series):
+    late = [series.assign(unique_id=k, y=1.0 * (series.index >= 72 - k)) for k in (0, 3, 5, 72)]
+    panel = panel_of(pd.concat(late))
+    assert panel.varies(4).tolist() == [False, True, False, False]
+    assert panel.varies(6).tolist() == [False, True, True, False]
+    assert panel.varies(2).tolist() == [True] * 4  # as of none more is known than of others
+
+
 def test_training_and_calibration_windows_share_no_target():
     df = pd.concat([monthly(60, "a"), monthly(50, "bb", "2001-03-01")])
     panel = panel_of(df)
