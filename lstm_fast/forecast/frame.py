@@ -302,19 +302,28 @@ def check_future(
     check_columns(futr_df, ["unique_id", "ds", *covariates], name)
     columns = without_index_names(futr_df[["unique_id", "ds", *covariates]])
     given = in_zone_of(ds, columns, name)
-    if given.duplicated(["unique_id", "ds"]).any():
-        row = given[given.duplicated(["unique_id", "ds"])].iloc[0]
-        raise ValueError(f"{name} has {_series(row)} at {row['ds']} more than once")
     wanted = pd.DataFrame({"unique_id": unique_id.to_numpy(), "ds": ds.to_numpy()})
     try:
-        found = wanted.astype({"ds": given["ds"].dtype}).merge(given, how="left")
+        wanted = wanted.astype({"ds": given["ds"].dtype})
+        keys = given[["unique_id", "ds"]].assign(row=np.arange(len(given)))
+        place = wanted.merge(keys, how="left")
     except ValueError as error:
         raise ValueError(
             f"{name}['unique_id'] must hold ids such as {plain(unique_id.iloc[0])!r}. "
             f"Got {plain(given['unique_id'].iloc[0])!r}"
         ) from error
+    for bad, got in (
+        (place.duplicated(["unique_id", "ds"]), "several"),
+        (place["row"].isna(), "none"),
+    ):
+        if bad.any():
+            row = place[bad].iloc[0]
+            raise ValueError(
+                f"{name} must have one row for {_series(row)} at {row['ds']}. Got {got}"
+            )
+    found = wanted
     for column in covariates:
-        found[column] = as_numbers(found[column])
+        found[column] = as_numbers(given[column]).to_numpy()[place["row"].to_numpy(np.intp)]
         bad = ~np.isfinite(found[column])
         if bad.any():
             row = found[bad].iloc[0]

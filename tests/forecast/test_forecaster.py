@@ -435,10 +435,19 @@ def test_the_future_of_covariates_must_be_given(small, series):
     model = small(levels=(), futr_exog_list=["price"]).fit(df[:-6])
     with pytest.raises(ValueError, match=r"futr_df must give the future of \['price'\]"):
         model.predict()
-    with pytest.raises(ValueError, match="finite price for series 'a' at 2005-12-01"):
+    with pytest.raises(
+        ValueError, match=r"one row for series 'a' at 2005-12-01 00:00:00\. Got none"
+    ):
         model.predict(futr_df=df[:-1])
-    with pytest.raises(ValueError, match="at 2005-12-01 00:00:00 more than once"):
+    with pytest.raises(ValueError, match="finite price for series 'a' at 2005-12-01"):
+        model.predict(futr_df=df.assign(price=df["price"].where(df.index < 71)))
+    with pytest.raises(
+        ValueError, match=r"one row for series 'a' at 2005-12-01 00:00:00\. Got several"
+    ):
         model.predict(futr_df=pd.concat([df, df[-1:]]))
+    expected = model.predict(futr_df=df)
+    further = pd.concat([df, df[:3], df.assign(unique_id="b"), df.assign(unique_id="b")])
+    pd.testing.assert_frame_equal(model.predict(futr_df=further), expected, check_exact=True)
     with pytest.raises(ValueError, match=r"futr_df must have one column price\. Got several"):
         model.predict(futr_df=pd.concat([df, df[["price"]]], axis=1))
     with pytest.raises(

@@ -226,7 +226,7 @@ def test_covariates_of_the_future(write, series):
     path = write(f"{series}date,price\n{cell}01/15/2020,9\n{cell}01/16/2020,8\n")
     future = read_future(path, reading, rows)
     assert future["price"].tolist() == [9]
-    with pytest.raises(ValueError, match=r"finite price for series '.' at 2020-01-17"):
+    with pytest.raises(ValueError, match=r"one row for series '.' at 2020-01-17"):
         read_future(path, reading, rows.assign(ds=pd.to_datetime(["2020-01-17"])))
     with pytest.raises(ValueError, match="no column 'price'"):
         read_future(write(f"{series}date,cost\n{cell}01/15/2020,1\n"), reading, rows)
@@ -773,8 +773,8 @@ def test_errors_about_the_future_name_its_file(write):
     reading = read_series(write("ds,y,x\n2020-01-01,1,5\n"), Columns(y="y", covariates=("x",)))
     rows = pd.DataFrame({"unique_id": ["y"], "ds": [pd.Timestamp("2020-01-02")]})
     for text, message in (
-        ("ds,x\n2020-01-03,1\n", "series.csv must give a finite x for series 'y' at 2020-01-02"),
-        ("ds,x\n" + 2 * "2020-01-02,1\n", "series.csv has series 'y' at .* more than once"),
+        ("ds,x\n2020-01-03,1\n", "series.csv must have one row for series 'y' at 2020-01-02"),
+        ("ds,x\n" + 2 * "2020-01-02,1\n", "series.csv must have one row for series 'y' at"),
         ("ds,x\n2020-01-02T00:00Z,1\n", r"series.csv\['ds'\] must have no time zone"),
     ):
         with pytest.raises(ValueError, match=message):
