@@ -261,7 +261,8 @@ class Forecaster:
         frame, freq = self._check(df, self.freq)
         held_out = self.calibration_rows
         needed = self.input_size + self.h + held_out + val_size
-        self._check_lengths(frame, needed, "; lower h, season_length or input_size")
+        what = "input_size, h, calibration_size and val_size need"
+        self._check_lengths(frame, needed, what, "; lower h, season_length or input_size")
         self._features = Features.of(frame, freq, self.season_length, self.futr_exog_list)
         self._loss: Loss = make_loss(self.loss, self.levels)
         if self.checkpoint_dir is not None:
@@ -322,7 +323,7 @@ class Forecaster:
         if df is not None:
             df = in_zone_of(frame["ds"], df, "df")
             frame, _ = model._check(df, model._features.freq)
-            model._check_lengths(frame, model.input_size)
+            model._check_lengths(frame, model.input_size, "input_size needs")
         panel = model._panel(frame, futr_df)
         place = model._unique_ids.get_indexer(panel.unique_ids)
         if (place < 0).any():
@@ -407,12 +408,12 @@ class Forecaster:
     ) -> tuple[pd.DataFrame, str]:
         return check_frame(df, freq, self.fill, self.futr_exog_list, self.log, held_out)
 
-    def _check_lengths(self, frame: pd.DataFrame, needed: int, hint: str = "") -> None:
+    def _check_lengths(self, frame: pd.DataFrame, needed: int, what: str, hint: str = "") -> None:
         rows = frame["unique_id"].value_counts()
         if rows.min() < needed:
             raise ValueError(
-                f"series {plain(rows.idxmin())!r} is too short: input_size, h, calibration_size "
-                f"and val_size need {needed} rows. Got {rows.min()}{hint}"
+                f"series {plain(rows.idxmin())!r} is too short: {what} {needed} rows. "
+                f"Got {rows.min()}{hint}"
             )
 
     def _panel(self, frame: pd.DataFrame, futr_df: pd.DataFrame | None = None) -> Panel:
@@ -564,4 +565,10 @@ def _checked_levels(levels: Sequence[float]) -> Sequence[float]:
     for level in found:
         if not isinstance(level, (int, float)) or not 0 < level < 100:
             raise ValueError(f"levels must be numbers between 0 and 100. Got {level!r}")
+    names = [f"{level:g}" for level in found]
+    if len(set(names)) < len(names) or "100" in names:
+        raise ValueError(
+            "levels must differ from each other and from 100 in six digits, by which columns are "
+            f"named. Got {list(found)}"
+        )
     return found

@@ -221,7 +221,7 @@ def test_predict_from_later_rows_is_what_the_network_makes_of_them(small, series
     pd.testing.assert_frame_equal(later, model.predict(series[-24:]))
     with pytest.raises(ValueError, match="series 'bb' was not fitted"):
         model.predict(monthly(72, "bb"))
-    with pytest.raises(ValueError, match=r"too short: .* need 24 rows. Got 23"):
+    with pytest.raises(ValueError, match=r"too short: input_size needs 24 rows. Got 23"):
         model.predict(series[-23:])
 
 
@@ -281,6 +281,8 @@ def test_predict_before_fit(small):
         ({"activation": "sine"}, "activation must be one of relu, .* Got 'sine'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\). Got 1.0"),
         ({"levels": (80, 100)}, "levels must be numbers between 0 and 100. Got 100"),
+        ({"levels": (95, 95.0000001)}, r"levels must differ .* Got \[95, 95.0000001\]"),
+        ({"levels": [99.99999999]}, "levels must differ from each other and from 100"),
         ({"calibration_size": 5}, "calibration_size must be at least h, or 0 with .* Got 5"),
         ({"calibration_size": 0}, "calibration_size must be at least h"),
         ({"loss": "rmse"}, "loss must be one of mse, .* Got 'rmse'"),
