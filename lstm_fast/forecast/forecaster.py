@@ -82,7 +82,8 @@ class Forecaster:
 
     Settings that are changed later are those of the next `fit`, which checks them as the
     constructor does; `predict`, `future_rows` and `save` go by the ones that were fitted.
-    `trainer_options` matter to training alone, and `save` takes them as they are.
+    `fill` is a matter of the frame that is given, and `trainer_options` of training alone: these
+    are taken as they are.
 
     Args:
         h: steps to forecast.
@@ -275,7 +276,7 @@ class Forecaster:
         self._keep_settings()
 
     def _keep_settings(self) -> None:
-        names = {option.name for option in dataclasses.fields(self)} - {"trainer_options"}
+        names = {option.name for option in dataclasses.fields(self)} - {"fill", "trainer_options"}
         self._settings = copy.deepcopy({name: getattr(self, name) for name in names})
 
     def _as_fitted(self) -> Forecaster:
@@ -284,6 +285,7 @@ class Forecaster:
             return self
         model = copy.copy(self)
         vars(model).update(self._settings)
+        check_fill(model.fill)
         return model
 
     def predict(

@@ -624,6 +624,17 @@ def test_settings_that_are_changed_are_those_of_the_next_fit(small, series, tmp_
     assert len(forecast) == 3
 
 
+def test_later_rows_are_filled_as_is_said_by_then(small, series, tmp_path):
+    model = small(levels=()).fit(series[:60])
+    with pytest.raises(ValueError, match="must have regular timestamps"):
+        model.predict(series.drop(index=65))
+    model.fill = "linear"
+    assert len(model.predict(series.drop(index=65))) == 6
+    model.fill = "mean"
+    with pytest.raises(ValueError, match="fill must be None or one of linear"):
+        model.save(tmp_path / "model.pt")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
