@@ -310,7 +310,7 @@ def forecast(
         picture = plot_forecasts(
             known,
             forecasts,
-            title=f"{name}: {horizon} rows ahead",
+            title=f"{name}: {horizon} {'row' if horizon == 1 else 'rows'} ahead",
             rows=6 * horizon,
             ylabel=name,
         )

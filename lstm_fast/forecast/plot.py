@@ -46,6 +46,9 @@ def plot_forecast(
     for axes in (whole, close):
         _style(axes)
         _short_dates(axes, forecast["ds"])
+    if len(forecast) == 1:
+        ds = pd.DatetimeIndex(forecast["ds"])
+        close.set_xticks(ds, ds.strftime(_date_format(ds)))
     whole.set_ylabel(ylabel, parse_math=False)
     close.set_title("the forecast, closer", loc="left", fontsize=10)
     _title(figure, title)
@@ -56,17 +59,23 @@ def plot_forecast(
 def _draw_forecast(
     axes: Axes, forecast: pd.DataFrame, actual: pd.DataFrame | None, marker_size: float
 ) -> None:
+    # A line or an area that has one row shows nothing.
+    is_one_row = len(forecast) == 1
+    draw_interval = axes.vlines if is_one_row else axes.fill_between
     for k, level in enumerate(reversed(levels_of(forecast))):
-        axes.fill_between(
+        draw_interval(
             forecast["ds"],
             forecast[f"lo-{level:g}"],
             forecast[f"hi-{level:g}"],
             color=_BLUE,
             alpha=0.18 + 0.12 * k,
-            lw=0,
+            lw=9 if is_one_row else 0,
             label=f"{level:g} % interval",
         )
-    axes.plot(forecast["ds"], forecast["y_hat"], color=_BLUE, lw=1.8, label="forecast")
+    marker = "o" if is_one_row else None
+    axes.plot(
+        forecast["ds"], forecast["y_hat"], color=_BLUE, lw=1.8, marker=marker, label="forecast"
+    )
     if actual is not None:
         axes.plot(
             actual["ds"],
@@ -110,6 +119,10 @@ def _short_dates(axes: Axes, ds: pd.Series) -> None:
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=ds.dt.tz))
     axes.xaxis.get_offset_text().set_fontsize(8)
+
+
+def _date_format(ds: pd.DatetimeIndex) -> str:
+    return "%Y-%m-%d" if ds.is_normalized else "%Y-%m-%d %H:%M"
 
 
 def _few_ticks(axis: Axis, *digits: float) -> None:
@@ -181,7 +194,7 @@ def plot_backtest(
     """
     cutoffs = sorted(forecasts["cutoff"].unique())
     chosen = cutoffs[:: -max(1, math.ceil(len(cutoffs) / at_most))][::-1]
-    form = "%Y-%m-%d" if pd.DatetimeIndex(chosen).is_normalized else "%Y-%m-%d %H:%M"
+    form = _date_format(pd.DatetimeIndex(chosen))
     columns = min(3, len(chosen))
     lines = math.ceil(len(chosen) / columns)
     width = max(8, 4.2 * columns)

@@ -779,6 +779,20 @@ def test_a_picture_of_a_backtest_says_that_it_shows_one_series(csv, tmp_path, mo
     assert titles == [f"{told} (first of 2 series)", told]
 
 
+def test_a_picture_of_a_forecast_says_how_far_it_goes(csv, tmp_path, monkeypatch):
+    titles = []
+
+    def draw(*_, title, **__):
+        titles.append(title)
+        return Figure()
+
+    monkeypatch.setattr(plot, "plot_forecasts", draw)
+    for horizon in (1, 6):
+        picture = ("--horizon", horizon, "--plot", tmp_path / f"{horizon}.png")
+        assert invoke("forecast", csv, *SHORT[2:], *picture).exit_code == 0
+    assert titles == ["y: 1 row ahead", "y: 6 rows ahead"]
+
+
 def test_info_is_whole_in_a_narrow_terminal():
     shown = re.sub(r"[\s│]", "", invoke("info", columns=20).stdout)
     assert "…" not in shown

@@ -57,6 +57,21 @@ def test_forecasts(tmp_path, series, axes):
         assert figure.get_suptitle() == "sales (first 9 of 12 series)"
 
 
+def test_a_forecast_of_one_row_is_seen(tmp_path):
+    df = monthly(49)
+    future = forecast_of(df[48:])
+    figure = plot_forecasts(df[:48], future, title="t", rows=36)
+    draw(figure, tmp_path)
+    close = figure.axes[1]
+    (line,) = close.lines
+    assert line.get_marker() == "o"
+    bars = [collection.get_datalim(close.transData) for collection in close.collections]
+    assert [(bar.y0, bar.y1) for bar in bars] == [
+        (future[f"lo-{level}"].item(), future[f"hi-{level}"].item()) for level in (95, 80)
+    ]
+    assert [tick.get_text() for tick in close.get_xticklabels()] == ["2004-01-01"]
+
+
 def test_times_are_those_of_the_zone(tmp_path):
     ds = pd.date_range("2024-06-01", periods=72, freq="h", tz="America/New_York")
     df = pd.DataFrame({"unique_id": "a", "ds": ds, "y": range(72)})
