@@ -391,7 +391,11 @@ def _name_places(axes: Axes, every: pd.Series) -> None:
 
 def _names(every: pd.Series) -> list[Any] | None:
     known = every.dropna().unique()
-    return sorted(known) if every.dtype.kind not in "iuf" or len(known) <= 4 else None
+    if every.dtype.kind not in "iuf":
+        return sorted(known)
+    # Numbers to choose from are whole; others were drawn from a range, however few they are.
+    is_choice = len(known) <= 4 and (known % 1 == 0).all()
+    return sorted(known.astype(int)) if is_choice else None
 
 
 def save_figure(figure: Figure, path: Path, *, overwrite: bool = False) -> Path:

@@ -220,6 +220,25 @@ def test_search(tmp_path):
     assert np.asarray(best.get_ydata())[0] == np.asarray(triangle)[0, 1]
 
 
+def test_a_short_search_has_numbers_on_the_axes_of_numbers(tmp_path):
+    trials = pd.DataFrame(
+        {
+            "number": range(3),
+            "value": [1.0, 0.8, None],
+            "state": ["COMPLETE", "COMPLETE", "FAIL"],
+            "params_dropout": [0.016174717952260578, 0.7, 0.3],
+            "params_hidden_size": [16, 128, None],
+        }
+    )
+    figure = plot_search(trials, title="search")
+    draw(figure, tmp_path)
+    dropout, hidden_size = figure.axes[1:]
+    (points,) = [c for c in dropout.collections if c.get_label() == "finished"]
+    assert np.asarray(points.get_offsets())[:, 0].tolist() == [0.016174717952260578, 0.7]
+    assert max(len(tick.get_text()) for tick in dropout.get_xticklabels()) < 6
+    assert [tick.get_text() for tick in hidden_size.get_xticklabels()] == ["16", "128"]
+
+
 def test_bars(tmp_path):
     values = {"inference": [2.0, 1.0], "training": [3.0, 1.5]}
     figure = plot_bars(["small", "large"], values, title="speed", xlabel="times", mark=1)
