@@ -292,7 +292,7 @@ def forecast(
             log=log, levels=levels, max_steps=steps, n_models=models, seed=seed,
         )  # fmt: skip
         reading = _read(file, id_col, time_col, target_col, decimal, options.get("futr_exog_list"))
-        settings = _guess(reading, horizon, season, options)
+        settings = _guess(reading, horizon, season, options, val_size=val_size)
         known = settings.frame
         forecaster = Forecaster(**settings.options, checkpoint_dir=checkpoints)
     futr_df = _future(future, reading, forecaster, known)
@@ -302,7 +302,7 @@ def forecast(
     if save is not None:
         forecaster.save(save, overwrite=overwrite)
     forecasts = forecaster.predict(None if model is None else known, futr_df, levels)
-    _write(forecasts, out)
+    _write(forecasts, out, reading)
     if plot is not None:
         from lstm_fast.forecast.plot import plot_forecasts
 
@@ -380,29 +380,30 @@ def backtest(
     reading = _read(file, id_col, time_col, target_col, decimal, options.get("futr_exog_list"))
     step = step or horizon
     settings = _guess(reading, horizon, season, options, horizon + (windows - 1) * step)
-    df, season_length = settings.frame, settings.options["season_length"]
+    given, df, season_length = settings.given, settings.frame, settings.options["season_length"]
     # Fills gaps itself, as it has to know what a cutoff hides.
     forecaster = Forecaster(**{**settings.options, "fill": options.get("fill")})
     place = {
         "h": horizon, "season_length": season_length, "n_windows": windows, "step_size": step,
         "freq": settings.options["freq"], "fill": options.get("fill"),
     }  # fmt: skip
-    results = {"seasonal naive": cross_validate_naive(reading.frame, **place)}
+    results = {"seasonal naive": cross_validate_naive(given, **place)}
     for method in against or []:
         with _console.status(f"{method} ..."):
             results[method] = cross_validate_statistical(
-                reading.frame, method, **place, levels=forecaster.levels
+                given, method, **place, levels=forecaster.levels
             )
     with _progress(forecaster, [], fits=windows):
-        results["lstm-fast"] = forecaster.cross_validation(reading.frame, windows, step)
+        results["lstm-fast"] = forecaster.cross_validation(given, windows, step)
     if out is not None:
-        _write(results["lstm-fast"], out)
+        _write(results["lstm-fast"], out, reading)
     scores = {
-        name: evaluate(result, reading.frame, season_length, place["freq"], place["fill"])
+        name: evaluate(result, given, season_length, place["freq"], place["fill"])
         for name, result in results.items()
     }
     series = len(scores["lstm-fast"])
-    title = f"origins: {windows}, rows ahead: {horizon}, series that are averaged: {series}"
+    of = f" of {reading.frame['unique_id'].nunique()}" if len(settings.left_out) else ""
+    title = f"origins: {windows}, rows ahead: {horizon}, series that are averaged: {series}{of}"
     metrics = [name for name in scores["lstm-fast"].columns if name != "unique_id"]
     means = {
         name: score[score.columns.intersection(metrics)].mean() for name, score in scores.items()
@@ -483,10 +484,12 @@ def tune(
     options = _options(
         None, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss, log=log, seed=seed
     )
-    settings = _guess(reading, horizon, season, options, holdout, tuned=("input_size",))
+    settings = _guess(
+        reading, horizon, season, options, holdout, (windows - 1) * horizon, tuned=("input_size",)
+    )
     # The search fills gaps itself, as it has to know what an origin hides.
     searched_options = {**settings.options, "fill": fill}
-    frame, df = settings.frame, reading.frame
+    frame, df = settings.frame, settings.given
     if holdout:
         frame = without_last(frame, holdout)
         last = frame.groupby("unique_id")["ds"].max().reindex(df["unique_id"].unique())
@@ -715,14 +718,23 @@ def _guess(
     season: int | None,
     options: dict[str, Any],
     test_size: int = 0,
+    val_size: int = 0,
     tuned: tuple[str, ...] = (),
 ) -> Settings:
     from lstm_fast.forecast.guess import guess_settings
 
-    settings = guess_settings(reading.frame, horizon, options, season, test_size)
+    settings = guess_settings(reading.frame, horizon, options, season, test_size, val_size)
     for name in tuned:
         del settings.options[name]
     _tell([guess for guess in settings.guesses if not (tuned and "reads" in guess)])
+    if len(settings.left_out):
+        short = [f"{name} ({rows})" for name, rows in settings.left_out.items()]
+        more = f" and {len(short) - 10} more" if len(short) > 10 else ""
+        every = reading.frame["unique_id"].nunique()
+        _warn(
+            f"{len(short)} of {every} series are left out, as they have fewer than "
+            f"{settings.needed} rows: {', '.join(short[:10])}{more}"
+        )
     return settings
 
 
@@ -768,7 +780,7 @@ def _progress(forecaster: Forecaster, callbacks: list[Any], fits: int = 1) -> It
         forecaster.trainer_options = options
 
 
-def _write(forecasts: pd.DataFrame, out: Path | None) -> None:
+def _write(forecasts: pd.DataFrame, out: Path | None, reading: Reading) -> None:
     # Actual values stay as they are: the format is for columns of floats alone. Intervals may be
     # narrow where values are large, which takes more digits than a forecast itself is good for.
     text = forecasts.astype({"y": object} if "y" in forecasts else {})
@@ -781,7 +793,8 @@ def _write(forecasts: pd.DataFrame, out: Path | None) -> None:
 
         with replacing(out) as part:
             part.write_text(text, encoding="utf-8")
-        _console.print(f"Forecast: {out}")
+        series, every = (df["unique_id"].nunique() for df in (forecasts, reading.frame))
+        _console.print(f"Forecast: {out}" + f" ({series} of {every} series)" * (series < every))
 
 
 def _save_picture(picture: Any, path: Path) -> None:

@@ -535,10 +535,11 @@ def test_a_search_hands_on_what_it_was_made_with(csv, tmp_path, monkeypatch):
     result = invoke("forecast", csv, *SHORT, "--options", best)
     assert result.exit_code == 1
     assert "--future must give the future of ['price']" in result.stderr
-    other = ("--study", tmp_path / "t.db", "--trials", 1, "--windows", 1, "--holdout", 60)
+    other = ("--study", tmp_path / "t.db", "--trials", 1, "--windows", 1, "--holdout", 72)
     short = invoke("tune", csv, "--horizon", 6, *other)
     assert short.exit_code == 1
-    assert "rows before the first window. The shortest series has" in short.stderr
+    assert "series 'a' is too short" in short.stderr
+    assert "make 24 beside the last 72. Got 18" in short.stderr
 
 
 def test_version():
@@ -791,6 +792,32 @@ def test_a_picture_of_a_forecast_says_how_far_it_goes(csv, tmp_path, monkeypatch
         picture = ("--horizon", horizon, "--plot", tmp_path / f"{horizon}.png")
         assert invoke("forecast", csv, *SHORT[2:], *picture).exit_code == 0
     assert titles == ["y: 1 row ahead", "y: 6 rows ahead"]
+
+
+@pytest.mark.parametrize("command", ["forecast", "backtest", "tune"])
+def test_short_series_are_left_out_and_named(tmp_path, monkeypatch, command):
+    from lstm_fast.forecast import tune
+
+    monkeypatch.setattr(tune, "search", lambda study, df, *_, **__: searched.append(df))
+    monkeypatch.setattr(tune, "best_options", lambda *_: {})
+    searched: list[pd.DataFrame] = []
+    path, out = tmp_path / "series.csv", tmp_path / "out"
+    pd.concat([monthly(90, "a"), monthly(26, "new"), monthly(80, "bb")]).to_csv(path, index=False)
+    further = {"tune": ("--study", tmp_path / "s.db"), "backtest": ("--windows", 1)}.get(
+        command, ()
+    )
+    short = SHORT[:2] if command == "tune" else SHORT
+    result = invoke(command, path, *short, *further, "--out", out)
+    assert result.exit_code == 0, result.output
+    needed = {"forecast": 48, "backtest": 54, "tune": 60}[command]
+    told = f"warning: 1 of 3 series are left out, as they have fewer than {needed} rows: new (26)"
+    assert told in result.stderr
+    found = searched[0] if command == "tune" else pd.read_csv(out)
+    assert found["unique_id"].unique().tolist() == ["a", "bb"]
+    if command != "tune":
+        assert f"Forecast: {out} (2 of 3 series)" in result.stderr
+    if command == "backtest":
+        assert "averaged: 2 of 3" in result.stdout
 
 
 def test_info_is_whole_in_a_narrow_terminal():

@@ -25,8 +25,9 @@ def test_seasons(freq, season):
 
 def test_input_size_leaves_rows_to_train_on():
     assert input_size_for(12, 12, 325) == 36
-    assert input_size_for(12, 12, 100) == 28
-    assert input_size_for(12, 12, 50) == 12
+    assert input_size_for(12, 12, 100) == 36
+    assert input_size_for(12, 12, 64) == 28
+    assert input_size_for(12, 12, 48) == 12
     assert input_size_for(1, 30, 1000) == 60
     assert input_size_for(7, 30, 1000) == 60
 
@@ -63,23 +64,66 @@ def test_values_of_a_backtest_have_no_part_in_the_guess():
 
 
 def test_rows_of_a_backtest_are_not_counted_on():
-    assert guess_settings(monthly(120), 12, {}, test_size=30).options["input_size"] == 18
+    assert guess_settings(monthly(120), 12, {}, test_size=66).options["input_size"] == 18
 
 
 def test_series_too_short_for_a_season_have_none():
     df = monthly(100).assign(ds=pd.date_range("2020-01-05", periods=100, freq="W"))
-    settings = guess_settings(df, 13, {})
+    settings = guess_settings(df, 24, {}, test_size=1)
     assert "too short for seasons of 52 rows: none" in settings.guesses
     assert settings.options["season_length"] == 1
     Forecaster(**settings.options, max_steps=1, n_models=1).fit(settings.frame)
-    assert guess_settings(df, 12, {}).options["season_length"] == 52
-    assert guess_settings(df, 12, {}, test_size=12).options["season_length"] == 1
-    assert guess_settings(df, 13, {}, season_length=52).options["season_length"] == 52
-    assert guess_settings(df, 13, {"season_length": 52}).options["season_length"] == 52
+    assert guess_settings(df, 24, {}).options["season_length"] == 52
+    assert guess_settings(df, 24, {"levels": []}, test_size=1).options["season_length"] == 52
+    assert guess_settings(df, 24, {}, val_size=1).options["season_length"] == 1
+    assert guess_settings(df, 24, {}, season_length=52).options["season_length"] == 52
+    assert guess_settings(df, 24, {"season_length": 52}).options["season_length"] == 52
 
 
-def test_series_too_short_for_all_that_end_in_an_error_that_says_so():
-    df = pd.concat([monthly(120), monthly(30, "bb")])
-    settings = guess_settings(df, 12, {})
-    with pytest.raises(ValueError, match=r"series 'bb' is too short.* Got 30; lower h, season_len"):
-        Forecaster(**settings.options).fit(settings.frame)
+@pytest.mark.parametrize(
+    ("h", "rows", "reads", "calibrate"),
+    [(12, 36, 12, 12), (12, 48, 12, 12), (12, 60, 24, 12), (12, 84, 36, 12), (12, 100, 36, 28),
+     (6, 24, 12, 6), (6, 36, 18, 6), (6, 48, 30, 6), (6, 64, 36, 10)],
+)  # fmt: skip
+def test_calibration_gives_way_before_the_season_and_the_window_do(h, rows, reads, calibrate):
+    settings = guess_settings(monthly(rows), h, {})
+    options = settings.options
+    assert (options["season_length"], options["input_size"]) == (12, reads)
+    assert options["calibration_size"] == calibrate
+    assert f"the last {calibrate} rows calibrate intervals" in settings.guesses
+    Forecaster(**options, max_steps=1, n_models=1).fit(settings.frame)
+
+
+def test_calibration_is_as_long_as_it_is_said_to_be():
+    assert guess_settings(monthly(48), 6, {"calibration_size": 7}).options["calibration_size"] == 7
+    assert "calibration_size" not in guess_settings(monthly(48), 6, {"levels": []}).options
+    assert "calibration_size" not in guess_settings(monthly(48), 6, {"input_size": 12}).options
+    shorter = guess_settings(monthly(47), 6, {"input_size": 12})
+    assert shorter.options["calibration_size"] == 17
+
+
+def test_series_that_are_too_short_are_left_out():
+    df = pd.concat([monthly(84, "a"), monthly(26, "new"), monthly(84, "bb"), monthly(50, "c")])
+    settings = guess_settings(df, 6, {})
+    alone = guess_settings(df[df["unique_id"].isin(["a", "bb"])], 6, {})
+    assert settings.left_out.to_dict() == {"new": 26}
+    assert settings.needed == 48
+    assert settings.given["unique_id"].unique().tolist() == ["a", "bb", "c"]
+    assert len(settings.frame) == len(settings.given) == 84 + 84 + 50
+    assert settings.options["season_length"] == alone.options["season_length"] == 12
+    assert settings.options["input_size"] == alone.options["input_size"] == 36
+    assert settings.options["calibration_size"] == 6
+    Forecaster(**settings.options, max_steps=1, n_models=1).fit(settings.frame)
+    tested = guess_settings(df, 6, {}, test_size=6)
+    assert tested.left_out.to_dict() == {"c": 50, "new": 26}
+    assert tested.needed == 54
+    assert set(guess_settings(df, 6, {"input_size": 12}).left_out) == set()
+
+
+def test_series_of_which_all_are_too_short_end_in_an_error_that_says_so():
+    df = pd.concat([monthly(25, "a"), monthly(30, "bb")])
+    message = r"'bb' is too short.* 12 rows .* \(--season\), 12 .* make 36. Got 30"
+    with pytest.raises(ValueError, match=message):
+        guess_settings(df, 12, {})
+    with pytest.raises(ValueError, match=r"'bb' is too short.* make 32 beside the last 3. Got 27"):
+        guess_settings(df, 6, {}, season_length=20, test_size=3)
