@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -302,7 +303,7 @@ def forecast(
     if save is not None:
         forecaster.save(save, overwrite=overwrite)
     forecasts = forecaster.predict(None if model is None else known, futr_df, levels)
-    _write(forecasts, out, reading)
+    _write(forecasts, out, overwrite, reading)
     if plot is not None:
         from lstm_fast.forecast.plot import plot_forecasts
 
@@ -314,7 +315,7 @@ def forecast(
             rows=6 * horizon,
             ylabel=name,
         )
-        _save_picture(picture, plot)
+        _save_picture(picture, plot, overwrite)
     if plot_training is not None:
         from lstm_fast.forecast.plot import plot_training as draw
 
@@ -323,7 +324,7 @@ def forecast(
             raise ValueError(f"{checkpoints} holds a training that is finished: {plot_training} "
                              "would show nothing")  # fmt: skip
         title = f"training on {name_of(file, short=True)}"
-        _save_picture(draw(losses, title=title), plot_training)
+        _save_picture(draw(losses, title=title), plot_training, overwrite)
 
 
 @app.command()
@@ -396,7 +397,7 @@ def backtest(
     with _progress(forecaster, [], fits=windows):
         results["lstm-fast"] = forecaster.cross_validation(given, windows, step)
     if out is not None:
-        _write(results["lstm-fast"], out, reading)
+        _write(results["lstm-fast"], out, overwrite, reading)
     scores = {
         name: evaluate(result, given, season_length, place["freq"], place["fill"])
         for name, result in results.items()
@@ -424,7 +425,7 @@ def backtest(
             title=f"{first}: forecast as if not known{shown}",
             ylabel=str(reading.names.y),
         )
-        _save_picture(picture, plot)
+        _save_picture(picture, plot, overwrite)
 
 
 @app.command()
@@ -473,7 +474,6 @@ def tune(
 
     from lstm_fast.forecast.frame import check_windows, plain, without_last
     from lstm_fast.forecast.reading import name_of
-    from lstm_fast.forecast.storage import replacing
     from lstm_fast.forecast.tune import best_options, open_study, search
 
     torch.set_num_threads(threads)
@@ -517,18 +517,12 @@ def tune(
     # decide, which are others then.
     given = {"season_length": season_length, "loss": loss, "log": log, "futr_exog_list": covariates}
     best |= {name: value for name, value in given.items() if value is not None}
-    text = json.dumps(best, indent=2)
-    if out is None:
-        print(text)
-    else:
-        with replacing(out) as part:
-            part.write_text(text + "\n", encoding="utf-8")
-        _console.print(f"Settings: {out}")
+    _write_text(json.dumps(best, indent=2) + "\n", out, overwrite, "Settings")
     if plot is not None:
         from lstm_fast.forecast.plot import plot_search
 
         title = f"{name_of(file, short=True)}: search for settings"
-        _save_picture(plot_search(searched.trials_dataframe(), title=title), plot)
+        _save_picture(plot_search(searched.trials_dataframe(), title=title), plot, overwrite)
 
 
 @app.command()
@@ -569,7 +563,7 @@ def bench(
         title = f"lstm_fast.LSTM against {BASELINE}, torch threads: {threads}"
         sizes = [str(size) for size in SIZES]
         picture = plot_bars(sizes, speedups, title=title, xlabel="times as fast", mark=1)
-        _save_picture(picture, plot)
+        _save_picture(picture, plot, overwrite)
 
 
 def _short_time(seconds: float) -> str:
@@ -780,26 +774,42 @@ def _progress(forecaster: Forecaster, callbacks: list[Any], fits: int = 1) -> It
         forecaster.trainer_options = options
 
 
-def _write(forecasts: pd.DataFrame, out: Path | None, reading: Reading) -> None:
+def _write(forecasts: pd.DataFrame, out: Path | None, overwrite: bool, reading: Reading) -> None:
     # Actual values stay as they are: the format is for columns of floats alone. Intervals may be
     # narrow where values are large, which takes more digits than a forecast itself is good for.
     text = forecasts.astype({"y": object} if "y" in forecasts else {})
-    text = text.to_csv(index=False, float_format="%.12g")
-    if out is None:
+    series, every = (df["unique_id"].nunique() for df in (forecasts, reading.frame))
+    note = f" ({series} of {every} series)" if series < every else ""
+    _write_text(text.to_csv(index=False, float_format="%.12g"), out, overwrite, "Forecast", note)
+
+
+def _write_text(text: str, out: Path | None, overwrite: bool, what: str, note: str = "") -> None:
+    from lstm_fast.forecast.storage import replacing
+
+    if out is not None:
+        try:
+            with replacing(out, overwrite) as part:
+                part.write_text(text, encoding="utf-8")
+        except FileExistsError as error:  # it was not there before the work
+            typer.echo(text.encode(), nl=False)
+            raise FileExistsError(
+                f"{out} was made by somebody else meanwhile: what was to be written is printed"
+            ) from error
+        except OSError as error:
+            raise OSError(f"{out} cannot be written: {error}") from error
+        _console.print(f"{what}: {out}{note}")
+    elif sys.stdout is None:
+        raise OSError("the standard output is closed: give --out")
+    else:
         # In UTF-8, as in a file, whatever the signs of the terminal are.
         typer.echo(text.encode(), nl=False)
-    else:
-        from lstm_fast.forecast.storage import replacing
-
-        with replacing(out) as part:
-            part.write_text(text, encoding="utf-8")
-        series, every = (df["unique_id"].nunique() for df in (forecasts, reading.frame))
-        _console.print(f"Forecast: {out}" + f" ({series} of {every} series)" * (series < every))
 
 
-def _save_picture(picture: Any, path: Path) -> None:
+def _save_picture(picture: Any, path: Path, overwrite: bool) -> None:
+    from lstm_fast.forecast.plot import save_figure
+
     with warnings.catch_warnings(record=True) as warned:
-        picture.savefig(path)
+        path = save_figure(picture, path, overwrite=overwrite)
     _console.print(f"Picture: {path}")
     lacking = [one for one in warned if str(one.message).startswith("Glyph ")]  # one for each sign
     for one in warned:

@@ -77,9 +77,12 @@ def save(model: Forecaster, path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place at the end: `path` is written whole
     or not at all. A link stays one, to the new file; a device or a pipe is written to itself.
+
+    Raises:
+        FileExistsError: at the end, if there is such a file by then and `overwrite` is False.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -88,7 +91,9 @@ def replacing(path: Path) -> Iterator[Path]:
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         yield part
-        if target.exists():
+        if not overwrite:
+            target.touch(exist_ok=False)  # of several that write at once, one makes it
+        elif target.exists():
             shutil.copymode(target, part)
         os.replace(part, target)
     finally:

@@ -178,6 +178,41 @@ def test_files_are_not_overwritten_unasked(csv, tmp_path, command):
     assert out.read_text() != "precious"
 
 
+def test_a_file_that_is_made_meanwhile_is_left(csv, tmp_path, monkeypatch):
+    out, picture = tmp_path / "out.csv", tmp_path / "out.png"
+    fit = Forecaster.fit
+
+    def slow(*given):
+        for path in (out, picture):
+            path.write_text("precious")
+        return fit(*given)
+
+    expected = invoke("forecast", csv, *SHORT).stdout
+    monkeypatch.setattr(Forecaster, "fit", slow)
+    result = invoke("forecast", csv, *SHORT, "--out", out)
+    assert result.exit_code == 1
+    assert "out.csv was made by somebody else meanwhile" in result.stderr
+    assert result.stdout == expected
+    picture.unlink()
+    result = invoke("forecast", csv, *SHORT, "--plot", picture)
+    assert f"Picture: {tmp_path / 'out-2.png'}" in result.stderr
+    assert {path.read_text() for path in (out, picture)} == {"precious"}
+    assert not list(tmp_path.glob("*.part"))
+    out.unlink()
+    assert invoke("forecast", csv, *SHORT, "--out", out, "--overwrite").exit_code == 0
+    assert out.read_text() == expected
+
+
+def test_where_nothing_can_be_written_is_named(csv, tmp_path):
+    result = invoke("forecast", csv, *SHORT, "--out", "/dev/full", "--overwrite")
+    assert result.exit_code == 1
+    assert "/dev/full cannot be written: [Errno 28]" in result.stderr
+    command = f'"$0" -m lstm_fast.cli forecast "$1" {" ".join(map(str, SHORT))} >&-'
+    closed = subprocess.run(["sh", "-c", command, sys.executable, csv], capture_output=True)
+    assert closed.returncode == 1
+    assert b"the standard output is closed" in closed.stderr
+
+
 def test_a_pipe_is_written_to_and_stays_one(csv, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
