@@ -244,10 +244,11 @@ def plot_training(losses: pd.DataFrame, *, title: str) -> Figure:
     if (losses["loss"] > 0).all():  # those of a distribution may be below 0
         axes.set_yscale("log")
         _few_ticks(axes.yaxis, 1, 1.5, 2, 3, 5, 7)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     _title(figure, title)
-    axes.legend(frameon=False, ncols=2, loc="upper right")
+    axes.legend(frameon=False, ncols=2, loc="best")
     return figure
 
 

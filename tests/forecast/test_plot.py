@@ -164,6 +164,8 @@ def test_a_single_loss_is_drawn(tmp_path):
     )
     figure = plot_training(losses, title="t")
     draw(figure, tmp_path)
+    few = plot_training(losses[:3], title="t").axes[0]
+    assert all(tick == round(tick) for tick in few.get_xticks())
     shown = {line.get_label(): line.get_marker() for line in figure.axes[0].lines}
     assert shown["validation loss"] == "o"
     assert shown["training loss"] == "None"
