@@ -35,6 +35,13 @@ if TYPE_CHECKING:
 
 HISTORY_MONTHS = 72
 _PICTURES = (".png", ".svg", ".pdf")
+_OPTIONS = {
+    "give fill to close gaps, or freq": "give --fill to close gaps, or --freq",
+    "or give fill": "or give --fill",
+    "give freq": "give --freq",
+    "use log=False (--no-log)": "use --no-log",
+    "lower h, season_length or input_size": "lower --horizon or --season",
+}
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 app = typer.Typer(
@@ -95,7 +102,11 @@ _Log = Annotated[
 ]
 _Levels = Annotated[
     list[float] | None,
-    typer.Option("--level", help="Coverage of an interval in per cent. (default: 80 and 95)"),
+    typer.Option(
+        "--level",
+        min=1,  # 0.8 would be a share that was meant as 80 %
+        help="Coverage of an interval in per cent. (default: 80 and 95)",
+    ),
 ]
 _Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers. (default: 0)")]
 _Threads = Annotated[
@@ -140,10 +151,17 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:  # its reader has seen enough: typer ends without a word
             raise
         except (ValueError, ArithmeticError, OSError, ImportError) as error:
-            _console.print(Text.assemble(("error:", "red"), f" {error}"))
+            _console.print(Text.assemble(("error:", "red"), f" {_in_options(str(error))}"))
             raise typer.Exit(1) from error
 
     return explained
+
+
+def _in_options(message: str) -> str:
+    """What a message for users of Python calls arguments, by the options for them."""
+    for argument, option in _OPTIONS.items():
+        message = message.replace(argument, option)
+    return message
 
 
 def _warn(message: object, *_: Any, **__: Any) -> None:
@@ -612,7 +630,7 @@ def info(
             layer.to_empty(device=place)
             path = lstm_fast.explain(layer, torch.empty(steps, batch, inputs, **options))
         except (MemoryError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0].rpartition("Allocator: ")[2]
             raise ValueError(f"{size} does not fit into {place}: {reason}") from error
         facts[f"{size}, {dtype}, {place}"] = path
     table = Table(Column(overflow="fold"), Column(overflow="fold"), show_header=False)
@@ -645,6 +663,10 @@ def _check_outputs(
             raise ValueError(f"{picture} must end in {', '.join(_PICTURES)}")
     paths = [path for path in (*files, *pictures) if path is not None]
     for i, path in enumerate(paths):
+        if str(path) == "-":
+            raise ValueError(
+                "- is no name for what is written: without --out, a forecast is printed"
+            )
         if path.resolve() in [other.resolve() for other in (*paths[:i], kept) if other]:
             raise ValueError(f"{path} is given for two outputs")
         if path.resolve() in read:

@@ -230,7 +230,11 @@ def test_a_pipe_is_written_to_and_stays_one(csv, tmp_path):
     ("change", "message"),
     [
         (lambda rows: rows.drop(index=5), "Expected 2000-06-01 00:00:00, got 2000-07-01 .*line 7"),
-        (lambda rows: rows.assign(y=rows["y"].where(rows.index != 5)), r"finite y .* \(line 7\)"),
+        (
+            lambda rows: rows.assign(y=rows["y"].where(rows.index != 5)),
+            r"finite y .* \(line 7\); fill or drop it first, or give --fill",
+        ),
+        (lambda rows: rows[:2], "2 rows: give --freq, or 3 rows"),
         (lambda rows: pd.concat([rows, rows[5:6]]), r"2000-06-01 00:00:00 more than once in ds"),
         (lambda rows: rows.assign(y="many"), "line 2: y must be a number. Got 'many'"),
         (lambda rows: rows[:20], "series 'a' is too short"),
@@ -255,8 +259,7 @@ def test_a_value_without_a_logarithm_is_named_by_its_line(csv, tmp_path):
     for option in (("--options", tmp_path / "log.json"), ("--model", model)):
         result = invoke("forecast", tmp_path / "zero.csv", *SHORT[:2], *option)
         assert result.exit_code == 1
-        assert re.search(r"above 0 .* Got 0.0 .* \(line 87\); use log=False", result.stderr)
-        assert "(--no-log)" in result.stderr
+        assert re.search(r"above 0 .* Got 0.0 .* \(line 87\); use --no-log$", result.stderr, re.M)
 
 
 def test_whether_logarithms_are_forecast_may_be_said(csv, tmp_path, monkeypatch):
@@ -271,7 +274,7 @@ def test_whether_logarithms_are_forecast_may_be_said(csv, tmp_path, monkeypatch)
     backtest = ("backtest", tmp_path / "zero.csv", *SHORT, "--windows", 2)
     refused = invoke(*backtest)
     assert refused.exit_code == 1
-    assert "use log=False (--no-log)" in refused.stderr
+    assert "use --no-log" in refused.stderr
     result = invoke(*backtest, "--no-log")
     assert result.exit_code == 0, result.output
     assert "logarithms are forecast" not in result.stderr
@@ -380,6 +383,7 @@ def test_a_saved_forecaster_knows_its_covariates(csv, tmp_path, monkeypatch):
         (("{csv}", *SHORT, "--freq", "D"), "frequency D"),
         (("{csv}", *SHORT, "--freq", "often"), "often"),
         (("{csv}", *SHORT, "--out", ".", "--overwrite"), "is a folder"),
+        (("{csv}", *SHORT, "--out", "-"), "- is no name for what is written"),
         (("{csv}", *SHORT, "--future", "{csv}"), "name them with --covariate"),
         (("{csv}", *SHORT, "--plot", "forecast.doc"), "must end in .png, .svg, .pdf"),
     ],
@@ -681,6 +685,7 @@ def test_info_says_how_a_call_of_a_size_is_computed(dtype):
         large = invoke("info", "--hidden", hidden)
         assert large.exit_code == 1
         assert f"H={hidden} L=1 does not fit into cpu" in large.stderr
+        assert "alloc_cpu.cpp" not in large.stderr
     refused = invoke("info", "--dtype", "int8")
     assert refused.exit_code == 1
     assert "dtype must be one of float32, float64" in refused.stderr
@@ -788,6 +793,12 @@ def test_forecasts_are_printed_in_utf_8(csv):
     result = subprocess.run(arguments, env=environment, capture_output=True)
     assert result.returncode == 0, result.stderr
     assert "\n\u00e9,2007-07-01," in result.stdout.decode()
+
+
+def test_a_level_is_no_share(csv):
+    result = invoke("forecast", csv, *SHORT, "--level", 0.8)
+    assert result.exit_code == 2
+    assert "'--level'" in result.output
 
 
 @pytest.mark.parametrize("seconds", ["nan", "-1"])
