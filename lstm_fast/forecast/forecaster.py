@@ -93,7 +93,8 @@ class Forecaster:
         activation: of the dense layer, a key of `ACTIVATIONS`.
         dropout: of the encoding and of the dense layer, and between the layers of the LSTM.
         learning_rate: at the first step; it falls to 0 on half a cosine.
-        batch_size: windows in a training step, of all processes together.
+        batch_size: windows in a training step, of all processes together. Where there are fewer,
+            they come several times, with other trends (`tilt`).
         max_steps: training steps of each network.
         tilt: deviation of the random trends, over the usual slope of the windows of a series; 0 for
             none.
