@@ -493,6 +493,62 @@ def test_too_little_memory_is_told_in_torchs_words():
     assert result.returncode == 0, result.stderr
 
 
+STREAM_OUT_OF_MEMORY = """
+import resource
+from pathlib import Path
+import numpy, torch, lstm_fast
+
+def limit(bytes):
+    resource.setrlimit(resource.RLIMIT_AS, (bytes, -1))
+
+module, x = torch.nn.LSTM(16, 150), numpy.ones((64, 16), "float32")
+expected, refused = lstm_fast.Stream(module, 64).step(x), 0
+for left in range(0, 2000, 40):  # KiB, for a first step: it lacks memory for one thing or another
+    stream = lstm_fast.Stream(module, 64)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit(pages * resource.getpagesize() + left * 1024)
+    try:
+        output = stream.step(x)
+    except MemoryError:
+        limit(-1)
+        refused += 1
+        output = stream.step(x)
+    limit(-1)
+    assert (output == expected).all()
+print(refused)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_stream_goes_on_when_there_is_memory_again():
+    result = subprocess.run(
+        [sys.executable, "-c", STREAM_OUT_OF_MEMORY],
+        capture_output=True,
+        text=True,
+        # All memory from the system, so that what is freed leaves no slack.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "4096"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 10
+
+
+def test_a_session_in_a_daemon_thread_lets_the_process_end():
+    """Python ends threads that are there at exit by unwinding their stacks."""
+    process = run_python("""
+        import threading, time, numpy, torch, lstm_fast
+        session = lstm_fast.InferenceSession(torch.nn.LSTM(8, 48, 2))
+        x = numpy.zeros((40, 40, 8), "float32")
+        def forever():
+            while True:
+                session.run(x)
+        for _ in range(2):
+            threading.Thread(target=forever, daemon=True).start()
+        time.sleep(0.3)
+    """)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     "kind", ["train", "infer", "packed", "cell", "refused", "options", "lengths", "stream"]

@@ -5,6 +5,7 @@
 
 #include "../direct.h"
 #include "frozen_weights.h"
+#include "lock.h"
 #include "ops_library.h"
 #include "session.h"
 #include "stream.h"
@@ -128,9 +129,7 @@ PyObject* call(Direct function, Tensors& tensors, DirectCall& arguments, Py_ssiz
     arguments.kept = handle_of(kept.object);
   }
   arguments.save_thread = []() -> void* { return PyEval_SaveThread(); };
-  arguments.restore_thread = [](void* thread) {
-    PyEval_RestoreThread(static_cast<PyThreadState*>(thread));
-  };
+  arguments.restore_thread = [](void* thread) { take_lock(static_cast<PyThreadState*>(thread)); };
   if (!function(arguments)) Py_RETURN_NONE;
   return tuple_of(of_results);
 }

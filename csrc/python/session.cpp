@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../cpu/kept_weights.h"
+#include "lock.h"
 #include "numpy.h"
 
 namespace lstm_fast {
@@ -111,7 +112,7 @@ class Session {
         ops.take_memory(elements * static_cast<int64_t>(sizeof(T))), ops.give_memory);
     if (!workspace) throw std::bad_alloc();
     p.workspace = static_cast<T*>(workspace.get());
-    const py::gil_scoped_release others_may_run;
+    const OthersMayRun scope;
     forward(kernels, p, threads);
   }
 

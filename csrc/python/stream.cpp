@@ -161,7 +161,9 @@ class Stream {
   // Packs the weights if they are not those that were packed, and plans the step anew, as the
   // numbers that it reads may ask for.
   void pack() {
-    bool changed = false;
+    // For want of memory, a step may have left off in the middle.
+    bool changed = !is_packed_;
+    is_packed_ = false;
     for (size_t i = 0; i < pointers_.size(); ++i) {
       const T* now = pointers_[i];
       std::vector<T>& before = packed_params_[i];
@@ -175,6 +177,7 @@ class Stream {
     p_.shape.parts = parts_;
     kept_->plan(active_kernels(), p_, serial(1), [this] { return p_.weights; });
     if (changed || p_.plain != was_plain || p_.shape.parts != parts_before) allocate();
+    is_packed_ = true;
   }
 
   void allocate() {
@@ -187,6 +190,7 @@ class Stream {
   std::vector<int64_t> sizes_;
   std::vector<std::vector<T>> packed_params_;  // copies of those that were packed
   std::optional<KeptWeights<T>> kept_;
+  bool is_packed_ = false;  // and all that a step needs was made of them
   bool has_biases_;
   int parts_;      // that products may be made of
   bool is_plain_;  // of so few rows that no weights are packed, whatever they are
