@@ -23,7 +23,8 @@ try:
     from rich.text import Text
 except ModuleNotFoundError as error:
     raise SystemExit(
-        f"lstm-fast needs {error.name}: pip install --no-build-isolation '.[forecast]'"
+        f"lstm-fast needs {error.name}: pip install --no-build-isolation '.[forecast]' "
+        "in a checkout, or 'FILE.whl[forecast]' of a wheel"
     ) from error
 
 if TYPE_CHECKING:

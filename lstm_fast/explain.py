@@ -75,7 +75,7 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int
             L=module.num_layers,
             D=2 if module.bidirectional else 1,
             parts=ops._parts(data),
-            threads=torch.get_num_threads(),
+            threads=1 if ops.is_forked else torch.get_num_threads(),
             packed=isinstance(input, PackedSequence),
             keeps_packed=is_kept and not torch._C._is_any_autocast_enabled(),
         )

@@ -121,6 +121,19 @@ def autocast(*tensors: Any) -> list[Any]:
     ]
 
 
+is_forked = False
+"""Whether this process was forked from one that had imported this, without torch's threads."""
+
+
+def _note_fork() -> None:
+    global is_forked
+    is_forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
 def _after_fork_on_one_thread(module: Any) -> None:
     """Torch's threads do not survive a fork, and a child that calls on them waits forever. The
     kernels know that; what torch computes around them, forward and backward, does not."""

@@ -7,6 +7,7 @@ import torch
 
 import lstm_fast
 from lstm_fast import _kernels
+from tests.processes import check_in_child
 
 ISA = lstm_fast.build_info()["isa"]
 SECOND_CACHE = 2 << 20  # bytes that the planner is told of, whatever this machine has
@@ -213,3 +214,14 @@ def test_explain_refuses(input: Any, error: type[Exception], message: str):
 def test_explain_refuses_another_module():
     with pytest.raises(TypeError, match=r"module must be a torch\.nn\.LSTM, got Linear"):
         lstm_fast.explain(torch.nn.Linear(3, 4), (5, 2, 3))  # type: ignore[arg-type]
+
+
+def test_a_forked_child_has_one_thread():
+    module, shape = lstm_fast.LSTM(64, 256), (48, 64, 64)
+    torch.set_num_threads(2)
+    assert lstm_fast.explain(module, shape).endswith("2 threads")
+
+    def check() -> None:
+        assert lstm_fast.explain(module, shape).endswith("1 thread")
+
+    check_in_child(check)

@@ -5,7 +5,8 @@ try:
     import pandas  # noqa: F401
 except ModuleNotFoundError as error:
     raise ImportError(
-        f"lstm_fast.forecast needs {error.name}: pip install --no-build-isolation '.[forecast]'"
+        f"lstm_fast.forecast needs {error.name}: pip install --no-build-isolation '.[forecast]' "
+        "in a checkout, or 'FILE.whl[forecast]' of a wheel"
     ) from error
 
 from lstm_fast.forecast.datasets import load_beer_wine_sales, load_liquor_store_sales

@@ -56,7 +56,8 @@ def cross_validate_statistical(
         from statsforecast import StatsForecast, models
     except ImportError as error:
         raise ImportError(
-            f"{method} needs statsforecast: pip install --no-build-isolation '.[backtest]'"
+            f"{method} needs statsforecast: pip install --no-build-isolation '.[backtest]' "
+            "in a checkout, or 'FILE.whl[backtest]' of a wheel"
         ) from error
     model = getattr(models, method)(season_length=season_length, alias="y_hat")
     percents: Any = list(levels)  # the annotation there says whole numbers, the code takes any

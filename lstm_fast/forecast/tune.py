@@ -24,7 +24,8 @@ try:
     from sqlalchemy.pool import QueuePool
 except ImportError as error:
     raise ImportError(
-        f"tuning needs {error.name}: pip install --no-build-isolation '.[tune]'"
+        f"tuning needs {error.name}: pip install --no-build-isolation '.[tune]' "
+        "in a checkout, or 'FILE.whl[tune]' of a wheel"
     ) from error
 
 STUDY = "lstm-fast"
