@@ -115,7 +115,7 @@ class Stream:
             The output, [B, P].
 
         Raises:
-            TypeError: `input` has another dtype or layout.
+            TypeError: `input` is no array of this dtype, or not C-contiguous.
             ValueError: it has another shape.
             RuntimeError: the module has been given another dtype or device.
         """
@@ -128,7 +128,8 @@ class Stream:
 
     @property
     def state(self) -> tuple[_Array, _Array]:
-        """A copy of (h, c): [L, B, P] and [L, B, H]. May be set."""
+        """A copy of (h, c): [L, B, P] and [L, B, H]. May be set to a pair of arrays of the module's
+        dtype: TypeError for anything else, ValueError for other shapes."""
         state: tuple[_Array, _Array] = self._stream.state
         return state
 

@@ -231,8 +231,23 @@ def test_wrong_arguments():
     stream = lstm_fast.Stream(module, 4)
     with pytest.raises(ValueError, match=r"input must be of shape \[4, 2\]"):
         stream.step(numpy.zeros((3, 2), "float32"))
-    with pytest.raises(TypeError):
-        stream.step(numpy.zeros((4, 2), "float64"))
+    for wrong, message in (
+        (numpy.zeros((4, 2), "float64"), "input must be a NumPy array of float32, got one of f"),
+        (numpy.zeros((4, 2), ">f4"), "input must be a NumPy array of float32, got one of >f4"),
+        ([[0.0, 0.0]] * 4, "input must be a NumPy array of float32, got list"),
+        (numpy.zeros((4, 3, 2), "float32")[:, 1], "input must be C-contiguous"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            stream.step(wrong)  # type: ignore[arg-type]
+    h, c = stream.state
+    for state, message in (
+        ((h.astype("float64"), c), "h must be a NumPy array of float32, got one of float64"),
+        ((h, torch.from_numpy(c)), "c must be a NumPy array of float32, got Tensor"),
+        ((h, c, c), "state must be a pair of arrays"),
+        (numpy.stack((h, c)), "state must be a pair of arrays"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            stream.state = state  # type: ignore[assignment]
     with pytest.raises(ValueError, match=r"c must be of shape \[1, 4, 3\]"):
         stream.state = numpy.zeros((1, 4, 3), "float32"), numpy.zeros((4, 3), "float32")
 

@@ -30,6 +30,21 @@ inline Dims dims(const py::array& array) {
   return d;
 }
 
+// Raises TypeError for what is no array of T, of any strides.
+template <typename T>
+void check_array(const std::string& name, const py::handle& object) {
+  if (py::isinstance<py::array_t<T, 0>>(object)) return;
+  throw py::type_error(name + " must be a NumPy array of " +
+                       std::string(py::str(py::dtype::of<T>())) + ", got " +
+                       (py::isinstance<py::array>(object)
+                            ? "one of " + std::string(py::str(object.attr("dtype")))
+                            : std::string(py::str(py::type::of(object).attr("__name__")))));
+}
+
+inline bool is_pair(const py::handle& object) {
+  return (PyTuple_Check(object.ptr()) || PyList_Check(object.ptr())) && py::len(object) == 2;
+}
+
 template <typename T>
 const T* data(const OptionalArray<T>& array) {
   return array ? array->data() : nullptr;

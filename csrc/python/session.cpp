@@ -23,13 +23,7 @@ struct Ops {
 // Contiguous, with the first two axes in the other order if they are swapped.
 template <typename T>
 Array<T> contiguous(const std::string& name, const py::handle& object, bool swapped = false) {
-  if (!py::isinstance<py::array_t<T, 0>>(object)) {
-    throw py::type_error(name + " must be a NumPy array of " +
-                         std::string(py::str(py::dtype::of<T>())) + ", got " +
-                         (py::isinstance<py::array>(object)
-                              ? "one of " + std::string(py::str(object.attr("dtype")))
-                              : std::string(py::str(py::type::of(object).attr("__name__")))));
-  }
+  check_array<T>(name, object);
   const py::object in_order =
       swapped ? object.attr("swapaxes")(0, 1) : py::reinterpret_borrow<py::object>(object);
   return Array<T>(in_order);
@@ -63,8 +57,7 @@ class Session {
     Array<T> h0, c0;
     Dims h0_dims, c0_dims;
     if (has_state) {
-      if (!(PyTuple_Check(hx.ptr()) || PyList_Check(hx.ptr())) || py::len(hx) != 2)
-        throw py::type_error("hx must be a pair of arrays, (h_0, c_0)");
+      if (!is_pair(hx)) throw py::type_error("hx must be a pair of arrays, (h_0, c_0)");
       h0 = contiguous<T>("hx[0]", hx[py::int_(0)]), c0 = contiguous<T>("hx[1]", hx[py::int_(1)]);
       if (h0.ndim() != dim || c0.ndim() != dim) {
         throw std::runtime_error("For " + std::string(batched ? "batched 3-D" : "unbatched 2-D") +

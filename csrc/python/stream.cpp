@@ -91,8 +91,13 @@ class Stream {
     if (is_plain_) allocate();
   }
 
-  Array<T> step(const Array<T>& x) {
+  Array<T> step(const py::handle& input) {
     const StackShape& s = p_.shape;
+    if (!py::isinstance<Array<T>>(input)) {
+      check_array<T>("input", input);
+      throw py::type_error("input must be C-contiguous, as numpy.ascontiguousarray(input) is");
+    }
+    const auto x = py::reinterpret_borrow<Array<T>>(input);
     if (x.ndim() != 2 || x.shape(0) != s.steps.B || x.shape(1) != s.I) {
       throw std::invalid_argument("input must be of shape [" + std::to_string(s.steps.B) + ", " +
                                   std::to_string(s.I) + "]");
@@ -121,19 +126,23 @@ class Stream {
     return {Array<T>({s.L, s.steps.B, s.P}, states_[0].h.data()),
             Array<T>({s.L, s.steps.B, s.H}, states_[0].c.data())};
   }
-  void set_state(const std::pair<Array<T>, Array<T>>& state) {
+  void set_state(const py::object& state) {
     const StackShape& s = p_.shape;
-    const auto expect = [&](const char* name, const Array<T>& a, int64_t columns) {
+    if (!is_pair(state)) throw py::type_error("state must be a pair of arrays, (h, c)");
+    const auto given = [&](const char* name, int i, int64_t columns) {
+      const py::object array = state[py::int_(i)];
+      check_array<T>(name, array);
+      const Array<T> a(array);
       if (a.ndim() != 3 || a.shape(0) != s.L || a.shape(1) != s.steps.B || a.shape(2) != columns) {
         throw std::invalid_argument(std::string(name) + " must be of shape [" +
                                     std::to_string(s.L) + ", " + std::to_string(s.steps.B) + ", " +
                                     std::to_string(columns) + "]");
       }
+      return a;
     };
-    expect("h", state.first, s.P);
-    expect("c", state.second, s.H);
-    std::copy_n(state.first.data(), state.first.size(), states_[0].h.begin());
-    std::copy_n(state.second.data(), state.second.size(), states_[0].c.begin());
+    const Array<T> h = given("h", 0, s.P), c = given("c", 1, s.H);
+    std::copy_n(h.data(), h.size(), states_[0].h.begin());
+    std::copy_n(c.data(), c.size(), states_[0].c.begin());
   }
 
  private:
@@ -208,7 +217,7 @@ void add(py::module_& m, const char* name) {
                     int64_t, int64_t, int>(),
            "params"_a, "handles"_a, "has_biases"_a, "num_layers"_a, "input_size"_a, "batch_size"_a,
            "parts"_a)
-      .def("step", &Stream<T>::step, "input"_a.noconvert())
+      .def("step", &Stream<T>::step, "input"_a)
       .def("reset", &Stream<T>::reset)
       .def_property("state", &Stream<T>::state, &Stream<T>::set_state);
 }
