@@ -528,7 +528,8 @@ def test_precision_of_float32_is_nothing_to_halves(
 @pytest.mark.parametrize(("T", "B", "H"), [(2, 1, 20), (8, 1, 500), (4, 4, 700)])
 @pytest.mark.parametrize("proj_size", [0, 9])
 def test_few_steps_of_bfloat16_are_right(T: int, B: int, H: int, proj_size: int):
-    """So few that no weights are packed (is_few_steps in plan.cpp)."""
+    """So few that no weights are packed (is_few_steps in plan.cpp), on one thread."""
+    torch.set_num_threads(1)
     config = Config(200, H, 2, proj_size=proj_size, dtype=torch.bfloat16, T=T, B=B)
     module, input, hx = config.module(LSTM), config.input(), config.hx()
     assert "single steps" in lstm_fast.explain(module, input)
