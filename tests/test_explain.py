@@ -219,7 +219,7 @@ def test_explain_refuses_another_module():
 def test_a_forked_child_has_one_thread():
     module, shape = lstm_fast.LSTM(64, 256), (48, 64, 64)
     torch.set_num_threads(2)
-    assert lstm_fast.explain(module, shape).endswith("2 threads")
+    assert "2 threads" in lstm_fast.explain(module, shape)
 
     def check() -> None:
         assert lstm_fast.explain(module, shape).endswith("1 thread")
