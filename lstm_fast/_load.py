@@ -18,6 +18,12 @@ _OPS = _PACKAGE / "_ops.abi3.so"
 _INSTALL = "pip install --no-build-isolation ."
 
 
+def install_extra(extra: str) -> str:
+    """How the packages of an extra are installed."""
+    in_checkout = f"pip install --no-build-isolation '.[{extra}]' in a checkout"
+    return f"{in_checkout}, or 'FILE.whl[{extra}]' of a wheel"
+
+
 class BuildInfo(TypedDict):
     """How the compiled part was built and what it uses on this machine.
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from lstm_fast._load import install_extra
+
 try:
     import typer
     from rich.console import Console
@@ -22,10 +24,7 @@ try:
     from rich.table import Column, Table
     from rich.text import Text
 except ModuleNotFoundError as error:
-    raise SystemExit(
-        f"lstm-fast needs {error.name}: pip install --no-build-isolation '.[forecast]' "
-        "in a checkout, or 'FILE.whl[forecast]' of a wheel"
-    ) from error
+    raise SystemExit(f"lstm-fast needs {error.name}: {install_extra('forecast')}") from error
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -356,8 +356,7 @@ def attempt_cell(
     save = records_grad()
     if save and not getattr(params[0], "requires_grad", False):
         return None
-    parts = _cpu_parts()
-    parts = parts and (held_in or parts)
+    parts = parts_held(_cpu_parts(), held_in)
     results = _direct.direct_forward(
         input, None, h0, c0, params, has_biases, 1, False, save, parts, False, True, frozen
     )
@@ -375,8 +374,7 @@ def cell(
     held_in: int,
 ) -> tuple[Tensor, Tensor]:
     """`lstm` for one step of one layer, with arguments and results as `attempt_cell` has them."""
-    tensors, parts = (input, h0, c0), _parts(input, cell=True)
-    parts = parts and (held_in or parts)
+    tensors, parts = (input, h0, c0), parts_held(_parts(input, cell=True), held_in)
     is_beyond = torch.compiler.is_compiling() or _beyond_kernels() or not runs_on(input)
     if is_beyond or not wants_grad([*tensors, *params]):
         x, h0, c0 = _steps(*tensors)
@@ -458,6 +456,12 @@ def _cpu_parts() -> int:
     if torch._C._get_deterministic_algorithms():
         return 0
     return _PARTS[torch._C._get_float32_matmul_precision()]
+
+
+def parts_held(parts: int, held_in: int) -> int:
+    """How products may be made of halves that were widened, `held_in` parts of bfloat16 each (0 if
+    they are none), given how those of float32 may be."""
+    return parts and (held_in or parts)
 
 
 def _beyond_kernels() -> bool:

@@ -64,8 +64,7 @@ def variant(
         )
     tensors = [input, h0, c0, reset_h, reset_c, *params, *norms]
     call = masks, options, batch_sizes, len(params)
-    parts = ops._parts(input)
-    parts = parts and (held_in or parts)
+    parts = ops.parts_held(ops._parts(input), held_in)
     # In a graph, the op differentiates itself where that is run.
     if torch.compiler.is_compiling() or not ops.wants_grad(tensors):
         return ops.dispatched(_variant, *_arguments(*call, tensors), False, parts)[:4]

@@ -1,12 +1,13 @@
 """Forecasting with `lstm_fast.LSTM`: long frames in, forecasts with intervals out."""
 
+from lstm_fast._load import install_extra
+
 try:
     import lightning  # noqa: F401
     import pandas  # noqa: F401
 except ModuleNotFoundError as error:
     raise ImportError(
-        f"lstm_fast.forecast needs {error.name}: pip install --no-build-isolation '.[forecast]' "
-        "in a checkout, or 'FILE.whl[forecast]' of a wheel"
+        f"lstm_fast.forecast needs {error.name}: {install_extra('forecast')}"
     ) from error
 
 from lstm_fast.forecast.datasets import load_beer_wine_sales, load_liquor_store_sales

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lstm_fast._load import install_extra
 from lstm_fast.forecast.forecaster import Forecaster, seasonal_naive
 from lstm_fast.forecast.frame import check_frame, rolling_origins
 
@@ -55,10 +56,7 @@ def cross_validate_statistical(
     try:
         from statsforecast import StatsForecast, models
     except ImportError as error:
-        raise ImportError(
-            f"{method} needs statsforecast: pip install --no-build-isolation '.[backtest]' "
-            "in a checkout, or 'FILE.whl[backtest]' of a wheel"
-        ) from error
+        raise ImportError(f"{method} needs statsforecast: {install_extra('backtest')}") from error
     model = getattr(models, method)(season_length=season_length, alias="y_hat")
     percents: Any = list(levels)  # the annotation there says whole numbers, the code takes any
     bounds = {

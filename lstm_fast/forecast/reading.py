@@ -656,10 +656,12 @@ def _reject_several_orders(text: pd.Series, in_order: pd.Series) -> None:
 
 def _reject_without_year(text: pd.Series) -> None:
     """Those of some dates that have none of four digits."""
-    for line, date in text[~text.str.contains(_FOUR_DIGITS)].items():
+    bad = ~text.str.contains(_FOUR_DIGITS)
+    if bad.any():
+        line = text.index[bad][0]
         raise ValueError(
-            f"line {line}: {text.name} must be a date. Got {date!r}, which has no year, or one of "
-            "two digits that may be a day"
+            f"line {line}: {text.name} must be a date. Got {text[line]!r}, which has no year, or "
+            "one of two digits that may be a day"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lstm_fast._load import install_extra
 from lstm_fast.forecast.forecaster import Forecaster
 from lstm_fast.forecast.frame import check_frame, check_positive, rolling_origins
 from lstm_fast.forecast.model import ACTIVATIONS
@@ -23,10 +24,7 @@ try:
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.pool import QueuePool
 except ImportError as error:
-    raise ImportError(
-        f"tuning needs {error.name}: pip install --no-build-isolation '.[tune]' "
-        "in a checkout, or 'FILE.whl[tune]' of a wheel"
-    ) from error
+    raise ImportError(f"tuning needs {error.name}: {install_extra('tune')}") from error
 
 STUDY = "lstm-fast"
 

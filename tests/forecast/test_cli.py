@@ -809,14 +809,20 @@ def test_a_time_limit_is_at_least_0(csv, tmp_path, seconds):
     assert "'--timeout'" in result.output
 
 
-def test_a_picture_of_a_backtest_says_that_it_shows_one_series(csv, tmp_path, monkeypatch):
-    titles = []
+def titles_of(monkeypatch, function):
+    """Of the pictures that a function of `plot` is asked for, as they come."""
+    titles: list[str] = []
 
     def draw(*_, title, **__):
         titles.append(title)
         return Figure()
 
-    monkeypatch.setattr(plot, "plot_backtest", draw)
+    monkeypatch.setattr(plot, function, draw)
+    return titles
+
+
+def test_a_picture_of_a_backtest_says_that_it_shows_one_series(csv, tmp_path, monkeypatch):
+    titles = titles_of(monkeypatch, "plot_backtest")
     one = tmp_path / "one.csv"
     monthly(90, "a").to_csv(one, index=False)
     for k, path in enumerate((csv, one)):
@@ -827,13 +833,7 @@ def test_a_picture_of_a_backtest_says_that_it_shows_one_series(csv, tmp_path, mo
 
 
 def test_a_picture_of_a_forecast_says_how_far_it_goes(csv, tmp_path, monkeypatch):
-    titles = []
-
-    def draw(*_, title, **__):
-        titles.append(title)
-        return Figure()
-
-    monkeypatch.setattr(plot, "plot_forecasts", draw)
+    titles = titles_of(monkeypatch, "plot_forecasts")
     for horizon in (1, 6):
         picture = ("--horizon", horizon, "--plot", tmp_path / f"{horizon}.png")
         assert invoke("forecast", csv, *SHORT[2:], *picture).exit_code == 0
