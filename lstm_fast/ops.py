@@ -213,12 +213,14 @@ def lstm(
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or device; the message names it.
     """
-    if _beyond_kernels() or not runs_on(input):
-        return reference.lstm(
-            input, batch_sizes, h0, c0, params, has_biases, num_layers, bidirectional
-        )
     options = has_biases, num_layers, bidirectional
+    is_in_grads = _is_in_grads_alone()
+    if not runs_on(input) or (_beyond_kernels() and not is_in_grads):
+        return reference.lstm(input, batch_sizes, h0, c0, params, *options)
     how = _parts(input) if parts is None else parts, recompute_gates
+    if is_in_grads:
+        args = None, input, batch_sizes, h0, c0, *options, *how, *params
+        return _TransformedLSTM.apply(*args)[:3]
     is_trained = wants_grad([input, h0, c0, *params])
     if is_trained and num_layers > 1 and not (input.requires_grad or params[0].requires_grad):
         first = _first_trained_layer(h0, c0, params, num_layers)
@@ -469,19 +471,32 @@ def _beyond_kernels() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _is_differentiated(grads: tuple[Tensor | None, ...]) -> bool:
-    """Whether backward must be made of plain ops: it is to be differentiated or transformed itself.
+def _is_in_grads_alone() -> bool:
+    """Whether the transforms that are active are `torch.func.grad`, `vjp` and the like."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return False
+    transforms: Any = torch._C._functorch.get_interpreter_stack()
+    return all([each.key() == torch._C._functorch.TransformType.Grad for each in transforms])
+
+
+def _is_differentiated() -> bool:
+    """Whether backward is to be differentiated itself.
+
+    What dynamo traces is backward as the kernels do it, since torch compiles one order only.
+    """
+    return torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling()
+
+
+def _is_transformed(grads: Sequence[Tensor | None]) -> bool:
+    """Whether backward must be made of plain ops, for a transform that wants to see them.
 
     `autograd.grad(is_grads_batched=True)` passes batched gradients while no transform is active.
-    What dynamo traces is backward as the kernels do it, since torch compiles one order only.
     """
     if torch.compiler.is_dynamo_compiling():
         return False
     is_batched = torch._C._functorch.is_legacy_batchedtensor
-    return (
-        torch.is_grad_enabled()
-        or _beyond_kernels()
-        or any([grad is not None and is_batched(grad) for grad in grads])
+    return (_beyond_kernels() and not _is_in_grads_alone()) or any(
+        [grad is not None and is_batched(grad) for grad in grads]
     )
 
 
@@ -515,7 +530,7 @@ def spares_hooks(function: Any) -> Any:
 
 @spares_hooks
 class _LSTM(torch.autograd.Function):
-    """Kernel forward, kernel backward; the backward of the backward goes through the reference."""
+    """Kernel forward; backward is `_gradients`."""
 
     @staticmethod
     def forward(
@@ -544,19 +559,21 @@ class _LSTM(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None
+        ctx: Any,
+        grad_output: Tensor | None,
+        grad_h_n: Tensor | None,
+        grad_c_n: Tensor | None,
+        _: None = None,
     ) -> tuple[Tensor | None, ...]:
         grads = grad_output, grad_h_n, grad_c_n
         if all([grad is None for grad in grads]):
             return (None,) * len(ctx.needs_input_grad)
         input, batch_sizes, h0, c0, output, saved, *params = ctx.saved_tensors
         _, needs_input, _, needs_h0, needs_c0, _, _, _, _, _, *needs_params = ctx.needs_input_grad
-        args: Any = (*grads, input, batch_sizes, h0, c0, params, *ctx.options)
-        needs: Any = (needs_input, needs_h0 or needs_c0, any(needs_params))
-        if _is_differentiated(grads):
-            results: Any = reference.lstm_backward(*args, *needs)
-        else:
-            results = _backward(*args, output, saved, *needs, *ctx.how)
+        results = _gradients(
+            *(grads, input, batch_sizes, h0, c0, params, ctx.options, output, saved),
+            *((needs_input, needs_h0 or needs_c0, any(needs_params)), ctx.how),
+        )
         grad_input, grad_h0, grad_c0, grad_params = results
         return (
             None,
@@ -571,6 +588,133 @@ class _LSTM(torch.autograd.Function):
             None,
             *[grad if needed else None for grad, needed in zip_longest(grad_params, needs_params)],
         )
+
+
+class _TransformedLSTM(_LSTM):
+    """The same as `torch.func` wants it, which sees what is saved as a result; that costs time."""
+
+    @staticmethod
+    def forward(results: None, *args: Any) -> Any:  # type: ignore[override]
+        *tensors, has_biases, num_layers, bidirectional, parts, recompute_gates = args[:9]
+        options = has_biases, num_layers, bidirectional
+        return _forward(*tensors, list(args[9:]), *options, True, parts, recompute_gates)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        _, *tensors = inputs[:5]
+        ctx.options, ctx.how = inputs[5:8], inputs[8:10]
+        ctx.mark_non_differentiable(output[3])
+        ctx.save_for_backward(*tensors, output[0], output[3], *inputs[10:])
+
+
+def _gradients(
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    params: list[Tensor],
+    options: tuple[bool, int, bool],
+    output: Tensor,
+    saved: Tensor,
+    needs: tuple[bool, bool, bool],
+    how: tuple[int, bool],
+) -> Any:
+    """What the op of backward gives, as functions of all that it is computed from."""
+    args = *grads, input, batch_sizes, h0, c0, params, *options
+    if _is_transformed(grads):
+        return reference.lstm_backward(*args, *needs)
+    if not _is_differentiated():
+        return _backward(*args, output, saved, *needs, *how)
+    tensors = *grads, input, h0, c0, *params
+    grad_input, grad_h0, grad_c0, *grad_params = _Gradients.apply(
+        batch_sizes, output, saved, options, needs, how, *tensors
+    )
+    return grad_input, grad_h0, grad_c0, grad_params
+
+
+class _Gradients(torch.autograd.Function):
+    """Backward by kernels, whose own backward goes through the reference."""
+
+    @staticmethod
+    def forward(
+        batch_sizes: Tensor | None,
+        output: Tensor,
+        saved: Tensor,
+        options: tuple[bool, int, bool],
+        needs: tuple[bool, bool, bool],
+        how: tuple[int, bool],
+        *tensors: Any,
+    ) -> tuple[Tensor, ...]:
+        args = _of_backward(batch_sizes, options, tensors)
+        *grads, grad_params = _backward(*args, output, saved, *needs, *how)
+        unneeded = output.new_empty(0)  # as the reference has it
+        grads = [unneeded if grad is None else grad for grad in grads]
+        return *grads, *(grad_params if needs[2] else ())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        batch_sizes, _, _, ctx.options, ctx.needs, _, *tensors = inputs
+        ctx.save_for_backward(batch_sizes, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        batch_sizes, *tensors = ctx.saved_tensors
+
+        def function(*tensors: Any) -> tuple[Tensor, ...]:
+            args = _of_backward(batch_sizes, ctx.options, tensors)
+            *of_states, of_params = reference.lstm_backward(*args, *ctx.needs)
+            return *of_states, *of_params
+
+        return *(None,) * 6, *pull_back(function, tensors, ctx.needs_input_grad[6:], grads)
+
+
+def _of_backward(
+    batch_sizes: Tensor | None, options: tuple[bool, int, bool], tensors: Sequence[Any]
+) -> tuple[Any, ...]:
+    """Arguments of the op of backward and of its reference."""
+    *grads, input, h0, c0 = tensors[:6]
+    return *grads, input, batch_sizes, h0, c0, list(tensors[6:]), *options
+
+
+def pull_back(
+    function: Callable[..., Sequence[Tensor]],
+    tensors: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of those tensors that need one, given those of a function's results.
+
+    They are functions of `tensors` and `grads`, if gradients are recorded."""
+    is_differentiated = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # One tensor may be given twice, or be a function of another; each place has a gradient of
+        # its own.
+        places = [None if t is None else t.view_as(t) for t in tensors]
+        results = function(*places)
+    used = [
+        (result, grad)
+        for result, grad in zip(results, grads, strict=True)
+        if grad is not None and result.requires_grad
+    ]
+    wanted = [p for p, needed in zip(places, needs, strict=True) if needed and p is not None]
+    if not used or not wanted:
+        return [None] * len(places)
+    found = iter(
+        torch.autograd.grad(
+            [result for result, _ in used],
+            wanted,
+            [grad for _, grad in used],
+            create_graph=is_differentiated,
+            allow_unused=True,
+        )
+    )
+    return [
+        next(found) if needed and p is not None else None
+        for p, needed in zip(places, needs, strict=True)
+    ]
 
 
 tells_saved_tensors_apart = hasattr(torch._C._autograd.SavedTensor, "unpack")
@@ -610,12 +754,12 @@ class _Cell(torch.autograd.Function):
         if grad_h is None and grad_c is None:
             return (None,) * len(ctx.needs_input_grad)
         _, needs_input, needs_h0, needs_c0, _, _, *needs_params = ctx.needs_input_grad
-        is_differentiated = _is_differentiated((grad_h, grad_c))
+        by_kernels = not (_is_differentiated() or _is_transformed((grad_h, grad_c)))
         try:
             tensors: Any = ctx.saved_tensors
         except RuntimeError as error:
             is_change = "modified by an inplace operation" in str(error)
-            if is_differentiated or not is_change or not tells_saved_tensors_apart:
+            if not (by_kernels and is_change and tells_saved_tensors_apart):
                 raise
             # What the kernels read no number of may have changed: torch's cell does not keep it.
             is_read = *needs_params[:2], True, True, needs_input, needs_h0, False, False
@@ -628,7 +772,7 @@ class _Cell(torch.autograd.Function):
         options = has_biases, 1, False
         needs: Any = (needs_input, needs_h0 or needs_c0, any(needs_params))
         results: Any = None
-        if not (is_differentiated or torch.compiler.is_compiling()) and input.is_cpu:
+        if by_kernels and not torch.compiler.is_compiling() and input.is_cpu:
             results = _direct.direct_backward(
                 *(None, grad_h, grad_c, input, None, h0, c0, params),
                 *(*options, like_h, saved, *needs, parts, False, True),
@@ -636,13 +780,11 @@ class _Cell(torch.autograd.Function):
         if results is not None:
             grad_input, grad_h0, grad_c0, *grad_params = results
         else:
-            steps = _steps(grad_h, grad_c, input, h0, c0, like_h)
-            args: Any = (None, *steps[:3], None, *steps[3:5], params, *options)
-            if is_differentiated:
-                *grads, grad_params = reference.lstm_backward(*args, *needs)
-            else:
-                op_args = *args, steps[5], saved, *needs, parts
-                *grads, grad_params = dispatched(_lstm_backward, *op_args)
+            dh, dc, x, h0, c0, output = _steps(grad_h, grad_c, input, h0, c0, like_h)
+            *grads, grad_params = _gradients(
+                *((None, dh, dc), x, None, h0, c0, params, options),
+                *(output, saved, needs, (parts, False)),
+            )
             wanted = needs_input, needs_h0, needs_c0
             grad_input, grad_h0, grad_c0 = (
                 grad[0] if needed else None for grad, needed in zip(grads, wanted, strict=True)

@@ -117,8 +117,12 @@ class _Variant(torch.autograd.Function):
         masks, (cells, saved), tensors = tuple(rest[:4]), rest[4:6], rest[6:]
         needs = ctx.needs_input_grad[5:]
         shared = masks, ctx.options, batch_sizes, ctx.params
-        if ops._is_differentiated(grads):
-            results = _differentiable_backward(grads, needs, *shared, tensors)
+        if ops._is_differentiated() or ops._is_transformed(grads):
+
+            def function(*tensors: Any) -> _Results:
+                return reference.variant(*_arguments(*shared, tensors))
+
+            results = ops.pull_back(function, tensors, needs, grads)
         else:
             args = _arguments(*shared, tensors)
             *states, params, norms = ops.dispatched(
@@ -160,39 +164,6 @@ def _autocast_variant(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
 
 
 ops.impl_autocast("variant", _autocast_variant)
-
-
-def _differentiable_backward(
-    grads: tuple[Tensor | None, ...],
-    needs: Sequence[bool],
-    masks: tuple[Tensor | None, ...],
-    options: tuple[bool, bool, int, int],
-    batch_sizes: Tensor | None,
-    params: int,
-    tensors: Sequence[Tensor | None],
-) -> list[Tensor | None]:
-    """The gradients by autograd through the reference, as functions of `grads` and `tensors`."""
-    with torch.enable_grad():
-        # One tensor may be given twice; each place has a gradient of its own.
-        places = [None if t is None else t.view_as(t) for t in tensors]
-        results = reference.variant(*_arguments(masks, options, batch_sizes, params, places))
-        used = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None]
-        wanted = [p for p, needed in zip(places, needs, strict=True) if needed and p is not None]
-        if not used or not wanted:
-            return [None] * len(places)
-        found = iter(
-            torch.autograd.grad(
-                [r for r, _ in used],
-                wanted,
-                [g for _, g in used],
-                create_graph=torch.is_grad_enabled(),
-                allow_unused=True,
-            )
-        )
-    return [
-        next(found) if needed and p is not None else None
-        for p, needed in zip(places, needs, strict=True)
-    ]
 
 
 @torch.library.register_fake("lstm_fast::variant")

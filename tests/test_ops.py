@@ -657,6 +657,53 @@ def test_transforms():
     assert_all_close(hessian, torch.func.hessian(loss)(input, params), config)
 
 
+@pytest.mark.parametrize("config", [EXACT["deep_projected"], EXACT["packed_deep"]])
+@pytest.mark.parametrize("cell", [False, True])
+def test_first_order_is_of_the_kernels_under_every_way_to_ask_for_more(
+    monkeypatch: pytest.MonkeyPatch, config: Config, cell: bool
+):
+    if cell:
+        tensors: Any = op_arguments(EXACT["plain"])
+        x, h, c = (tensors[i][0] for i in (0, 2, 3))
+        params = tensors[4]
+
+        def run(params: list[Tensor]) -> tuple[Tensor, ...]:
+            return ops.cell(x, h, c, params, True, 0)
+    else:
+        input, batch_sizes, h0, c0, params, *options = op_arguments(config)
+
+        def run(params: list[Tensor]) -> tuple[Tensor, ...]:
+            return ops.lstm(input, batch_sizes, h0, c0, params, *options)
+
+    def loss(params: list[Tensor]) -> Tensor:
+        return torch.stack([result.sin().sum() for result in run(params)]).sum()
+
+    leaves = [p.clone().requires_grad_() for p in params]
+    expected = torch.autograd.grad(loss(leaves), leaves)
+
+    def size(grads: tuple[Tensor, ...]) -> Tensor:
+        return torch.stack([grad.square().sum() for grad in grads]).sum()
+
+    of_order_two = torch.func.grad(lambda params: size(tuple(torch.func.grad(loss)(params))))
+    grads = torch.autograd.grad(loss(leaves), leaves, create_graph=True)
+    second = torch.autograd.grad(size(grads), leaves)
+    torch.testing.assert_close(of_order_two(params), list(second))
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("computed by the reference")
+
+    monkeypatch.setattr(reference, "lstm", refuse)
+    monkeypatch.setattr(reference, "lstm_backward", refuse)
+    created = torch.autograd.grad(loss(leaves), leaves, create_graph=True)
+    torch.testing.assert_close(created, expected, rtol=0, atol=0)
+    torch.testing.assert_close(torch.func.grad(loss)(params), list(expected), rtol=0, atol=0)
+    transformed: Any = torch.func.vjp(loss, params)
+    (pulled,) = transformed[1](torch.ones_like(transformed[0]))
+    torch.testing.assert_close(pulled, list(expected), rtol=0, atol=0)
+    with pytest.raises(AssertionError, match="by the reference"):
+        of_order_two(params)
+
+
 def test_fake_and_meta_tensors():
     args = op_arguments(CONFIGS["deep_projected"])
     expected = ops.lstm(*args)
