@@ -151,6 +151,8 @@ def _back_through_direction(
         dx = da W_ih        dW_ih = da^T x      dW_hh = da^T h_prev     dW_hr = dh^T m
         db_ih = db_hh = sum of da
     """
+    sigmoid_backward = torch.ops.aten.sigmoid_backward.default  # (d, s): d * s * (1 - s)
+    tanh_backward = torch.ops.aten.tanh_backward.default  # (d, t): d * (1 - t^2)
     rows = [step.h.shape[0] for step in run.steps]
     from_output = grad_output.split(rows)
     da_steps, dh_steps = [dh] * len(rows), [dh] * len(rows)
@@ -159,13 +161,13 @@ def _back_through_direction(
         i, f, g, o = step.gates
         dh_t = dh[: rows[t]] + from_output[t]
         dm = dh_t if weights.hr is None else dh_t @ weights.hr
-        dc_t = dc[: rows[t]] + dm * o * (1 - step.tanh_c**2)
+        dc_t = dc[: rows[t]] + tanh_backward(dm * o, step.tanh_c)
         da = torch.cat(
             [
-                dc_t * g * i * (1 - i),
-                dc_t * step.c_prev * f * (1 - f),
-                dc_t * i * (1 - g**2),
-                dm * step.tanh_c * o * (1 - o),
+                sigmoid_backward(dc_t * g, i),
+                sigmoid_backward(dc_t * step.c_prev, f),
+                tanh_backward(dc_t * i, g),
+                sigmoid_backward(dm * step.tanh_c, o),
             ],
             dim=-1,
         )
