@@ -374,7 +374,7 @@ class LSTM(torch.nn.LSTM):
     def _current_weights(self) -> list[Tensor]:
         """The weights that `nn.LSTM` would use now: found changed, they are read anew."""
         state = self.__dict__
-        weights: list[Tensor] = state["_flat_weights"]
+        weights: Any = state.get("_flat_weights")  # a subclass may have a property of that name
         names = state["_flat_weights_names"]
         if torch.compiler.is_compiling():  # a module that keeps those of a graph would change it
             return [getattr(self, name, None) for name in names]  # type: ignore[misc]

@@ -45,6 +45,18 @@ class Scaled(nn.LSTM):
         return output * self.scale
 
 
+class Computed(nn.LSTM):
+    """Reads its weights anew at each call, as pyro's modules do."""
+
+    @property
+    def _flat_weights(self) -> Any:
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: Any) -> None:
+        pass
+
+
 class Recurrent(ABC, nn.RNNBase):
     """As pytorch-forecasting has it: a mixin below the layer."""
 
@@ -188,6 +200,16 @@ def test_swapped_models_are_copied(duplicate: Any):
     twin = duplicate(model)
     assert [type(m) for m in twin.modules()] == [type(m) for m in model.modules()]
     torch.testing.assert_close(twin(X), model(X), rtol=0, atol=0)
+
+
+def test_a_property_may_have_the_weights(fused: list[None]):
+    layer = accelerate(Computed(4, 3, 2))
+    stock = nn.LSTM(4, 3, 2)
+    stock.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(X)[0], stock(X)[0])
+    with torch.no_grad():
+        torch.testing.assert_close(layer(X)[0], stock(X)[0])
+    assert len(fused) == 2
 
 
 def test_restore(fused: list[None]):
