@@ -479,25 +479,20 @@ def _is_in_grads_alone() -> bool:
     return all([each.key() == torch._C._functorch.TransformType.Grad for each in transforms])
 
 
-def _is_differentiated() -> bool:
-    """Whether backward is to be differentiated itself.
+def _is_differentiated(grads: Sequence[Tensor | None]) -> bool:
+    """Whether backward is to be differentiated or transformed itself.
 
     What dynamo traces is backward as the kernels do it, since torch compiles one order only.
     """
-    return torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling()
-
-
-def _is_transformed(grads: Sequence[Tensor | None]) -> bool:
-    """Whether backward must be made of plain ops, for a transform that wants to see them.
-
-    `autograd.grad(is_grads_batched=True)` passes batched gradients while no transform is active.
-    """
     if torch.compiler.is_dynamo_compiling():
         return False
+    return torch.is_grad_enabled() or _beyond_kernels() or _are_batched(grads)
+
+
+def _are_batched(grads: Sequence[Tensor | None]) -> bool:
+    """As `autograd.grad(is_grads_batched=True)` passes them, while no transform is active."""
     is_batched = torch._C._functorch.is_legacy_batchedtensor
-    return (_beyond_kernels() and not _is_in_grads_alone()) or any(
-        [grad is not None and is_batched(grad) for grad in grads]
-    )
+    return any([grad is not None and is_batched(grad) for grad in grads])
 
 
 class _Hooks(OrderedDict[int, Callable[[Tensor], Any]]):
@@ -528,9 +523,33 @@ def spares_hooks(function: Any) -> Any:
     return function
 
 
+_last_asked: tuple[int, int, bool] = (-1, 0, True)
+
+
+def _are_wanted(ctx: Any, rows: int, params: Sequence[Tensor]) -> bool:
+    """Whether the engine goes on to the parameters, the last tensors that a function was given:
+    `torch.autograd.grad` and `backward(inputs=...)` may be after gradients of others alone."""
+    global _last_asked
+    # To ask takes microseconds, and to compute those of few rows and units no more.
+    if rows * params[1].numel() < 1 << 18 or torch.compiler.is_compiling() or _beyond_kernels():
+        return True
+    task, first = torch._C._current_graph_task_id(), id(params[0])
+    if _last_asked[:2] != (task, first):  # once for all steps of a loop
+        nodes = [node for node, _ in ctx.next_functions[-len(params) :] if node is not None]
+        _last_asked = task, first, any(map(_is_run, nodes))
+    return _last_asked[2]
+
+
+def _is_run(node: Any) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf whose gradient `torch.autograd.grad` is to hand out
+        return True
+
+
 @spares_hooks
 class _LSTM(torch.autograd.Function):
-    """Kernel forward; backward is `_gradients`."""
+    """Kernel forward, kernel backward; the backward of the backward goes through the reference."""
 
     @staticmethod
     def forward(
@@ -570,10 +589,12 @@ class _LSTM(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         input, batch_sizes, h0, c0, output, saved, *params = ctx.saved_tensors
         _, needs_input, _, needs_h0, needs_c0, _, _, _, _, _, *needs_params = ctx.needs_input_grad
-        results = _gradients(
-            *(grads, input, batch_sizes, h0, c0, params, ctx.options, output, saved),
-            *((needs_input, needs_h0 or needs_c0, any(needs_params)), ctx.how),
-        )
+        rows = output.numel() // output.shape[-1]
+        need_params = any(needs_params) and _are_wanted(ctx, rows, params)
+        args: Any = (*grads, input, batch_sizes, h0, c0, params, *ctx.options)
+        rest: Any = (output, saved, needs_input, needs_h0 or needs_c0, need_params, *ctx.how)
+        compute = _differentiable_backward if _is_differentiated(grads) else _backward
+        results = compute(*args, *rest)
         grad_input, grad_h0, grad_c0, grad_params = results
         return (
             None,
@@ -608,28 +629,15 @@ class _TransformedLSTM(_LSTM):
         ctx.save_for_backward(*tensors, output[0], output[3], *inputs[10:])
 
 
-def _gradients(
-    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    params: list[Tensor],
-    options: tuple[bool, int, bool],
-    output: Tensor,
-    saved: Tensor,
-    needs: tuple[bool, bool, bool],
-    how: tuple[int, bool],
-) -> Any:
-    """What the op of backward gives, as functions of all that it is computed from."""
-    args = *grads, input, batch_sizes, h0, c0, params, *options
-    if _is_transformed(grads):
-        return reference.lstm_backward(*args, *needs)
-    if not _is_differentiated():
-        return _backward(*args, output, saved, *needs, *how)
-    tensors = *grads, input, h0, c0, *params
+def _differentiable_backward(*args: Any) -> Any:
+    """`_backward` with gradients of its own, or made of plain ops if a transform must see them."""
+    grads, rest = args[:3], args[3:]
+    input, batch_sizes, h0, c0, params, *options, output, saved = rest[:10]
+    needs, how = rest[10:13], rest[13:]
+    if (_beyond_kernels() and not _is_in_grads_alone()) or _are_batched(grads):
+        return reference.lstm_backward(*args[:11], *needs)
     grad_input, grad_h0, grad_c0, *grad_params = _Gradients.apply(
-        batch_sizes, output, saved, options, needs, how, *tensors
+        *(batch_sizes, output, saved, options, needs, how, *grads, input, h0, c0, *params)
     )
     return grad_input, grad_h0, grad_c0, grad_params
 
@@ -754,12 +762,12 @@ class _Cell(torch.autograd.Function):
         if grad_h is None and grad_c is None:
             return (None,) * len(ctx.needs_input_grad)
         _, needs_input, needs_h0, needs_c0, _, _, *needs_params = ctx.needs_input_grad
-        by_kernels = not (_is_differentiated() or _is_transformed((grad_h, grad_c)))
+        is_differentiated = _is_differentiated((grad_h, grad_c))
         try:
             tensors: Any = ctx.saved_tensors
         except RuntimeError as error:
             is_change = "modified by an inplace operation" in str(error)
-            if not (by_kernels and is_change and tells_saved_tensors_apart):
+            if is_differentiated or not is_change or not tells_saved_tensors_apart:
                 raise
             # What the kernels read no number of may have changed: torch's cell does not keep it.
             is_read = *needs_params[:2], True, True, needs_input, needs_h0, False, False
@@ -770,9 +778,10 @@ class _Cell(torch.autograd.Function):
         like_h = grad_c if grad_h is None else grad_h
         has_biases, parts = ctx.how
         options = has_biases, 1, False
-        needs: Any = (needs_input, needs_h0 or needs_c0, any(needs_params))
+        need_params = any(needs_params) and _are_wanted(ctx, input.shape[0], params)
+        needs: Any = (needs_input, needs_h0 or needs_c0, need_params)
         results: Any = None
-        if by_kernels and not torch.compiler.is_compiling() and input.is_cpu:
+        if not (is_differentiated or torch.compiler.is_compiling()) and input.is_cpu:
             results = _direct.direct_backward(
                 *(None, grad_h, grad_c, input, None, h0, c0, params),
                 *(*options, like_h, saved, *needs, parts, False, True),
@@ -780,11 +789,11 @@ class _Cell(torch.autograd.Function):
         if results is not None:
             grad_input, grad_h0, grad_c0, *grad_params = results
         else:
-            dh, dc, x, h0, c0, output = _steps(grad_h, grad_c, input, h0, c0, like_h)
-            *grads, grad_params = _gradients(
-                *((None, dh, dc), x, None, h0, c0, params, options),
-                *(output, saved, needs, (parts, False)),
-            )
+            steps = _steps(grad_h, grad_c, input, h0, c0, like_h)
+            args: Any = (None, *steps[:3], None, *steps[3:5], params, *options)
+            args += steps[5], saved, *needs, parts, False
+            compute = _differentiable_backward if is_differentiated else _backward
+            *grads, grad_params = compute(*args)
             wanted = needs_input, needs_h0, needs_c0
             grad_input, grad_h0, grad_c0 = (
                 grad[0] if needed else None for grad, needed in zip(grads, wanted, strict=True)

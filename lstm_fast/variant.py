@@ -117,7 +117,7 @@ class _Variant(torch.autograd.Function):
         masks, (cells, saved), tensors = tuple(rest[:4]), rest[4:6], rest[6:]
         needs = ctx.needs_input_grad[5:]
         shared = masks, ctx.options, batch_sizes, ctx.params
-        if ops._is_differentiated() or ops._is_transformed(grads):
+        if ops._is_differentiated(grads):
 
             def function(*tensors: Any) -> _Results:
                 return reference.variant(*_arguments(*shared, tensors))

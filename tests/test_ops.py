@@ -704,6 +704,42 @@ def test_first_order_is_of_the_kernels_under_every_way_to_ask_for_more(
         of_order_two(params)
 
 
+@pytest.mark.parametrize("cell", [False, True])
+@pytest.mark.parametrize("has_leaves", [False, True])
+def test_gradients_of_weights_that_nobody_asks_for_are_not_computed(
+    monkeypatch: pytest.MonkeyPatch, cell: bool, has_leaves: bool
+):
+    spy = Spy(ops._direct.direct_backward)
+    monkeypatch.setattr(ops._direct, "direct_backward", spy)
+    kind: Any = torch.nn.LSTMCell if cell else torch.nn.LSTM
+    stock = kind(64, 64)
+    leaves = [p.detach().clone().requires_grad_() for p in stock.parameters()]
+    params = leaves if has_leaves else [leaf * 1 for leaf in leaves]
+    x = torch.randn(4, 64, 64).requires_grad_()
+
+    def loss() -> Tensor:
+        if not cell:
+            return ops.lstm(x, None, None, None, params, True, 1, False)[0].sin().sum()
+        h, c = ops.cell(x[0], None, None, params, True, 0)
+        return ops.cell(x[1], h, c, params, True, 0)[0].sin().sum()
+
+    loss().backward(retain_graph=True)
+    expected = [x.grad, *[leaf.grad for leaf in leaves]]
+    wanted = [x, *leaves]
+    for indices in ([0], [0, 1], [3], [0, 1, 2, 3, 4]):
+        asked = [wanted[i] for i in indices]
+        for got in (torch.autograd.grad(loss(), asked, retain_graph=True), None):
+            if got is None:
+                for leaf in wanted:
+                    leaf.grad = None
+                loss().backward(inputs=asked, retain_graph=True)
+                got = tuple(leaf.grad for leaf in asked)
+            for grad, i in zip(got, indices, strict=True):
+                torch.testing.assert_close(grad, expected[i])
+            steps = 2 if cell else 1
+            assert [call[15] for call in spy.calls[-steps:]] == [indices != [0]] * steps
+
+
 def test_fake_and_meta_tensors():
     args = op_arguments(CONFIGS["deep_projected"])
     expected = ops.lstm(*args)
