@@ -217,6 +217,10 @@ class LSTM(torch.nn.LSTM):
         if self._lstm_options is not None or lengths is not None or reset is not None:
             if _is_traced(self, input, LSTM):
                 return _traced_call(self, input, hx, lengths=lengths, reset=reset)
+            if self._lstm_options is None and lengths is None:
+                states = options.reset_before_one_step(self, input, hx, reset)
+                if states is not None:
+                    return LSTM.forward(self, input, states)
             return options.forward(self, input, hx, lengths, reset)
         if self._inherits_checks:
             results = ops.infer(self, input, hx, cell=False)

@@ -115,7 +115,12 @@ class LSTMCell(torch.nn.LSTMCell):
         if self._lstm_options is not None or reset is not None:
             if _is_traced(self, input, LSTMCell):
                 return _traced_call(self, input, hx, reset=reset)
-            return options.forward_cell(self, input, hx, reset)
+            states = None
+            if self._lstm_options is None:
+                states = options.reset_before_step(self, input, hx, reset)
+            if states is None:
+                return options.forward_cell(self, input, hx, reset)
+            return LSTMCell.forward(self, input, states)
         results = ops.infer(self, input, hx, cell=True)
         if results is not None:
             return results

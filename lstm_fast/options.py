@@ -358,6 +358,68 @@ def forward(
     return result.returned()
 
 
+def reset_before_one_step(
+    module: LSTM, input: Any, hx: _Pair | None, reset: Tensor | None
+) -> _Pair | None:
+    """The states before the only step of layers without options, which the kernels of nn.LSTM take
+    in less time; None where `forward` is to reset them, or to say what is wrong."""
+    time = 1 if module.batch_first else 0
+    if (
+        reset is None
+        or module.bidirectional  # whose reverse direction begins at the step
+        or not _is_eager(input)
+        or input.dim() != 3
+        or input.size(time) != 1
+        or hx is None
+        or not _have_rows(hx, 1, input.size(1 - time))
+    ):
+        return None
+    return _without(_time_major(module, reset, 1, input.size(1 - time))[0], hx, 1)
+
+
+def reset_before_step(
+    module: LSTMCell, input: Any, hx: _Pair | None, reset: Tensor | None
+) -> _Pair | None:
+    """Likewise of a cell."""
+    if (
+        reset is None
+        or not _is_eager(input)
+        or input.dim() != 2
+        or hx is None
+        or not _have_rows(hx, 0, input.size(0))
+    ):
+        return None
+    _check_reset_of_cell(input, reset)
+    return _without(reset, hx, 0)
+
+
+def _is_eager(input: Any) -> bool:
+    """Whether it is a tensor on the CPU, with numbers that Python may ask for."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    return (
+        type(input) in (Tensor, torch.nn.Parameter) and input.is_cpu and not ops._beyond_kernels()
+    )
+
+
+def _have_rows(hx: Any, dim: int, rows: int) -> bool:
+    """Whether these are states of so many rows in a dimension."""
+    return (
+        isinstance(hx, (tuple, list))
+        and len(hx) == 2
+        and all([isinstance(s, Tensor) and s.dim() == dim + 2 and s.size(dim) == rows for s in hx])
+    )
+
+
+def _without(is_reset: Tensor, states: _Pair, dim: int) -> _Pair:
+    """The states with zeros in some rows. Most steps have none, which is soon found out."""
+    if not is_reset.any():
+        return states
+    h, c = states
+    rows = is_reset.nonzero().squeeze(-1)
+    return h.index_fill(dim, rows, 0), c.index_fill(dim, rows, 0)
+
+
 def _two(op: str, hx: _Pair) -> _Pair:
     """The states, if they are as many as torch's op expects."""
     if len(hx) != 2:
@@ -680,17 +742,22 @@ def _run_to_ends(
     return cut(in_order(output)), last(output, h0), last(cells, c0), cut(in_order(cells))
 
 
+def _check_reset_of_cell(input: Tensor, reset: Any) -> None:
+    if not isinstance(reset, Tensor) or reset.dtype is not torch.bool:
+        raise ValueError("reset must be a tensor of dtype bool")
+    if reset.shape != input.shape[:-1]:
+        expected = tuple(input.shape[:-1])
+        raise ValueError(f"Expected reset size {expected}, got {tuple(reset.shape)}")
+
+
 def forward_cell(module: LSTMCell, input: Tensor, hx: _Pair | None, reset: Tensor | None) -> _Pair:
     """`LSTMCell.forward` of a module with options, or with `reset`."""
     if _is_torchs(module, reset):
         return torch.nn.LSTMCell.forward(module, input, hx)
     if input.dim() not in (1, 2):
         raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-    if reset is not None and (not isinstance(reset, Tensor) or reset.dtype is not torch.bool):
-        raise ValueError("reset must be a tensor of dtype bool")
-    if reset is not None and reset.shape != input.shape[:-1]:
-        expected = tuple(input.shape[:-1])
-        raise ValueError(f"Expected reset size {expected}, got {tuple(reset.shape)}")
+    if reset is not None:
+        _check_reset_of_cell(input, reset)
     if input.dim() == 1:
         states = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
         reset = None if reset is None else reset.unsqueeze(0)

@@ -418,6 +418,38 @@ def test_reset_at_the_first_step_discards_hx():
     torch.testing.assert_close(got[:, 0], module(x, hx)[0][:, 0])
 
 
+@pytest.mark.parametrize("batch_first", [None, False, True], ids=["cell", "layer", "batch_first"])
+def test_reset_of_one_step_is_that_of_its_states(batch_first: bool | None):
+    is_cell = batch_first is None
+    layer: Any = LSTMCell(3, 5) if is_cell else LSTM(3, 5, 2, batch_first=bool(batch_first))
+    time = 1 if batch_first else 0
+    x, rows = torch.randn(4, 3), torch.tensor([True, False, True, False])
+    states = [torch.randn(4, 5) if is_cell else torch.randn(2, 4, 5) for _ in range(2)]
+    if not is_cell:
+        x, mask = x.unsqueeze(time), rows.unsqueeze(time)
+    else:
+        mask = rows
+    new = rows.unsqueeze(-1)
+    kept = [state.masked_fill(new, 0).requires_grad_() for state in states]
+    # Of an episode that has diverged.
+    given = [state.masked_fill(new, torch.nan).requires_grad_() for state in states]
+    expected, got = layer(x, tuple(kept)), layer(x, tuple(given), reset=mask)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    grads = [
+        torch.autograd.grad(r[0].square().sum(), s) for r, s in ((expected, kept), (got, given))
+    ]
+    for grad, of_kept in zip(grads[1], grads[0], strict=True):
+        torch.testing.assert_close(grad, of_kept.masked_fill(new, 0), rtol=0, atol=0)
+    none = layer(x, tuple(states), reset=torch.zeros_like(mask))
+    torch.testing.assert_close(none, layer(x, tuple(states)), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="Expected reset size"):
+        layer(x, tuple(states), reset=torch.zeros(5, dtype=torch.bool))
+    with pytest.raises(ValueError, match="reset must be a tensor of dtype bool"):
+        layer(x, tuple(states), reset=torch.zeros_like(mask, dtype=torch.float))
+    with pytest.raises(RuntimeError):  # states of a single row are not those of four
+        layer(x, tuple(state[..., :1, :] for state in states), reset=mask)
+
+
 def test_no_gradient_crosses_a_reset():
     module = make(num_layers=2, bidirectional=True)
     x: Any = draw(T, B, I).requires_grad_()
