@@ -389,6 +389,35 @@ def test_activations_saturate(dtype, isa):
     np.testing.assert_array_equal(h[7:], 0)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_sigmoid_near_one_is_rounded_to_neither_side(isa):
+    """A cell that such a forget gate keeps for thousands of steps would drift."""
+    x = np.linspace(8, 12, 20001).astype(np.float32)
+    s = _kernels.activations(x, isa=isa)[0].astype(np.float64)
+    errors = (s - 1 / (1 + np.exp(-x.astype(np.float64)))) * 2**24
+    assert abs(errors.mean()) < 0.02
+    assert np.abs(errors).max() < 0.6
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("gate", range(4))
+def test_a_saturated_gate_passes_no_gradient_on(gate, dtype, isa):
+    """It shares a division with another gate that is not: what comes of that must be one, still.
+    An optimiser that divides gradients by their size would go far by noise."""
+    problem = Problem(T=4, B=9, I=3, H=33, states=False)
+    x = problem.x.astype(dtype).reshape(4, 9, 3)
+    params = [p.astype(dtype) for p in problem.params]
+    of_gate = slice(gate * 33, (gate + 1) * 33)
+    params[2][of_gate] = 60
+    y, _, _, saved = _kernels.lstm(x, params, save=True, isa=isa)
+    rest = x, params, None, None, None, y, saved
+    *_, grads = _kernels.lstm_backward(np.ones_like(y), None, None, *rest, isa=isa)
+    for grad in grads:
+        np.testing.assert_array_equal(grad[of_gate], 0)
+        assert np.abs(grad).max() > 0.1
+
+
 def test_zero_batch():
     params = [
         np.ones((8, 3), np.float32),

@@ -450,6 +450,16 @@ def test_reset_of_one_step_is_that_of_its_states(batch_first: bool | None):
         layer(x, tuple(state[..., :1, :] for state in states), reset=mask)
 
 
+def test_numbers_too_large_to_be_normed_give_no_number():
+    """As those of `torch.nn.functional.layer_norm`, where a row of zeros would hide them."""
+    layer, x = LSTM(4, 8, layer_norm=True), torch.rand(3, 2, 4) + 0.5
+    x[1, 0] *= 1e20
+    output = layer(x)[0]
+    assert output[1:, 0].isnan().all()
+    assert output[0].isfinite().all()
+    assert output[:, 1].isfinite().all()
+
+
 def test_no_gradient_crosses_a_reset():
     module = make(num_layers=2, bidirectional=True)
     x: Any = draw(T, B, I).requires_grad_()

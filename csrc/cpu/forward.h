@@ -197,6 +197,7 @@ INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int
   constexpr int pauses = 3 * V;
   const int64_t H = p.shape.H, left = H - u, units = S > 1 ? min(kLanes<T> / S, left) : left;
   const T two = 2;
+  const Vec<T> one = broadcast(T(1));
   T* c_rows = p.c_n + b * H + u;
   T* gates = run.gates ? run.gates + b * 4 * H + u : nullptr;
   Vec<T> c[V], o_inverse[V], c_exponent[V];
@@ -208,15 +209,19 @@ INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int
                                 tanh_exponent<T>(z[v][2]), sigmoid_exponent<T>(z[v][3])});
     background.advance(2 * v, pauses, e.residue[0], e.residue[1], e.residue[2], e.residue[3]);
     const Vec<T> i_inverse = one_plus_exp(e, 0), m = expm1(e, 2);
-    const Vec<T> ig_inverse = T(1) / (i_inverse * (m + two)), f = T(1) / one_plus_exp(e, 1);
+    const Vec<T> ig_inverse = T(1) / (i_inverse * (m + two));
+    const Vec<T> f = Rough ? T(1) / one_plus_exp(e, 1) : sigmoid_of_exp<T>(exp(e, 1));
     o_inverse[v] = one_plus_exp(e, 3);
     c[v] = fma(f, load_rows<R, S>(v, c_rows, H, units), m * ig_inverse);
     c_exponent[v] = tanh_exponent<T>(c[v]);
     store_rows<R, S>(v, c[v], c_rows, H, units);
     if (gates) {
-      store_rows<R, S>(v, (m + two) * ig_inverse, gates, 4 * H, units);
+      // Refined, so that a gate that is saturated is one, and passes no gradient on.
+      const Vec<T> i = (m + two) * ig_inverse, g_inverse = i_inverse * ig_inverse;
+      store_rows<R, S>(v, refined<T>(i, one, i_inverse, i), gates, 4 * H, units);
       store_rows<R, S>(v, f, gates + H, 4 * H, units);
-      store_rows<R, S>(v, m * (i_inverse * ig_inverse), gates + 2 * H, 4 * H, units);
+      store_rows<R, S>(v, refined<T>(m * g_inverse, m, m + two, g_inverse), gates + 2 * H, 4 * H,
+                       units);
       store_rows<R, S>(v, c[v], run.cells + b * H + u, H, units);
     }
     background.advance(2 * v + 1, pauses, c_exponent[v], o_inverse[v]);
@@ -227,7 +232,10 @@ INLINE void update_cells(const LayerForward<T>& p, const ForwardRun<T>& run, int
     background.advance(2 * V + v, pauses, e.residue[v]);
     const Vec<T> m = expm1(e, v), h_inverse = T(1) / (o_inverse[v] * (m + two));
     store_rows<R, S>(v, m * h_inverse, hidden, run.hidden_stride, units);
-    if (gates) store_rows<R, S>(v, (m + two) * h_inverse, gates + 3 * H, 4 * H, units);
+    if (gates) {
+      const Vec<T> o = (m + two) * h_inverse;
+      store_rows<R, S>(v, refined<T>(o, one, o_inverse[v], o), gates + 3 * H, 4 * H, units);
+    }
   }
 }
 

@@ -104,10 +104,14 @@ INLINE Vec<T> tanh_exponent(Vec<T> x) {
   return clamp(x + x, -limit, limit);
 }
 
-// 1 + exp, the reciprocal of the sigmoid.
+template <typename T, int N>
+INLINE Vec<T> exp(const ExpParts<T, N>& e, int i) {
+  return fma(e.scale[i], e.residue[i], e.scale[i]);
+}
+// The reciprocal of the sigmoid.
 template <typename T, int N>
 INLINE Vec<T> one_plus_exp(const ExpParts<T, N>& e, int i) {
-  return T(1) + fma(e.scale[i], e.residue[i], e.scale[i]);
+  return T(1) + exp(e, i);
 }
 // m = expm1(2x), of which tanh(x) is m / (m + 2): no cancellation near zero.
 template <typename T, int N>
@@ -115,9 +119,23 @@ INLINE Vec<T> expm1(const ExpParts<T, N>& e, int i) {
   return fma(e.scale[i], e.residue[i], e.scale[i] - T(1));
 }
 
+// The quotient n / d from one that is off by some roundings, given 1 / d likewise.
+template <typename T>
+INLINE Vec<T> refined(Vec<T> quotient, Vec<T> n, Vec<T> d, Vec<T> d_inverse) {
+  return fma(fma(-quotient, d, n), d_inverse, quotient);
+}
+
+// The sigmoid, of exp(-x). Near one, 1 + exp is rounded mostly to one side: a cell that such a gate
+// keeps for thousands of steps would drift.
+template <typename T>
+INLINE Vec<T> sigmoid_of_exp(Vec<T> e) {
+  const Vec<T> s = T(1) / (T(1) + e);
+  return fma(fma(-s, e, T(1) - s), s, s);
+}
+
 template <typename T>
 INLINE Vec<T> sigmoid(Vec<T> x) {
-  return T(1) / one_plus_exp(exp_parts<T, 1>({sigmoid_exponent<T>(x)}), 0);
+  return sigmoid_of_exp<T>(exp(exp_parts<T, 1>({sigmoid_exponent<T>(x)}), 0));
 }
 
 template <typename T, int N>

@@ -74,7 +74,7 @@ INLINE void activate_gates(const Vec<T> (&z)[4], Vec<T> (&gates)[4]) {
   if constexpr (G == GateActivation::Sigmoid && C == CellActivation::Tanh) {
     const ExpParts<T, 4> e = exp_parts<T, 4>({sigmoid_exponent<T>(z[0]), sigmoid_exponent<T>(z[1]),
                                               tanh_exponent<T>(z[2]), sigmoid_exponent<T>(z[3])});
-    for (int gate : {0, 1, 3}) gates[gate] = T(1) / one_plus_exp(e, gate);
+    for (int gate : {0, 1, 3}) gates[gate] = sigmoid_of_exp<T>(exp(e, gate));
     const Vec<T> m = expm1(e, 2);
     gates[2] = m / (m + T(2));
   } else {
@@ -118,7 +118,9 @@ INLINE T standardise_row(T* z, int64_t C) {
     const Vec<T> centred = load(z + c, left);  // zero past the columns
     squares = fma(centred, centred, squares);
   });
-  const T scale = T(1) / T(__builtin_sqrt(double(sum<T>(squares)) / double(C) + kNormEpsilon));
+  const double variance = double(sum<T>(squares)) / double(C);
+  // Not a number if the squares have overflowed: infinity would make a row of zeros.
+  const T scale = T(1 / __builtin_sqrt(variance + kNormEpsilon) + 0 * variance);
   for_each_vector<T>(
       C, [&](int64_t c, int64_t left) { store(z + c, load(z + c, left) * scale, left); });
   return scale;

@@ -72,7 +72,9 @@ __device__ __forceinline__ T standardise_row(T* z, int64_t C) {
     z[c] -= mean;
     squares += z[c] * z[c];
   });
-  const T scale = T(1) / sqrt(block_sum(squares) / T(C) + T(kNormEpsilon));
+  const T variance = block_sum(squares) / T(C);
+  // Not a number if the squares have overflowed: infinity would make a row of zeros.
+  const T scale = T(1) / sqrt(variance + T(kNormEpsilon)) + T(0) * variance;
   for_columns(C, [&](int64_t c) { z[c] *= scale; });
   __syncthreads();
   return scale;
