@@ -308,6 +308,9 @@ class LSTM(torch.nn.LSTM):
             results = ops.attempt(input, batch_sizes, h0, c0, weights, *options, frozen)
             if results is not None:
                 return results
+        if batch_sizes is not None and _end_in_zero(batch_sizes):
+            steps = batch_sizes[batch_sizes > 0]
+            return self._fused(input, steps, hx) if len(steps) else None
         if (
             len(weights) != len(state["_flat_weights_names"])
             or not _are_plain([input, *weights] if hx is None else [input, h0, c0, *weights])
@@ -396,6 +399,13 @@ class LSTM(torch.nn.LSTM):
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         return _scriptable(self, LSTM, torch.nn.LSTM)
+
+
+def _end_in_zero(batch_sizes: Tensor) -> bool:
+    """Whether the last step is of no sequence, as of a mask that goes on, summed by hand."""
+    if torch.compiler.is_compiling():
+        return False
+    return batch_sizes.dim() == 1 and len(batch_sizes) > 0 and int(batch_sizes[-1]) == 0
 
 
 def _scriptable(

@@ -570,6 +570,27 @@ def test_autocast(name: str, dtype: torch.dtype, fused: list[None]):
         torch.testing.assert_close(result.to(dtype), expected[name], rtol=0, atol=0)
 
 
+def test_a_packed_batch_may_end_in_steps_of_no_sequence(fused: list[None]):
+    """`mask.sum(0)` of a mask that is longer than the longest sequence."""
+    x, lengths = torch.randn(6, 3, 4), torch.tensor([4, 2, 2])
+    data = pack_padded_sequence(x, lengths).data
+    batch_sizes = (torch.arange(6)[:, None] < lengths).sum(1)
+    stock = torch.nn.LSTM(4, 5, 2, bidirectional=True)
+    layer = LSTM(4, 5, 2, bidirectional=True)
+    layer.load_state_dict(stock.state_dict())
+    results = []
+    for module in (layer, stock):
+        for parameter in module.parameters():
+            parameter.grad = None
+        packed, state = module(PackedSequence(data, batch_sizes))
+        packed.data.square().sum().backward()
+        results.append((*packed[:2], *state, *[p.grad for p in module.parameters()]))
+    torch.testing.assert_close(*results)
+    assert len(fused) == 1
+    nothing = PackedSequence(data[:0], torch.zeros(2, dtype=torch.int64))
+    torch.testing.assert_close(layer(nothing)[1], stock(nothing)[1])
+
+
 def test_autocast_leaves_float64_alone(fused: list[None]):
     ours, theirs = twins(dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
