@@ -298,14 +298,17 @@ class LSTM(torch.nn.LSTM):
         frozen = self._frozen_weights
         if frozen is not None:
             frozen = frozen.for_call()
+        rounded_from = None
         if torch._C._is_any_autocast_enabled():
+            rounded_from = weights
             input, h0, c0, *weights = ops.autocast(input, h0, c0, *weights)
             frozen = None  # of other weights
         num_layers, bidirectional = state["num_layers"], state["bidirectional"]
         drops = state["dropout"] and state["training"] and num_layers > 1
         options = state["bias"], num_layers, bidirectional, self.recompute_gates
         if not drops and input.size(-1) == state["input_size"]:
-            results = ops.attempt(input, batch_sizes, h0, c0, weights, *options, frozen)
+            args = input, batch_sizes, h0, c0, weights, *options
+            results = ops.attempt(*args, frozen, rounded_from)
             if results is not None:
                 return results
         if batch_sizes is not None and _end_in_zero(batch_sizes):
@@ -342,8 +345,9 @@ class LSTM(torch.nn.LSTM):
             if not (_is_for(input, h0, h0_shape) and _is_for(input, c0, c0_shape)):
                 return None
         if drops:
-            return self._layer_by_layer(input, batch_sizes, h0, c0, weights)
-        return ops.lstm(input, batch_sizes, h0, c0, weights, *options)
+            return self._layer_by_layer(input, batch_sizes, h0, c0, weights, rounded_from)
+        args = input, batch_sizes, h0, c0, weights, *options
+        return ops.lstm(*args, rounded_from=rounded_from)
 
     def _layer_by_layer(
         self,
@@ -352,6 +356,7 @@ class LSTM(torch.nn.LSTM):
         h0: Tensor | None,
         c0: Tensor | None,
         weights: list[Tensor],
+        rounded_from: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The stack with dropout on the output of each layer but the last."""
         L = self.num_layers
@@ -362,17 +367,18 @@ class LSTM(torch.nn.LSTM):
         for layer in range(L):
             if layer > 0:
                 input = torch.nn.functional.dropout(input, self.dropout, training=True)
-            of_layer = weights[layer * per_layer : (layer + 1) * per_layer]
+            of_layer = slice(layer * per_layer, (layer + 1) * per_layer)
             input, h, c = ops.lstm(
                 input,
                 batch_sizes,
                 h0_of[layer],
                 c0_of[layer],
-                of_layer,
+                weights[of_layer],
                 self.bias,
                 1,
                 self.bidirectional,
                 self.recompute_gates,
+                rounded_from=None if rounded_from is None else rounded_from[of_layer],
             )
             h_n.append(h)
             c_n.append(c)

@@ -194,6 +194,7 @@ def lstm(
     bidirectional: bool,
     recompute_gates: bool = False,
     parts: int | None = None,
+    rounded_from: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run a stack of LSTM layers, differentiable to any order. Semantics are those of `nn.LSTM`.
 
@@ -206,6 +207,8 @@ def lstm(
         recompute_gates: keep outputs and cells alone for backward, not the gates.
         parts: how products of float32 may be made, as the op's schema says, or None for torch's
             settings of an LSTM.
+        rounded_from: what `autocast` made params of. Backward keeps these, which a module has
+            anyway, and rounds them again: a loop of steps would keep a copy for each.
 
     Returns:
         output [T, B, D * P] (or [N, D * P]), h_n [L * D, B, P] and c_n [L * D, B, H]; contiguous.
@@ -225,12 +228,26 @@ def lstm(
     if is_trained and num_layers > 1 and not (input.requires_grad or params[0].requires_grad):
         first = _first_trained_layer(h0, c0, params, num_layers)
         if first > 0:
-            return _in_two(first, input, batch_sizes, h0, c0, params, *options, recompute_gates)
+            return _in_two(
+                *(first, input, batch_sizes, h0, c0, params, *options),
+                *(recompute_gates, rounded_from),
+            )
     if torch.compiler.is_compiling():  # the op differentiates itself where the graph is run
         return _lstm(input, batch_sizes, h0, c0, list(params), *options, False, *how)[:3]
     if is_trained:
-        return _LSTM.apply(None, input, batch_sizes, h0, c0, *options, *how, *params)
+        tensors, kept = (input, batch_sizes, h0, c0), _kept(params, rounded_from)
+        results = None
+        if kept is not params:
+            results = _forward(*tensors, list(params), *options, True, *how)
+        return _LSTM.apply(results, *tensors, *options, *how, *kept)
     return _forward(input, batch_sizes, h0, c0, list(params), *options, False, how[0])[:3]
+
+
+def _kept(params: Sequence[Tensor], rounded_from: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    """Those that backward is to keep: of what is computed for the call, the smaller."""
+    if rounded_from is None or not all([p.is_leaf for p in rounded_from]):
+        return params
+    return params if len({p.dtype for p in rounded_from}) > 1 else rounded_from
 
 
 def _first_trained_layer(
@@ -254,6 +271,7 @@ def _in_two(
     num_layers: int,
     bidirectional: bool,
     recompute_gates: bool,
+    rounded_from: Sequence[Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lstm` of the layers below a number, and of the others on what comes of them."""
     runs, count = 2 * below if bidirectional else below, len(params) // num_layers * below
@@ -278,6 +296,7 @@ def _in_two(
         num_layers - below,
         bidirectional,
         recompute_gates,
+        rounded_from=None if rounded_from is None else rounded_from[count:],
     )
     h_n, c_n = (torch.cat(pair) for pair in zip(states, others, strict=True))
     return output, h_n, c_n
@@ -317,6 +336,7 @@ def attempt(
     bidirectional: bool,
     recompute_gates: bool,
     frozen: FrozenWeights | None = None,
+    rounded_from: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """`lstm` for the arguments that are common, in less time than their checks in Python take;
     None for others, wrong ones among them. What `frozen` keeps of params is used."""
@@ -338,7 +358,7 @@ def attempt(
     # They are no function of anything yet, since they come past autograd.
     return _apply_past_transforms(
         *(results, input, batch_sizes, h0, c0, has_biases, num_layers, bidirectional),
-        *(parts, recompute_gates, *params),
+        *(parts, recompute_gates, *_kept(params, rounded_from)),
     )
 
 
@@ -523,28 +543,33 @@ def spares_hooks(function: Any) -> Any:
     return function
 
 
-_last_asked: tuple[int, int, bool] = (-1, 0, True)
-
-
 def _are_wanted(ctx: Any, rows: int, params: Sequence[Tensor]) -> bool:
     """Whether the engine goes on to the parameters, the last tensors that a function was given:
     `torch.autograd.grad` and `backward(inputs=...)` may be after gradients of others alone."""
-    global _last_asked
     # To ask takes microseconds, and to compute those of few rows and units no more.
     if rows * params[1].numel() < 1 << 18 or torch.compiler.is_compiling() or _beyond_kernels():
         return True
-    task, first = torch._C._current_graph_task_id(), id(params[0])
-    if _last_asked[:2] != (task, first):  # once for all steps of a loop
-        nodes = [node for node, _ in ctx.next_functions[-len(params) :] if node is not None]
-        _last_asked = task, first, any(map(_is_run, nodes))
-    return _last_asked[2]
+    nodes = [node for node, _ in ctx.next_functions[-len(params) :] if node is not None]
+    return any(map(_is_run, nodes))
 
 
 def _is_run(node: Any) -> bool:
+    task = torch._C._current_graph_task_id()
+    if node.metadata.get("lstm_fast.wanted_in") == task:
+        return True
     try:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:  # a leaf whose gradient `torch.autograd.grad` is to hand out
+        # Raising takes as long as a small step: once for all steps of a loop.
+        node.metadata["lstm_fast.wanted_in"] = task
         return True
+
+
+def _rounded(params: list[Tensor], input: Tensor) -> list[Tensor]:
+    """In the dtype of the input: where autocast made halves of params, these were kept."""
+    if params[0].dtype is input.dtype:
+        return params
+    return [p.to(input.dtype) for p in params]
 
 
 @spares_hooks
@@ -591,11 +616,14 @@ class _LSTM(torch.autograd.Function):
         _, needs_input, _, needs_h0, needs_c0, _, _, _, _, _, *needs_params = ctx.needs_input_grad
         rows = output.numel() // output.shape[-1]
         need_params = any(needs_params) and _are_wanted(ctx, rows, params)
+        kept, params = params, _rounded(params, input)
         args: Any = (*grads, input, batch_sizes, h0, c0, params, *ctx.options)
         rest: Any = (output, saved, needs_input, needs_h0 or needs_c0, need_params, *ctx.how)
         compute = _differentiable_backward if _is_differentiated(grads) else _backward
         results = compute(*args, *rest)
         grad_input, grad_h0, grad_c0, grad_params = results
+        if params is not kept:
+            grad_params = [grad.to(p.dtype) for grad, p in zip(grad_params, kept, strict=False)]
         return (
             None,
             grad_input if needs_input else None,

@@ -583,13 +583,16 @@ def _run(module: LSTM, input: Tensor, rows: _Rows, state: _Pair, reset: Tensor |
             for name, w in zip(module._flat_weights_names, weights, strict=True)
         ]
     h0, c0 = state
+    rounded_from = None
     if torch._C._is_any_autocast_enabled():
+        rounded_from = weights
         input, h0, c0, *weights = ops.autocast(input, h0, c0, *weights)
     if rows.lengths is None and reset is None and is_plain(options, training):
+        args = input, rows.batch_sizes, h0, c0, weights
         if module.dropout and training and L > 1:
-            return _Result(*module._layer_by_layer(input, rows.batch_sizes, h0, c0, weights), None)
-        args = input, rows.batch_sizes, h0, c0, weights, module.bias
-        return _Result(*ops.lstm(*args, L, module.bidirectional, module.recompute_gates), None)
+            return _Result(*module._layer_by_layer(*args, rounded_from), None)
+        how = module.bias, L, module.bidirectional, module.recompute_gates
+        return _Result(*ops.lstm(*args, *how, rounded_from=rounded_from), None)
 
     dtype, first = input.dtype, None
     if options.learned_state and reset is not None:

@@ -591,6 +591,36 @@ def test_a_packed_batch_may_end_in_steps_of_no_sequence(fused: list[None]):
     torch.testing.assert_close(layer(nothing)[1], stock(nothing)[1])
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("lengths", [None, [3, 2]])
+def test_backward_keeps_no_copy_of_weights_under_autocast(dropout: float, lengths: Any):
+    """Each step of a loop would keep one, where nn.LSTM keeps one for all."""
+    layer, x = LSTM(4, 5, 2, dropout=dropout), torch.randn(3, 2, 4)
+    loop = [layer]
+    if not dropout:
+        loop.append(LSTM(4, 5, 2).requires_grad_(False))  # the lower layer frozen
+        loop[1].weight_hh_l1.requires_grad_()
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    for module in loop:
+        kept.clear()
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16):
+            output = module(x, lengths=lengths)[0]
+        weights = {w.data_ptr(): w for w in module.parameters() if w.requires_grad}
+        assert weights.keys() <= {t.data_ptr() for t in kept}
+        copies = [t for t in kept if t.dtype is torch.bfloat16 and t.shape[:1] == (20,)]
+        assert not copies
+        output.float().sum().backward()
+        for weight in weights.values():
+            assert weight.grad is not None
+            assert weight.grad.dtype is torch.float32
+
+
 def test_autocast_leaves_float64_alone(fused: list[None]):
     ours, theirs = twins(dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
