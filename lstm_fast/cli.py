@@ -100,6 +100,13 @@ _Log = Annotated[
         "--log/--no-log", help="Forecast logarithms. (default: if all values are above 0)"
     ),
 ]
+_Nonnegative = Annotated[
+    bool | None,
+    typer.Option(
+        "--nonnegative/--no-nonnegative",
+        help="Series that were never below 0 are not forecast below 0. (default: nonnegative)",
+    ),
+]
 _Levels = Annotated[
     list[float] | None,
     typer.Option(
@@ -248,6 +255,7 @@ def forecast(
     ] = None,
     loss: _Loss = None,
     log: _Log = None,
+    nonnegative: _Nonnegative = None,
     levels: _Levels = None,
     steps: _Steps = None,
     models: _Models = None,
@@ -289,9 +297,10 @@ def forecast(
     history = History()
     if model is not None:
         ignored = {
-            "season": season, "freq": freq, "loss": loss, "log": log, "steps": steps,
-            "models": models, "seed": seed, "options": options_file, "checkpoints": checkpoints,
-            "plot-training": plot_training, "val-size": val_size or None, "save": save,
+            "season": season, "freq": freq, "loss": loss, "log": log, "nonnegative": nonnegative,
+            "steps": steps, "models": models, "seed": seed, "options": options_file,
+            "checkpoints": checkpoints, "plot-training": plot_training,
+            "val-size": val_size or None, "save": save,
         }  # fmt: skip
         for name, value in ignored.items():
             if value is not None:
@@ -308,7 +317,8 @@ def forecast(
     else:
         options = _options(
             options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
-            log=log, levels=levels, max_steps=steps, n_models=models, seed=seed,
+            log=log, nonnegative=nonnegative, levels=levels, max_steps=steps, n_models=models,
+            seed=seed,
         )  # fmt: skip
         reading = _read(file, id_col, time_col, target_col, decimal, options.get("futr_exog_list"))
         settings = _guess(reading, horizon, season, options, val_size=val_size)
@@ -368,6 +378,7 @@ def backtest(
     covariates: _Covariates = None,
     loss: _Loss = None,
     log: _Log = None,
+    nonnegative: _Nonnegative = None,
     levels: _Levels = None,
     steps: _Steps = None,
     models: _Models = None,
@@ -394,7 +405,8 @@ def backtest(
     torch.set_num_threads(threads)
     options = _options(
         options_file, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss,
-        log=log, levels=levels, max_steps=steps, n_models=models, seed=seed,
+        log=log, nonnegative=nonnegative, levels=levels, max_steps=steps, n_models=models,
+        seed=seed,
     )  # fmt: skip
     reading = _read(file, id_col, time_col, target_col, decimal, options.get("futr_exog_list"))
     step = step or horizon
@@ -470,6 +482,7 @@ def tune(
     covariates: _Covariates = None,
     loss: _Loss = None,
     log: _Log = None,
+    nonnegative: _Nonnegative = None,
     seed: _Seed = None,
     threads: _Threads = 1,
     out: Annotated[
@@ -500,8 +513,9 @@ def tune(
         handler.addFilter(_without_traceback)
     reading = _read(file, id_col, time_col, target_col, decimal, covariates)
     options = _options(
-        None, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss, log=log, seed=seed
-    )
+        None, freq=freq, fill=fill, futr_exog_list=covariates, loss=loss, log=log,
+        nonnegative=nonnegative, seed=seed,
+    )  # fmt: skip
     settings = _guess(
         reading, horizon, season, options, holdout, (windows - 1) * horizon, tuned=("input_size",)
     )
@@ -533,7 +547,10 @@ def tune(
     best = best_options(searched, season_length)
     # What the search was made with, and a forecast should be. Of a season that is guessed the rows
     # decide, which are others then.
-    given = {"season_length": season_length, "loss": loss, "log": log, "futr_exog_list": covariates}
+    given = {
+        "season_length": season_length, "loss": loss, "log": log, "nonnegative": nonnegative,
+        "futr_exog_list": covariates,
+    }  # fmt: skip
     best |= {name: value for name, value in given.items() if value is not None}
     _write_text(json.dumps(best, indent=2) + "\n", out, overwrite, "Settings")
     if plot is not None:

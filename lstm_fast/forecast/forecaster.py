@@ -31,6 +31,7 @@ from lstm_fast.forecast.frame import (
     grid_positions,
     in_zone_of,
     is_whole,
+    never_negative,
     plain,
     rolling_origins,
     spans_of_series,
@@ -112,6 +113,9 @@ class Forecaster:
             to leave them as the networks give them, for losses that give some. From `2 * h` on,
             series whose errors differ have intervals of their own width; with fewer they share one.
         log: forecast logarithms, which needs `y` above 0.
+        nonnegative: series that were never below 0, neither in the rows that were fitted nor in
+            those given to `predict`, are not forecast below 0, nor are their bounds; False where
+            they may yet fall below, as a temperature or a profit may.
         freq: pandas alias of the frequency; None to infer it.
         fill: what to do about missing timestamps and values, see `check_frame`; None to refuse.
         futr_exog_list: columns of covariates whose future is known when forecasting.
@@ -151,6 +155,7 @@ class Forecaster:
     n_models: int = 3
     calibration_size: int | None = None
     log: bool = True
+    nonnegative: bool = True
     freq: str | None = None
     fill: str | None = None
     futr_exog_list: Sequence[str] = ()
@@ -274,6 +279,7 @@ class Forecaster:
         self._scale = panel.scale(self.input_size, val_size, self.log)
         self._networks = self._train("final", panel, self._scale, 0, val_size)
         self._fitted, self._unique_ids = frame, panel.unique_ids
+        self._never_negative = never_negative(frame)
         self._keep_settings()
 
     def _keep_settings(self) -> None:
@@ -333,7 +339,13 @@ class Forecaster:
             unknown = plain(panel.unique_ids[place < 0][0])
             raise ValueError(f"series {unknown!r} was not fitted")
         windows = panel.last_windows(model.input_size, model._scale, place)
-        return model._forecast_frame(panel, windows, place, levels)
+        forecast = model._forecast_frame(panel, windows, place, levels)
+        if model.nonnegative:
+            stays = model._never_negative[place] & never_negative(frame)
+            floor = np.where(stays, 0.0, -np.inf).repeat(model.h)
+            numbers = forecast.columns[2:]
+            forecast[numbers] = forecast[numbers].clip(lower=floor, axis=0)
+        return forecast
 
     def future_rows(self, df: pd.DataFrame) -> pd.DataFrame:
         """``unique_id`` and ``ds`` of the `h` rows that come after `df`, at the frequency that was

@@ -356,6 +356,12 @@ def spans_of_series(frame: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.
     return start, np.diff(start, append=len(frame))
 
 
+def never_negative(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """[series], whether no `y` is below 0, of a frame that is in order."""
+    start, _ = spans_of_series(frame)
+    return np.minimum.reduceat(frame["y"].to_numpy(), start) >= 0
+
+
 def grid(ds: pd.Series, freq: str, beyond: int = 0) -> pd.DatetimeIndex:
     """All timestamps from the first of `ds` to its last, and `beyond` more."""
     first = ds.min()

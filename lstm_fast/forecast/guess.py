@@ -14,6 +14,7 @@ from lstm_fast.forecast.frame import (
     as_numbers,
     check_covariates,
     check_frame,
+    never_negative,
     plain,
     without_last,
 )
@@ -46,7 +47,7 @@ def guess_settings(
     val_size: int = 0,
 ) -> Settings:
     """Frequency, season, window, rows that calibrate and logarithms, as far as `options` does not
-    state them.
+    state them. That forecasts do not fall below 0 is told, too.
 
     Season and window are what half of the series are long enough for. Those that are not are left
     out, as one short series would take the season from all. Calibration gives way to both.
@@ -120,9 +121,12 @@ def guess_settings(
         if room < 3 * h:
             found["calibration_size"] = max(h, room)
             guesses.append(f"the last {_counted(found['calibration_size'])} calibrate intervals")
+    known = without_last(frame, test_size)
     if "log" not in found:
-        found["log"] = bool((without_last(frame, test_size)["y"] > 0).all())
+        found["log"] = bool((known["y"] > 0).all())
         guesses.append("logarithms are forecast" if found["log"] else "not all values are above 0")
+    if not found["log"] and "nonnegative" not in found and never_negative(known).any():
+        guesses.append("series that were never below 0 are not forecast below 0")
     return Settings(df, frame, found, guesses, left_out, needed + held_out)
 
 

@@ -29,7 +29,7 @@ from lstm_fast.forecast.windows import Features
 if TYPE_CHECKING:
     from lstm_fast.forecast.forecaster import Forecaster
 
-FORMAT = "lstm-fast forecaster 4"
+FORMAT = "lstm-fast forecaster 5"
 # Of the arguments of `lightning.Trainer`, those that change what a training learns or when it is
 # over. Devices and what is shown may change on the way; what merely cuts it short, as well.
 _TRAINING = (
@@ -60,6 +60,7 @@ def save(model: Forecaster, path: Path, overwrite: bool) -> None:
         "settings": json.dumps(settings),
         "networks": model._networks.state_dict(),
         "scale": torch.from_numpy(model._scale),
+        "never_negative": torch.from_numpy(model._never_negative),
         "series": torch.from_numpy(model._unique_ids.get_indexer(pd.Index(rows["unique_id"]))),
         "ds": torch.from_numpy(pd.DatetimeIndex(rows["ds"]).asi8.copy()),
         "values": torch.from_numpy(
@@ -130,6 +131,7 @@ def _restored(cls: type[Forecaster], state: dict[str, Any], settings: dict[str, 
     model._features = _features_from_json(settings["features"], settings["timezone"] or None)
     model._unique_ids = pd.Index(settings["unique_ids"])
     model._scale = state["scale"].numpy()
+    model._never_negative = state["never_negative"].numpy()
     model._fitted = _rows(state, settings, model)
     networks = model._network(len(model._unique_ids)).float().eval()
     model._networks = networks.requires_grad_(False)

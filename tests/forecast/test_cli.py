@@ -262,6 +262,21 @@ def test_a_value_without_a_logarithm_is_named_by_its_line(csv, tmp_path):
         assert re.search(r"above 0 .* Got 0.0 .* \(line 87\); use --no-log$", result.stderr, re.M)
 
 
+def test_whether_forecasts_fall_below_0_may_be_said(tmp_path):
+    df = monthly(120, "Ohio")
+    df["y"] = (50 - df["y"].rank()).clip(lower=0)
+    df.to_csv(tmp_path / "falling.csv", index=False)
+    told = "guessed: series that were never below 0 are not forecast below 0"
+    for more, stays in (((), True), (("--nonnegative",), True), (("--no-nonnegative",), False)):
+        result = invoke("forecast", tmp_path / "falling.csv", *SHORT, *more)
+        assert result.exit_code == 0, result.output
+        forecast = pd.read_csv(io.StringIO(result.stdout))
+        assert (forecast.filter(like="lo-") >= 0).all(axis=None) == stays
+        assert (told in result.stderr) is (not more)
+        result = invoke("backtest", tmp_path / "falling.csv", *SHORT, *more, "--windows", 1)
+        assert result.exit_code == 0, result.output
+
+
 def test_whether_logarithms_are_forecast_may_be_said(csv, tmp_path, monkeypatch):
     from lstm_fast.forecast import tune
 
@@ -377,6 +392,10 @@ def test_a_saved_forecaster_knows_its_covariates(csv, tmp_path, monkeypatch):
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--season", 4), "--season is for training"),
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--seed", 3), "--seed is for training"),
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--no-log"), "--log is for training"),
+        (
+            ("{csv}", *SHORT[:2], "--model", "m.pt", "--nonnegative"),
+            "--nonnegative is for training",
+        ),
         (("{csv}", *SHORT[:2], "--model", "m.pt", "--save", "n.pt"), "--save is for training"),
         (("{csv}", *SHORT, "--out", "new", "--save", "new"), "new is given for two outputs"),
         (("{csv}", *SHORT, "--out", "{csv}", "--overwrite"), "is read: choose another name"),

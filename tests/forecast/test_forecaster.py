@@ -234,6 +234,65 @@ def test_values_at_or_below_0_need_log_false(small, series):
     assert np.allclose(centre, forecast["y_hat"])
 
 
+def near_0(rows: int = 72) -> pd.DataFrame:
+    """A count with zeros, the same with one value below 0 at its start, and 1,000 above both."""
+    count = np.random.default_rng(0).poisson(0.5, rows).astype(float)
+    profit = np.where(np.arange(rows) == 0, -1.0, count)
+    ys = {"count": count, "profit": profit, "level": count + 1000}
+    return pd.concat([monthly(rows).assign(unique_id=name, y=y) for name, y in ys.items()])
+
+
+@pytest.mark.parametrize("loss", ["mae", "quantile", "normal"])
+@pytest.mark.parametrize("decoding", ["direct", "recursive"])
+def test_forecasts_of_what_is_never_negative_are_not_either(small, tmp_path, loss, decoding):
+    options = {"log": False, "loss": loss, "decoding": decoding}
+    model = small(**options).fit(near_0())
+    free = small(**options, nonnegative=False).fit(near_0()).predict()
+    forecast = model.predict()
+    numbers = COLUMNS[2:]
+    is_count = forecast["unique_id"] == "count"
+    pd.testing.assert_frame_equal(forecast[~is_count], free[~is_count], check_exact=True)
+    assert (forecast.loc[forecast["unique_id"] == "profit", "lo-95"] < 0).all()
+    assert (free.loc[is_count, "lo-95"] < 0).all()
+    expected = free.loc[is_count, numbers].clip(lower=0)
+    pd.testing.assert_frame_equal(forecast.loc[is_count, numbers], expected, check_exact=True)
+    ordered = forecast[["lo-95", "lo-80", "y_hat", "hi-80", "hi-95"]]
+    assert (ordered.diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
+    # A file has not the rows that were below 0, but knows of them.
+    model.save(tmp_path / "model.pt")
+    loaded = Forecaster.load(tmp_path / "model.pt")
+    pd.testing.assert_frame_equal(loaded.predict(), forecast, check_exact=True)
+
+
+def test_later_rows_tell_what_may_be_negative(small):
+    model = small(log=False).fit(near_0(72))
+    later = near_0(80)
+    lowest = model.predict(later).groupby("unique_id")["lo-95"].min()
+    assert lowest["count"] == 0
+    assert lowest["profit"] < 0
+    part = later.groupby("unique_id").tail(24)  # without what was below 0
+    assert model.predict(part).groupby("unique_id")["lo-95"].min()["profit"] < 0
+    later.loc[(later["unique_id"] == "count") & (later.index == 79), "y"] = -3.0
+    some = later[later["unique_id"] != "profit"]
+    assert model.predict(some).groupby("unique_id")["lo-95"].min()["count"] < 0
+
+
+def test_a_forecast_of_minus_infinity_is_not_taken_for_0(small, monkeypatch):
+    model = small(levels=(), log=False).fit(near_0())
+    monkeypatch.setattr(
+        "lstm_fast.forecast.forecaster.outputs_of",
+        lambda networks, windows: torch.full((2, len(windows), 6, 1), -torch.inf),
+    )
+    with pytest.raises(FloatingPointError, match=r"of series 'count' .* is -inf"):
+        model.predict()
+
+
+def test_windows_of_a_backtest_do_not_fall_below_0(small):
+    forecasts = small(log=False).cross_validation(near_0(), n_windows=2, refit=False)
+    assert (forecasts.loc[forecasts["unique_id"] == "count", COLUMNS[2:]] >= 0).all(axis=None)
+    assert forecasts.loc[forecasts["unique_id"] == "profit", "lo-80"].min() < 0
+
+
 def test_a_constant_series_stays_constant(small, series):
     # The value of a season ago is exact; only the untrained correction, of size 1, is added.
     forecast = small(max_steps=200, levels=()).fit(series.assign(y=50.0)).predict()

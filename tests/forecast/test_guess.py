@@ -42,7 +42,7 @@ def test_everything_is_guessed_and_told():
 
 
 def test_what_is_stated_is_not_guessed():
-    options = {"freq": "MS", "input_size": 20, "log": False}
+    options = {"freq": "MS", "input_size": 20, "log": False, "nonnegative": True}
     settings = guess_settings(monthly(120), 6, options, season_length=4)
     assert settings.guesses == []
     assert settings.options == {**options, "h": 6, "season_length": 4, "fill": None}
@@ -54,6 +54,15 @@ def test_values_at_or_below_0_and_filled_rows():
     assert settings.options["log"] is False
     assert "2 missing rows are filled (linear)" in settings.guesses
     assert settings.frame["y"].tolist() == df["y"].tolist()
+
+
+def test_that_forecasts_do_not_fall_below_0_is_told_where_it_matters():
+    told = "series that were never below 0 are not forecast below 0"
+    zero, below = (monthly(120).assign(y=np.arange(120.0) - k) for k in (0, 1))
+    both = pd.concat([below, zero.assign(unique_id="bb")])
+    for df, is_told in ((monthly(120), False), (zero, True), (below, False), (both, True)):
+        assert (told in guess_settings(df, 6, {}).guesses) is is_told
+        assert told not in guess_settings(df, 6, {"nonnegative": False}).guesses
 
 
 def test_values_of_a_backtest_have_no_part_in_the_guess():

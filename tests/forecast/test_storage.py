@@ -102,7 +102,7 @@ def test_files_of_something_else(tmp_path):
     for name, message in (
         ("text.pt", "no file of a forecaster"),
         ("weights.pt", "no file of a forecaster"),
-        ("other.pt", "must be of format 'lstm-fast forecaster 4'. Got 'other'"),
+        ("other.pt", "must be of format 'lstm-fast forecaster 5'. Got 'other'"),
     ):
         with pytest.raises(ValueError, match=message):
             Forecaster.load(tmp_path / name)
@@ -112,7 +112,7 @@ def test_damaged_files(small, series, tmp_path):
     path = tmp_path / "model.pt"
     small().fit(series).save(path)
     state = torch.load(path, weights_only=True)
-    for name in ("scale", "networks", "series"):
+    for name in ("scale", "never_negative", "networks", "series"):
         torch.save({k: v for k, v in state.items() if k != name}, path)
         with pytest.raises(ValueError, match=f"model.pt is damaged: .*{name}"):
             Forecaster.load(path)
