@@ -494,7 +494,8 @@ def tune(
     """Search for good settings of the forecaster with Optuna, and go on with a search.
 
     Tried are the input size, nodes and layers of the LSTM, units and activation of the dense layer,
-    dropout, learning rate, batch size and steps. Bad trials are cut off.
+    dropout, learning rate, batch size, steps and, if all values are above 0, whether to forecast
+    logarithms. Bad trials are cut off.
 
     Example: lstm-fast tune sales.csv --horizon 12 --study sales.db --out best.json, then
     lstm-fast forecast sales.csv --horizon 12 --options best.json
@@ -521,6 +522,8 @@ def tune(
     )
     # The search fills gaps itself, as it has to know what an origin hides.
     searched_options = {**settings.options, "fill": fill}
+    if log is None and searched_options["log"]:
+        del searched_options["log"]  # what could be guessed is searched
     frame, df = settings.frame, settings.given
     if holdout:
         frame = without_last(frame, holdout)
@@ -759,7 +762,11 @@ def _guess(
     settings = guess_settings(reading.frame, horizon, options, season, test_size, val_size)
     for name in tuned:
         del settings.options[name]
-    _tell([guess for guess in settings.guesses if not (tuned and "reads" in guess)])
+    guesses = settings.guesses
+    if tuned:
+        searched = ("reads", "logarithms are forecast")
+        guesses = [guess for guess in guesses if not any(word in guess for word in searched)]
+    _tell(guesses)
     if len(settings.left_out):
         short = [f"{name} ({rows})" for name, rows in settings.left_out.items()]
         more = f" and {len(short) - 10} more" if len(short) > 10 else ""

@@ -111,7 +111,8 @@ def search(
 
     Args:
         options: arguments of `Forecaster` that are not searched; `h` and `season_length` are among
-            them, `checkpoint_dir` is not.
+            them, `checkpoint_dir` is not. Without `log`, whether logarithms are forecast is
+            searched too.
         n_trials: further trials.
         n_windows: origins of the backtest, as many as in the trials that `study` has.
         timeout: seconds after which no further trial begins.
@@ -164,7 +165,10 @@ def search(
     fixed = {**options, "freq": freq, "fill": None, "levels": (), "n_models": 1}
 
     def objective(trial: optuna.Trial) -> float:
-        model = Forecaster(**{**fixed, **suggest(trial, season, longest_input)})
+        found = suggest(trial, season, longest_input)
+        if "log" not in options:
+            found["log"] = trial.suggest_categorical("log", [True, False])
+        model = Forecaster(**{**fixed, **found})
         losses = []
         for k, (known, later, actual) in enumerate(scored):
             window = model.cross_validation(pd.concat([known, later[known.columns]]), n_windows=1)

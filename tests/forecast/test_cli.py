@@ -301,6 +301,13 @@ def test_whether_logarithms_are_forecast_may_be_said(csv, tmp_path, monkeypatch)
         search = ("--horizon", 6, "--study", tmp_path / f"{log}.db", "--windows", 1, option)
         assert json.loads(invoke("tune", csv, *search).stdout) == {"season_length": 12, "log": log}
     assert [options["log"] for options in searched] == [True, False]
+    common = ("--horizon", 6, "--windows", 1, "--study")
+    result = invoke("tune", csv, *common, tmp_path / "either.db")
+    assert "logarithms are forecast" not in result.stderr
+    assert "log" not in searched[-1]  # it is searched
+    result = invoke("tune", tmp_path / "zero.csv", *common, tmp_path / "zero.db")
+    assert "guessed: not all values are above 0" in result.stderr
+    assert searched[-1]["log"] is False
 
 
 @pytest.mark.parametrize(
@@ -514,7 +521,7 @@ def test_a_value_that_comes_later_does_not_decide_about_logarithms(csv, tmp_path
         search = ("tune", path, "--horizon", 6, "--study", tmp_path / f"{last}.db")
         assert invoke(*search, "--holdout", 1).exit_code == 0
     pd.testing.assert_series_equal(forecasts[0], forecasts[1], check_exact=True)
-    assert [options["log"] for options in searched] == [True, True]
+    assert ["log" in options for options in searched] == [False, False]  # it is searched
 
 
 def test_numbers_are_shown_in_full(csv, tmp_path):

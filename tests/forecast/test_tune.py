@@ -52,8 +52,28 @@ def test_best_options_make_a_forecaster(tmp_path):
     assert model.hidden_size == study.best_params["hidden_size"]
     assert set(options) == {
         "input_size", "hidden_size", "num_layers", "dense_size", "activation", "dropout",
-        "learning_rate", "batch_size", "max_steps",
+        "learning_rate", "batch_size", "max_steps", "log",
     }  # fmt: skip
+
+
+def test_whether_logarithms_are_forecast_is_searched_unless_stated(tmp_path, monkeypatch):
+    tried = []
+    fit = Forecaster.fit
+
+    def spy(model, df, val_size=0):
+        tried.append(model.log)
+        return fit(model, df, val_size)
+
+    monkeypatch.setattr(Forecaster, "fit", spy)
+    study = run(tmp_path / "study.db", monthly(120), 6)
+    assert set(tried) == {True, False}
+    for log in (True, False):
+        tried.clear()
+        stated = {**OPTIONS, "log": log}
+        study = tune.open_study(tmp_path / f"{log}.db", monthly(120), stated, seed=0)
+        tune.search(study, monthly(120), stated, n_trials=3, n_windows=1)
+        assert tried == 3 * [log]
+        assert "log" not in tune.best_options(study, 12)
 
 
 @pytest.mark.parametrize(
