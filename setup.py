@@ -28,6 +28,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -269,7 +270,7 @@ def ops_library(cuda: Cuda | None) -> Library:
     ]
     # No RPATH: Python code imports torch, and with it libtorch_cpu.so, before this library.
     libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", *(cuda.libraries if cuda else [])]
-    return Library(CSRC / "ops", flags, libraries)
+    return Library(CSRC / "ops", flags, libraries, {"lstm.cpp": [headers_flag()]})
 
 
 def kernels_library(version: str, cuda: Cuda | None) -> Library:
@@ -290,7 +291,16 @@ def kernels_library(version: str, cuda: Cuda | None) -> Library:
         f'-DLSTM_FAST_CUDA_ARCHS="{" ".join(cuda.archs) if cuda else ""}"',
     ]
     flags = system_includes([pybind11.get_include(), python])
-    return Library(CSRC / "python", flags, flags_of={"build_info.cpp": info})
+    flags_of = {"build_info.cpp": info, "direct.cpp": [headers_flag()]}
+    return Library(CSRC / "python", flags, flags_of=flags_of)
+
+
+def headers_flag() -> str:
+    """A stamp of the headers, by which the two libraries know that they are of the same: there is
+    one _ops for all Pythons, and a _kernels for each, of which one may be of an older build."""
+    headers = sorted((ROOT / CSRC).rglob("*.h"))
+    stamp = zlib.crc32(b"".join(header.read_bytes() for header in headers))
+    return f'-DLSTM_FAST_HEADERS="headers {stamp:08x}"'
 
 
 class NinjaFile:

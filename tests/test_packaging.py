@@ -183,6 +183,16 @@ def test_import_without_kernels_for_this_python(tmp_path: Path) -> None:
     assert "pip install --no-build-isolation ." in message
 
 
+def test_import_with_kernels_of_another_build(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "lstm_fast", ignore=shutil.ignore_patterns("__pycache__"))
+    (kernels,) = (tmp_path / "lstm_fast").glob("_kernels.*.so")
+    ours = re.findall(rb"headers [0-9a-f]{8}\0", kernels.read_bytes())
+    assert len(ours) == 1
+    kernels.write_bytes(kernels.read_bytes().replace(ours[0], b"headers of older\0"))
+    message = import_error(tmp_path)
+    assert "_kernels of this Python are of another build of lstm_fast" in message
+
+
 def test_import_with_broken_ops(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "lstm_fast", ignore=shutil.ignore_patterns(*COMPILED))
     (tmp_path / "lstm_fast" / "_ops.abi3.so").write_bytes(b"not a library")

@@ -270,6 +270,10 @@ void* give(const Tensor& t) {
 }  // namespace
 }  // namespace lstm_fast
 
+extern "C" __attribute__((visibility("default"))) const char* lstm_fast_headers() {
+  return LSTM_FAST_HEADERS;
+}
+
 extern "C" __attribute__((visibility("default"))) bool lstm_fast_direct_forward(
     lstm_fast::DirectCall& call) {
   using namespace lstm_fast;

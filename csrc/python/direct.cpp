@@ -1,6 +1,7 @@
 #include "direct.h"
 
 #include <array>
+#include <cstring>
 #include <vector>
 
 #include "../direct.h"
@@ -342,6 +343,13 @@ void bind(const std::string& path, const py::type& tensor, const py::type& param
           const py::object& is_neg, const py::object& to_handles, const py::object& from_handles,
           const py::list& busy, const py::object& detach, const py::object& is_inference) {
   const OpsLibrary ops(path);
+  const char* (*headers)();
+  ops.find(headers, "lstm_fast_headers");
+  if (std::strcmp(headers(), LSTM_FAST_HEADERS)) {
+    throw py::import_error(
+        "the _kernels of this Python are of another build of lstm_fast than the _ops beside them. "
+        "Build it anew: pip install --no-build-isolation .");
+  }
   ops.find(torch.forward, "lstm_fast_direct_forward");
   ops.find(torch.backward, "lstm_fast_direct_backward");
   torch.tensor = reinterpret_cast<PyTypeObject*>(py::type(tensor).release().ptr());
