@@ -222,7 +222,7 @@ def lstm(
         return reference.lstm(input, batch_sizes, h0, c0, params, *options)
     how = _parts(input) if parts is None else parts, recompute_gates
     if is_in_grads:
-        args = None, input, batch_sizes, h0, c0, *options, *how, *params
+        args = None, input, batch_sizes, h0, c0, *options, *how, None, *params
         return _TransformedLSTM.apply(*args)[:3]
     is_trained = wants_grad([input, h0, c0, *params])
     if is_trained and num_layers > 1 and not (input.requires_grad or params[0].requires_grad):
@@ -235,19 +235,17 @@ def lstm(
     if torch.compiler.is_compiling():  # the op differentiates itself where the graph is run
         return _lstm(input, batch_sizes, h0, c0, list(params), *options, False, *how)[:3]
     if is_trained:
-        tensors, kept = (input, batch_sizes, h0, c0), _kept(params, rounded_from)
-        results = None
-        if kept is not params:
-            results = _forward(*tensors, list(params), *options, True, *how)
-        return _LSTM.apply(results, *tensors, *options, *how, *kept)
+        tensors, kept = (input, batch_sizes, h0, c0), _kept(rounded_from)
+        return _LSTM.apply(None, *tensors, *options, *how, kept, *params)
     return _forward(input, batch_sizes, h0, c0, list(params), *options, False, how[0])[:3]
 
 
-def _kept(params: Sequence[Tensor], rounded_from: Sequence[Tensor] | None) -> Sequence[Tensor]:
-    """Those that backward is to keep: of what is computed for the call, the smaller."""
+def _kept(rounded_from: Sequence[Tensor] | None) -> Sequence[Tensor] | None:
+    """What backward is to keep in the place of params, if not these: of what is computed for the
+    call, the smaller."""
     if rounded_from is None or not all([p.is_leaf for p in rounded_from]):
-        return params
-    return params if len({p.dtype for p in rounded_from}) > 1 else rounded_from
+        return None
+    return rounded_from
 
 
 def _first_trained_layer(
@@ -358,7 +356,7 @@ def attempt(
     # They are no function of anything yet, since they come past autograd.
     return _apply_past_transforms(
         *(results, input, batch_sizes, h0, c0, has_biases, num_layers, bidirectional),
-        *(parts, recompute_gates, *_kept(params, rounded_from)),
+        *(parts, recompute_gates, _kept(rounded_from), *params),
     )
 
 
@@ -565,13 +563,6 @@ def _is_run(node: Any) -> bool:
         return True
 
 
-def _rounded(params: list[Tensor], input: Tensor) -> list[Tensor]:
-    """In the dtype of the input: where autocast made halves of params, these were kept."""
-    if params[0].dtype is input.dtype:
-        return params
-    return [p.to(input.dtype) for p in params]
-
-
 @spares_hooks
 class _LSTM(torch.autograd.Function):
     """Kernel forward, kernel backward; the backward of the backward goes through the reference."""
@@ -589,16 +580,19 @@ class _LSTM(torch.autograd.Function):
         bidirectional: bool,
         parts: int,
         recompute_gates: bool,
+        kept: Sequence[Tensor] | None,
         *params: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`results` are those of the op, if it has been run."""
+        """`results` are those of the op, if it has been run; `kept` is what params were rounded
+        from, if backward is to round it again."""
         ctx.set_materialize_grads(False)
         ctx.options = options = has_biases, num_layers, bidirectional
         ctx.how = parts, recompute_gates
         output, h_n, c_n, saved = results or _forward(
             input, batch_sizes, h0, c0, list(params), *options, True, parts, recompute_gates
         )
-        ctx.save_for_backward(input, batch_sizes, h0, c0, output, saved, *params)
+        ctx.is_rounded = kept is not None
+        ctx.save_for_backward(input, batch_sizes, h0, c0, output, saved, *(kept or params))
         return output, h_n, c_n
 
     @staticmethod
@@ -613,23 +607,25 @@ class _LSTM(torch.autograd.Function):
         if all([grad is None for grad in grads]):
             return (None,) * len(ctx.needs_input_grad)
         input, batch_sizes, h0, c0, output, saved, *params = ctx.saved_tensors
-        _, needs_input, _, needs_h0, needs_c0, _, _, _, _, _, *needs_params = ctx.needs_input_grad
+        _, needs_input, _, needs_h0, needs_c0, _, _, _, _, _, _, *needs_params = (
+            ctx.needs_input_grad
+        )
         rows = output.numel() // output.shape[-1]
         need_params = any(needs_params) and _are_wanted(ctx, rows, params)
-        kept, params = params, _rounded(params, input)
+        if ctx.is_rounded:
+            params = [p.to(input.dtype) for p in params]
         args: Any = (*grads, input, batch_sizes, h0, c0, params, *ctx.options)
         rest: Any = (output, saved, needs_input, needs_h0 or needs_c0, need_params, *ctx.how)
         compute = _differentiable_backward if _is_differentiated(grads) else _backward
         results = compute(*args, *rest)
         grad_input, grad_h0, grad_c0, grad_params = results
-        if params is not kept:
-            grad_params = [grad.to(p.dtype) for grad, p in zip(grad_params, kept, strict=False)]
         return (
             None,
             grad_input if needs_input else None,
             None,
             grad_h0 if needs_h0 else None,
             grad_c0 if needs_c0 else None,
+            None,
             None,
             None,
             None,
@@ -646,15 +642,15 @@ class _TransformedLSTM(_LSTM):
     def forward(results: None, *args: Any) -> Any:  # type: ignore[override]
         *tensors, has_biases, num_layers, bidirectional, parts, recompute_gates = args[:9]
         options = has_biases, num_layers, bidirectional
-        return _forward(*tensors, list(args[9:]), *options, True, parts, recompute_gates)
+        return _forward(*tensors, list(args[10:]), *options, True, parts, recompute_gates)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
         _, *tensors = inputs[:5]
-        ctx.options, ctx.how = inputs[5:8], inputs[8:10]
+        ctx.options, ctx.how, ctx.is_rounded = inputs[5:8], inputs[8:10], False
         ctx.mark_non_differentiable(output[3])
-        ctx.save_for_backward(*tensors, output[0], output[3], *inputs[10:])
+        ctx.save_for_backward(*tensors, output[0], output[3], *inputs[11:])
 
 
 def _differentiable_backward(*args: Any) -> Any:
@@ -861,7 +857,7 @@ def _differentiable_lstm(
     if not save and _beyond_kernels():
         results = reference.lstm(*tensors, params, *options)
     elif not save and wants_grad([input, h0, c0, *params]):
-        results = _LSTM.apply(None, *tensors, *options, *how, *params)
+        results = _LSTM.apply(None, *tensors, *options, *how, None, *params)
     else:
         return below_autograd(_lstm, *tensors, params, *options, save, *how)
     return *results, input.new_empty(0)
