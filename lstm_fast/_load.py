@@ -15,12 +15,12 @@ MIN_TORCH = (2, 10)
 
 _PACKAGE = Path(__file__).parent
 _OPS = _PACKAGE / "_ops.abi3.so"
-_INSTALL = "pip install --no-build-isolation ."
+_INSTALL = "pip install --no-build-isolation"
 
 
 def install_extra(extra: str) -> str:
     """How the packages of an extra are installed."""
-    in_checkout = f"pip install --no-build-isolation '.[{extra}]' in a checkout"
+    in_checkout = f"{_INSTALL} '.[{extra}]' in a checkout"
     return f"{in_checkout}, or 'FILE.whl[{extra}]' of a wheel"
 
 
@@ -42,11 +42,18 @@ class BuildInfo(TypedDict):
     torch_target: str
 
 
+def _how_to_build() -> str:
+    folder = _PACKAGE.parent
+    if (folder / "setup.py").exists():  # which Python takes before an installed one, run in there
+        return (
+            f"{folder} is a checkout: leave it to use an installed lstm_fast, or build this one in "
+            f"it: {_INSTALL} -e ."
+        )
+    return f"Build it in the folder of its sources: {_INSTALL} ."
+
+
 def _not_compiled(what: str) -> ImportError:
-    return ImportError(
-        f"the compiled part of lstm_fast is missing: {what}. Build it in the folder of its sources:"
-        f" {_INSTALL}"
-    )
+    return ImportError(f"the compiled part of lstm_fast is missing: {what}. {_how_to_build()}")
 
 
 def _require_torch() -> ModuleType:
@@ -82,7 +89,7 @@ def load_ops() -> None:
     except OSError as error:
         raise ImportError(
             f"{_OPS.name} cannot be loaded with torch {torch.__version__} ({error}). "
-            f"Build it anew in the folder of its sources: {_INSTALL}"
+            f"{_how_to_build()}"
         ) from error
 
 

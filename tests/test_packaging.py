@@ -175,6 +175,16 @@ def test_import_without_ops(tmp_path: Path) -> None:
     assert "pip install --no-build-isolation ." in message
 
 
+def test_import_of_a_checkout_that_is_not_built(tmp_path: Path) -> None:
+    """Python takes it before an installed package where it runs, whatever is installed there."""
+    ignore = shutil.ignore_patterns(*COMPILED)
+    shutil.copytree(PACKAGE, tmp_path / "lstm_fast", ignore=ignore)
+    (tmp_path / "setup.py").touch()
+    message = import_error(tmp_path)
+    assert f"{tmp_path} is a checkout: leave it to use an installed lstm_fast" in message
+    assert message.rstrip().endswith("pip install --no-build-isolation -e .")
+
+
 def test_import_without_kernels_for_this_python(tmp_path: Path) -> None:
     ignore = shutil.ignore_patterns("_kernels.*.so", "__pycache__")
     shutil.copytree(PACKAGE, tmp_path / "lstm_fast", ignore=ignore)
