@@ -74,7 +74,7 @@ compat: wheel
 	set -e; for version in $(COMPAT); do \
 		venv=$(abspath build)/compat-$$version; \
 		$(PYTHON) -m venv $$venv; \
-		rm -rf $$venv/suite && mkdir $$venv/suite && cp -r tests benchmarks docs pyproject.toml README.md $$venv/suite; \
+		rm -rf $$venv/suite && mkdir $$venv/suite && cp -r tests benchmarks docs pyproject.toml README.md CONTRIBUTING.md $$venv/suite; \
 		$$venv/bin/python -m pip uninstall --quiet --yes lstm-fast; \
 		$$venv/bin/python -m pip --disable-pip-version-check install --quiet \
 			torch==$$version pytest hypothesis scipy "$$(echo dist/*.whl)[tune]"; \

