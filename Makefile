@@ -60,7 +60,7 @@ clients: $(VENV)/.dev $(VENV)/.built
 
 # torch's own libraries stay out of the wheel; whoever installs it has them.
 wheel: $(VENV)/.dev
-	rm -rf dist build/lib* build/wheel
+	rm -rf dist build/wheel
 	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 	$(BIN)/auditwheel show dist/*.whl

@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, PlatformError
 
@@ -466,9 +467,19 @@ class NinjaBuild(build_ext):
             self.copy_file(str(ROOT / path), str(target))
 
 
+class CleanBuild(build):
+    """From empty folders: setuptools would ship what a build before has left in them, too, and the
+    sources no longer have."""
+
+    def run(self) -> None:
+        for folder in (ROOT / "build").glob("lib*"):
+            shutil.rmtree(folder)
+        super().run()
+
+
 if __name__ == "__main__":
     setup(
         # The sources are found when the build runs; setuptools only needs the names here.
         ext_modules=[Extension(f"lstm_fast.{name}", sources=[]) for name in ("_ops", "_kernels")],
-        cmdclass={"build_ext": NinjaBuild},
+        cmdclass={"build": CleanBuild, "build_ext": NinjaBuild},
     )
