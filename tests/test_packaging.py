@@ -266,3 +266,4 @@ def test_unknown_isa_is_refused() -> None:
     result = run_python("-c", "import lstm_fast", cwd=ROOT, LSTM_FAST_ISA="mmx")
     assert result.returncode != 0
     assert "LSTM_FAST_ISA must be one of baseline" in result.stderr
+    assert "in this build on this machine, got mmx" in result.stderr

@@ -85,8 +85,8 @@ const Kernels& choose() {
     if (!std::strcmp(wanted, kernels.list[i]->isa)) return *kernels.list[i];
     names += std::string(i ? ", " : "") + kernels.list[i]->isa;
   }
-  throw std::runtime_error("LSTM_FAST_ISA must be one of " + names + " on this machine, got " +
-                           wanted);
+  throw std::runtime_error("LSTM_FAST_ISA must be one of " + names +
+                           " in this build on this machine, got " + wanted);
 }
 
 }  // namespace
