@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import lstm_fast
+from benchmarks.cases import at_least_1
 
 SIZES = (1, 2, 3, 8, 10, 16, 17, 20, 25, 31, 32, 33, 40, 50, 64, 100, 128)
 
@@ -78,7 +79,7 @@ def compare(configurations: int) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--configurations", type=int, default=1000)
+    parser.add_argument("--configurations", type=at_least_1, default=1000)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     errors = compare(arguments.configurations)

@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from benchmarks.cases import at_least_1
 from benchmarks.series import COLLECTIONS, Collection
 from lstm_fast import LSTM
 from lstm_fast.forecast import Forecaster, evaluate
@@ -241,7 +242,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(COLLECTIONS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=at_least_1, default=1)
     parser.add_argument("--note", default="", help="what the page should say of the machine")
     parser.add_argument("--only-draw", action="store_true", help="from the results of the last run")
     arguments = parser.parse_args()

@@ -45,6 +45,13 @@ def parse_case(text: str) -> Case:
     return Case(*map(int, found.groups()))
 
 
+def at_least_1(text: str) -> int:
+    """A number of threads, say."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return int(text)
+
+
 # Measured by --quick: the extremes of what forecasters use.
 QUICK = [
     Case(1, 24, 1, 32, 1),

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.cases import GRID, Case, parse_case
+from benchmarks.cases import GRID, Case, at_least_1, parse_case
 from benchmarks.measure import inputs, interleave, training
 from benchmarks.table import markdown
 from lstm_fast import LSTM, empty_cache
@@ -122,7 +122,7 @@ def measure(cases: list[Case], threads: int, seconds: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("cases", nargs="*", type=parse_case, help="those of the grid, if none")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=at_least_1, default=1)
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="the timing of a case takes so long"
     )

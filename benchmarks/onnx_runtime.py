@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 import lstm_fast
 from benchmarks import measure
-from benchmarks.cases import GRID, STEPS, Case
+from benchmarks.cases import GRID, STEPS, Case, at_least_1
 from benchmarks.measure import Run
-from benchmarks.table import Info, markdown, shape
+from benchmarks.table import Info, markdown, result_of, shape
 
 
 class WithStates(nn.Module):
@@ -189,13 +189,18 @@ def cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=at_least_1, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each case")
     parser.add_argument("--json", type=Path, help="keep the result here")
-    parser.add_argument("--show", type=Path, metavar="JSON", help="print a result that was kept")
+    parser.add_argument(
+        "--show",
+        type=result_of("benchmarks.onnx_runtime"),
+        metavar="JSON",
+        help="print a result that was kept",
+    )
     args = parser.parse_args()
     if args.show:
-        print(report(json.loads(args.show.read_text())))
+        print(report(args.show))
         return
     import onnxruntime
 

@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, parse_case
+from benchmarks.cases import Case, at_least_1, parse_case
 from benchmarks.measure import Run, inference, inputs, interleave, training
 from lstm_fast import LSTM, ops, options, reference
 
@@ -89,7 +89,7 @@ def measure(kind: Callable[..., Run], name: str, case: Case, seconds: float) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=at_least_1, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="a comparison takes so long")
     parser.add_argument("cases", nargs="*", type=parse_case, default=[Case(32, 96, 8, 128, 1)])
     args = parser.parse_args()

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import lstm_fast
 from benchmarks import measure
-from benchmarks.cases import parse_case
+from benchmarks.cases import at_least_1, parse_case
 from benchmarks.table import markdown
 
 WORKS: dict[str, Callable[[nn.Module, Tensor], measure.Run]] = {
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("case", type=parse_case)
     parser.add_argument("work", choices=WORKS)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=at_least_1, default=1)
     args = parser.parse_args()
     for tool in ("perf", "addr2line"):
         if shutil.which(tool) is None:

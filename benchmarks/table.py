@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,29 @@ TITLES = {
 }
 
 Info = dict[str, Any]
+
+# What keeps results, by a field that those of no other have.
+KEPT_BY = {
+    "benchmarks": "make bench",
+    "onnxruntime": "benchmarks.onnx_runtime",
+    "results": "make backtest",
+}
+
+
+def result_of(command: str) -> Callable[[str], Info]:
+    """The `type` of an argument that names a file with a result of this command."""
+
+    def read(path: str) -> Info:
+        try:
+            results: Info = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise argparse.ArgumentTypeError(f"{path} cannot be read: {error}") from error
+        found = next((KEPT_BY[field] for field in results if field in KEPT_BY), "something else")
+        if found != command:
+            raise argparse.ArgumentTypeError(f"{path} is a result of {found}, not of {command}")
+        return results
+
+    return read
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -132,9 +155,9 @@ def newest() -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, nargs="?", help="default: the newest")
-    path = parser.parse_args().results or newest()
-    print(report(json.loads(path.read_text())))
+    read = result_of("make bench")
+    parser.add_argument("results", type=read, nargs="?", help="default: the newest")
+    print(report(parser.parse_args().results or read(str(newest()))))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.cases import at_least_1
 from lstm_fast.forecast import Forecaster
 from lstm_fast.forecast.model import LAYERS
 
@@ -66,7 +67,7 @@ def measure(options: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=at_least_1, nargs="+", default=[1, 2])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     arguments = parser.parse_args()
     print(f"| training step | threads | {' | '.join(f'{name}, ms' for name in LAYERS)} | times |")

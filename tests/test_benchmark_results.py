@@ -4,6 +4,7 @@ one runs."""
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 import shutil
@@ -69,6 +70,38 @@ def test_the_newest_result_is_that_of_the_last_date(tmp_path, monkeypatch):
         os.utime(path, (age, age))  # as they may come out of a clone
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     assert table.newest().name == "2026-11-29-b.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("table", ["nothere.json"], "nothere.json cannot be read: [Errno 2] No such file"),
+        ("table", ["README.md"], "README.md cannot be read: Expecting value"),
+        ("table", ["{onnx}"], "{onnx} is a result of benchmarks.onnx_runtime, not of make bench"),
+        ("table", ["{other}"], "{other} is a result of something else, not of make bench"),
+        (
+            "onnx_runtime",
+            ["--show={bench}"],
+            "{bench} is a result of make bench, not of benchmarks.onnx_runtime",
+        ),
+        ("options", ["--threads=0"], "argument --threads: expected 1 or more, got 0"),
+        ("options", ["--threads=two"], "argument --threads: expected 1 or more, got two"),
+        ("accuracy", ["--configurations=0"], "--configurations: expected 1 or more, got 0"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path, monkeypatch, capsys, name, arguments, message):
+    kept = {
+        "onnx": table.RESULTS / "onnx-runtime-1-thread.json",
+        "bench": table.newest(),
+        "other": tmp_path / "other.json",
+    }
+    kept["other"].write_text('{"cases": {}}')
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [name, *(argument.format(**kept) for argument in arguments)])
+    with pytest.raises(SystemExit) as left:
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert left.value.code == 2
+    assert message.format(**kept) in capsys.readouterr().err
 
 
 def test_results_of_onnx_runtime_are_shown_without_it():
