@@ -31,7 +31,7 @@ PIP_INSTALL := $(PIP) install --quiet
 EDITABLE := $(PIP_INSTALL) --no-build-isolation --editable
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint format build clients wheel compat sanitize fuzz bench backtest gpu clean
+.PHONY: demo test lint format build clients wheel compat sanitize fuzz bench backtest gpu clean as-made
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -135,18 +135,24 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info lstm_fast/*.so demo_output .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamps: what has been installed into the environment.
+# Stamps: what has been installed into the environment; the first holds what it was made with.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) $(TORCH)
 	$(PIP_INSTALL) 'setuptools>=77' wheel ninja 'pybind11>=2.12'
-	touch $@
+	printf '%s\n' 'PYTHON=$(PYTHON)' 'TORCH=$(TORCH)' > $@
 
-$(VENV)/.forecast $(VENV)/.dev $(VENV)/.backtest: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
+# Another Python or torch that is asked for is refused, since it would not be used.
+CHOSEN = $(foreach name,PYTHON TORCH,$(if $(filter-out file,$(origin $(name))),'$(name)=$($(name))'))
+as-made: | $(VENV)/.torch
+	@for chosen in $(CHOSEN); do grep -qxF "$$chosen" $(VENV)/.torch || { \
+		echo "$(VENV) was not made with $$chosen: remove it first, or choose another VENV" >&2; exit 1; }; done
+
+$(VENV)/.forecast $(VENV)/.dev $(VENV)/.backtest: $(VENV)/.%: pyproject.toml | as-made
 	$(EDITABLE) '.[$*]'
 	touch $@
 
 # A stamp of its own, so that `make lint` and `make format` run on sources that do not compile.
-$(VENV)/.built: setup.py pyproject.toml $(CXX_FILES) | $(VENV)/.torch
+$(VENV)/.built: setup.py pyproject.toml $(CXX_FILES) | as-made
 	$(EDITABLE) . --no-deps
 	touch $@

@@ -103,6 +103,34 @@ def test_wheel_holds_the_package_and_nothing_else(sources: Path, tmp_path: Path)
     assert sorted(Path(n).name.split(".")[0] for n in compiled) == ["_kernels", "_ops"]
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("chosen", "refused"),
+    [
+        ([], None),
+        (["TORCH=torch==2.11.0 --pre", "PYTHON=python3.12"], None),
+        (["TORCH=torch==2.11.0"], "was not made with TORCH=torch==2.11.0: remove it first"),
+        (["PYTHON=python3"], "was not made with PYTHON=python3: remove it first"),
+    ],
+)
+def test_make_refuses_what_its_environment_was_not_made_with(
+    tmp_path: Path, chosen: list[str], refused: str | None
+) -> None:
+    (tmp_path / ".torch").write_text("PYTHON=python3.12\nTORCH=torch==2.11.0 --pre\n")
+    (tmp_path / ".built").touch()
+    # Else a make that runs the tests would hand on what was chosen for it.
+    of_make = {"MAKEFLAGS", "PYTHON", "TORCH"}
+    result = subprocess.run(
+        ["make", "build", f"VENV={tmp_path}", *chosen],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name not in of_make},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode == 0) == (refused is None), result.stderr
+    assert refused is None or refused in result.stderr
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
