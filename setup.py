@@ -8,6 +8,7 @@ Metadata and tool settings are in pyproject.toml. Environment variables:
 
     CXX, CXXFLAGS, LDFLAGS   compiler, and flags added after ours
     MAX_JOBS                 number of compilations at a time
+    LSTM_FAST_COMPILE=0      without the compiled part: what an extra needs, and no more
     LSTM_FAST_DEBUG=1        -g -O1 with assertions instead of -O3 without
     LSTM_FAST_CPU_ISAS       instruction sets beside the baseline, such as "avx2"; all if empty
     LSTM_FAST_CUDA           1: with CUDA kernels; 0: without; auto, the default: with, if the
@@ -478,8 +479,9 @@ class CleanBuild(build):
 
 
 if __name__ == "__main__":
+    compiled = ("_ops", "_kernels") if os.environ.get("LSTM_FAST_COMPILE", "1") != "0" else ()
     setup(
         # The sources are found when the build runs; setuptools only needs the names here.
-        ext_modules=[Extension(f"lstm_fast.{name}", sources=[]) for name in ("_ops", "_kernels")],
+        ext_modules=[Extension(f"lstm_fast.{name}", sources=[]) for name in compiled],
         cmdclass={"build": CleanBuild, "build_ext": NinjaBuild},
     )

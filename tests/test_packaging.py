@@ -174,6 +174,24 @@ runpy.run_path("setup.py", run_name="__main__")
         assert text in result.stderr
 
 
+def test_without_the_compiled_part_nothing_is_needed(sources: Path, tmp_path: Path) -> None:
+    environment = {"LSTM_FAST_COMPILE": "0", "CXX": "/nonexistent/g++"}
+    result = run_python(
+        *("setup.py", "editable_wheel", f"--dist-dir={tmp_path}"), cwd=sources, **environment
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert list(tmp_path.glob("lstm_fast-*.whl"))
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("goal", ["lint", "format"])
+def test_linters_compile_nothing(tmp_path: Path, goal: str) -> None:
+    command = ["make", "--dry-run", goal, f"VENV={tmp_path}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (install,) = [line for line in result.stdout.splitlines() if "--editable" in line]
+    assert install.startswith("LSTM_FAST_COMPILE=0 ")
+
+
 def test_torch_too_old_for_the_build(sources: Path, tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").touch()
