@@ -3,7 +3,7 @@
 #   make test     build and run the tests
 #   make lint     what CI checks beside the tests;   make format repairs what a tool can repair
 #   make build    compile what changed
-#   make clients  forecasting libraries with our layer in them; pip install -e '.[clients]' first
+#   make clients  forecasting libraries with our layer in them; pip install --no-build-isolation -e '.[clients]' first
 #   make wheel    a manylinux wheel in dist/, checked by auditwheel
 #   make compat   that wheel under several versions of torch;   COMPAT='2.10.0 2.13.0'
 #   make sanitize  the CPU floor under the address, undefined-behaviour and thread sanitizers
