@@ -37,12 +37,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def in_plain_torch(run: Run) -> Run:
     """The same with the formulas of the reference in the place of the kernels; what is said to
-    these alone (`held_in`) is left out."""
+    these alone (`held_in`, say) is left out."""
 
     def slow() -> None:
         with (
             mock.patch.object(options, "variant", lambda *args, **_: reference.variant(*args)),
-            mock.patch.object(ops, "lstm", lambda *args: reference.lstm(*args[:8])),
+            mock.patch.object(ops, "lstm", lambda *args, **_: reference.lstm(*args[:8])),
         ):
             run()
 
