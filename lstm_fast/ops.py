@@ -490,8 +490,10 @@ def _beyond_kernels() -> bool:
 
 
 def _is_in_grads_alone() -> bool:
-    """Whether the transforms that are active are `torch.func.grad`, `vjp` and the like."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+    """Whether what is beyond kernels is `torch.func.grad`, `vjp` and the like, and no more."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return False
+    if not torch._C._are_functorch_transforms_active():
         return False
     transforms: Any = torch._C._functorch.get_interpreter_stack()
     return all([each.key() == torch._C._functorch.TransformType.Grad for each in transforms])

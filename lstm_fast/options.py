@@ -358,15 +358,12 @@ def forward(
     return result.returned()
 
 
-def reset_before_one_step(
-    module: LSTM, input: Any, hx: _Pair | None, reset: Tensor | None
-) -> _Pair | None:
+def reset_before_one_step(module: LSTM, input: Any, hx: _Pair | None, reset: Any) -> _Pair | None:
     """The states before the only step of layers without options, which the kernels of nn.LSTM take
     in less time; None where `forward` is to reset them, or to say what is wrong."""
     time = 1 if module.batch_first else 0
     if (
-        reset is None
-        or module.bidirectional  # whose reverse direction begins at the step
+        module.bidirectional  # whose reverse direction begins at the step
         or not _is_eager(input)
         or input.dim() != 3
         or input.size(time) != 1
@@ -377,13 +374,10 @@ def reset_before_one_step(
     return _without(_time_major(module, reset, 1, input.size(1 - time))[0], hx, 1)
 
 
-def reset_before_step(
-    module: LSTMCell, input: Any, hx: _Pair | None, reset: Tensor | None
-) -> _Pair | None:
+def reset_before_step(module: LSTMCell, input: Any, hx: _Pair | None, reset: Any) -> _Pair | None:
     """Likewise of a cell."""
     if (
-        reset is None
-        or not _is_eager(input)
+        not _is_eager(input)
         or input.dim() != 2
         or hx is None
         or not _have_rows(hx, 0, input.size(0))

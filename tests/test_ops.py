@@ -653,6 +653,10 @@ def test_transforms():
     with forward_ad.dual_level():
         dual = loss(forward_ad.make_dual(input, ones), params)
         assert_all_close(forward_ad.unpack_dual(dual).tangent, directional, config)
+        grads = torch.func.grad(loss)(forward_ad.make_dual(input, ones), params)
+        tangent = forward_ad.unpack_dual(grads).tangent
+    hessian = torch.func.hessian(loss)(input, params).flatten(input.dim())
+    assert_all_close(tangent, hessian.sum(-1), config)
     hessian = torch.autograd.functional.hessian(lambda x: loss(x, params), input, vectorize=True)
     assert_all_close(hessian, torch.func.hessian(loss)(input, params), config)
 
