@@ -217,11 +217,14 @@ def lstm(
         RuntimeError: a tensor has the wrong shape, dtype or device; the message names it.
     """
     options = has_biases, num_layers, bidirectional
-    is_in_grads = _is_in_grads_alone()
-    if not runs_on(input) or (_beyond_kernels() and not is_in_grads):
+    is_transformed = False
+    if _beyond_kernels():
+        steps = _steps_in_all(input, batch_sizes, num_layers, bidirectional)
+        is_transformed = _are_for_kernels(steps)
+    if not runs_on(input) or (_beyond_kernels() and not is_transformed):
         return reference.lstm(input, batch_sizes, h0, c0, params, *options)
     how = _parts(input) if parts is None else parts, recompute_gates
-    if is_in_grads:
+    if is_transformed:
         args = None, input, batch_sizes, h0, c0, *options, *how, None, *params
         return _TransformedLSTM.apply(*args)[:3]
     is_trained = wants_grad([input, h0, c0, *params])
@@ -489,14 +492,33 @@ def _beyond_kernels() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _is_in_grads_alone() -> bool:
-    """Whether what is beyond kernels is `torch.func.grad`, `vjp` and the like, and no more."""
+def _are_for_kernels(steps: int, is_backward: bool = False) -> bool:
+    """Whether what is beyond kernels is `torch.func.grad`, `vjp` and the like, or `vmap` over less
+    than so many steps: one kernel after another takes less time then than plain ops over all."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return False
     if not torch._C._are_functorch_transforms_active():
         return False
-    transforms: Any = torch._C._functorch.get_interpreter_stack()
-    return all([each.key() == torch._C._functorch.TransformType.Grad for each in transforms])
+    functorch: Any = torch._C._functorch
+    mapped, has_grad = 1, False
+    for transform in functorch.get_interpreter_stack():
+        if transform.key() == functorch.TransformType.Vmap:
+            mapped *= functorch.CVmapInterpreterPtr(transform).batchSize()
+            # Within a gradient, each call is one of a function of autograd.
+            mapped *= 3 if has_grad and not is_backward else 1
+        elif transform.key() == functorch.TransformType.Grad:
+            has_grad = True
+        else:
+            return False
+    return 0 < mapped <= max(steps, 1)
+
+
+def _steps_in_all(
+    input: Tensor, batch_sizes: Tensor | None, num_layers: int, bidirectional: bool
+) -> int:
+    """Of all layers and directions, which plain ops take one by one."""
+    T = input.shape[0] if batch_sizes is None else len(batch_sizes)
+    return T * num_layers * (2 if bidirectional else 1)
 
 
 def _is_differentiated(grads: Sequence[Tensor | None]) -> bool:
@@ -654,13 +676,35 @@ class _TransformedLSTM(_LSTM):
         ctx.mark_non_differentiable(output[3])
         ctx.save_for_backward(*tensors, output[0], output[3], *inputs[11:])
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return _one_by_one(_TransformedLSTM, info, in_dims, args)
+
+
+def _one_by_one(
+    function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """A rule of `torch.func.vmap` for a function of autograd."""
+    each = [
+        function.apply(
+            *[
+                arg.select(dim, k) if isinstance(arg, Tensor) and dim is not None else arg
+                for arg, dim in zip(args, in_dims, strict=True)
+            ]
+        )
+        for k in range(info.batch_size)
+    ]
+    results = tuple(torch.stack(of_all) for of_all in zip(*each, strict=True))
+    return results, (0,) * len(results)
+
 
 def _differentiable_backward(*args: Any) -> Any:
     """`_backward` with gradients of its own, or made of plain ops if a transform must see them."""
     grads, rest = args[:3], args[3:]
     input, batch_sizes, h0, c0, params, *options, output, saved = rest[:10]
     needs, how = rest[10:13], rest[13:]
-    if (_beyond_kernels() and not _is_in_grads_alone()) or _are_batched(grads):
+    steps = _steps_in_all(input, batch_sizes, *options[1:])
+    if (_beyond_kernels() and not _are_for_kernels(steps, is_backward=True)) or _are_batched(grads):
         return reference.lstm_backward(*args[:11], *needs)
     grad_input, grad_h0, grad_c0, *grad_params = _Gradients.apply(
         *(batch_sizes, output, saved, options, needs, how, *grads, input, h0, c0, *params)
@@ -694,6 +738,10 @@ class _Gradients(torch.autograd.Function):
         ctx.save_for_backward(batch_sizes, *tensors)
 
     @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return _one_by_one(_Gradients, info, in_dims, args)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         batch_sizes, *tensors = ctx.saved_tensors
 
@@ -723,32 +771,41 @@ def pull_back(
 
     They are functions of `tensors` and `grads`, if gradients are recorded."""
     is_differentiated = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # One tensor may be given twice, or be a function of another; each place has a gradient of
-        # its own.
-        places = [None if t is None else t.view_as(t) for t in tensors]
-        results = function(*places)
-    used = [
-        (result, grad)
-        for result, grad in zip(results, grads, strict=True)
-        if grad is not None and result.requires_grad
-    ]
-    wanted = [p for p, needed in zip(places, needs, strict=True) if needed and p is not None]
-    if not used or not wanted:
-        return [None] * len(places)
-    found = iter(
-        torch.autograd.grad(
-            [result for result, _ in used],
-            wanted,
-            [grad for _, grad in used],
-            create_graph=is_differentiated,
-            allow_unused=True,
-        )
-    )
-    return [
-        next(found) if needed and p is not None else None
-        for p, needed in zip(places, needs, strict=True)
-    ]
+    # Of a transform of `torch.func` that is over, what is left are wrappers that say nothing true.
+    unwrapped = torch._C._functorch.unwrap_if_dead
+    tensors = [None if t is None else unwrapped(t) for t in tensors]
+    wanted = [i for i, t in enumerate(tensors) if needs[i] and t is not None]
+    used = [i for i, grad in enumerate(grads) if grad is not None]
+    found: Sequence[Tensor | None]
+
+    def used_results(*places: Any) -> tuple[Tensor, ...]:
+        given = dict(zip(wanted, places, strict=True))
+        results = function(*[given.get(i, t) for i, t in enumerate(tensors)])
+        return tuple(results[i] for i in used)
+
+    of_results = tuple(grad for grad in grads if grad is not None)
+    if not all([tensors[i].requires_grad for i in wanted]):  # type: ignore[union-attr]
+        # They did in that transform.
+        pull = torch.func.vjp(used_results, *[tensors[i] for i in wanted])[1]
+        found = pull(of_results)
+    else:
+        with torch.enable_grad():
+            # One tensor may be given twice, or be a function of another; each place has a gradient
+            # of its own.
+            places = [tensors[i].view_as(tensors[i]) for i in wanted]  # type: ignore[union-attr,arg-type]
+            results = used_results(*places)
+        pairs = [pair for pair in zip(results, of_results, strict=True) if pair[0].requires_grad]
+        found = [None] * len(places)
+        if pairs and places:
+            found = torch.autograd.grad(
+                [result for result, _ in pairs],
+                places,
+                [grad for _, grad in pairs],
+                create_graph=is_differentiated,
+                allow_unused=True,
+            )
+    by_place = dict(zip(wanted, found, strict=True))
+    return [by_place.get(i) for i in range(len(tensors))]
 
 
 tells_saved_tensors_apart = hasattr(torch._C._autograd.SavedTensor, "unpack")

@@ -1,8 +1,8 @@
 """The LSTM in plain torch: what the kernels compute, as formulas that autograd can differentiate.
 
 It serves as documentation, as the oracle of the tests, and as the path that double backward,
-`torch.func.vmap` and forward-mode differentiation take. It is written for reading, not for
-speed, and is differentiable to any order.
+`torch.func.vmap` over many and forward-mode differentiation take. It is written for reading, not
+for speed, and is differentiable to any order.
 
 T steps, B batch rows, I input size, H hidden size, P = proj_size (H without a projection),
 L layers, D directions, G = 4H gate rows in the order i, f, g, o, N = T * B rows (or the sum of

@@ -708,6 +708,71 @@ def test_first_order_is_of_the_kernels_under_every_way_to_ask_for_more(
         of_order_two(params)
 
 
+MAPPED: dict[str, Any] = {
+    "forward": lambda f, params, xs: torch.func.vmap(f, (None, 0))(params, xs),
+    "forward_of_params": lambda f, params, xs: torch.func.vmap(f, (0, None))(
+        [torch.stack([p, 2 * p]) for p in params], xs[0]
+    ),
+    "twice": lambda f, params, xs: torch.func.vmap(torch.func.vmap(f, (None, 0)), (0, None))(
+        [torch.stack([p, 2 * p]) for p in params], xs
+    ),
+    "per_sample": lambda f, params, xs: torch.func.vmap(torch.func.grad(f), (None, 0))(params, xs),
+    "of_ensemble": lambda f, params, xs: torch.func.grad(
+        lambda ps: torch.func.vmap(f, (0, None))(ps, xs[0]).sum()
+    )([torch.stack([p, 2 * p]) for p in params]),
+    "jacobian": lambda f, params, xs: torch.func.jacrev(f, argnums=1)(params, xs[0]),
+    "second": lambda f, params, xs: torch.func.jacrev(torch.func.jacrev(f, argnums=1), argnums=1)(
+        params, xs[0]
+    ),
+    # Both functions are called when the transforms that they are of are over.
+    "pulled_twice": lambda f, params, xs: pulled(
+        lambda x: pulled(lambda x: f(params, x), x), xs[0]
+    ),
+}
+
+
+def pulled(function: Any, x: Tensor) -> Any:
+    results: Any = torch.func.vjp(function, x)
+    return results[1](torch.ones_like(results[0]))[0]
+
+
+@pytest.mark.parametrize("name", MAPPED)
+@pytest.mark.parametrize("config", [EXACT["deep_projected"], EXACT["packed_deep"]])
+@pytest.mark.parametrize("few", [False, True])
+def test_kernels_compute_what_is_mapped_over_few(
+    monkeypatch: pytest.MonkeyPatch, forward_spy: Spy, name: str, config: Config, few: bool
+):
+    input, batch_sizes, h0, c0, params, *options = op_arguments(config)
+    if not few:
+        monkeypatch.setattr(ops, "_are_for_kernels", lambda *args, **kwargs: False)
+    xs = torch.stack([input, input.flip(0), 2 * input])
+
+    def run(of: Any) -> Any:
+        def loss(params: list[Tensor], x: Tensor) -> Tensor:
+            results = of(x, batch_sizes, h0, c0, params, *options)
+            return torch.stack([result.sin().sum() for result in results]).sum()
+
+        return MAPPED[name](loss, params, xs)
+
+    got = run(ops.lstm)
+    assert bool(forward_spy.calls) == few
+    pairs = zip(*map(torch.utils._pytree.tree_leaves, (got, run(reference.lstm))), strict=True)
+    for result, expected in pairs:
+        torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_mapped_over_many_is_computed_at_once(forward_spy: Spy):
+    layer, x = LSTM(3, 5), torch.randn(20, 4, 1, 3)
+    mapped = torch.func.vmap(lambda x: layer(x)[0])
+    with torch.no_grad():
+        torch.testing.assert_close(mapped(x), torch.stack([layer(each)[0] for each in x]))
+        forward_spy.calls.clear()
+        mapped(x)
+        assert not forward_spy.calls
+        mapped(x[:4])
+        assert len(forward_spy.calls) == 4
+
+
 @pytest.mark.parametrize("cell", [False, True])
 @pytest.mark.parametrize("has_leaves", [False, True])
 def test_gradients_of_weights_that_nobody_asks_for_are_not_computed(
