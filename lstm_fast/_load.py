@@ -115,25 +115,29 @@ def load_bound() -> ModuleType:
     torch = _require_torch()
     load_ops()
     kernels = load_kernels()
-    kernels.bind(
-        str(_OPS),
-        torch.Tensor,
-        torch.nn.Parameter,
-        torch.Tensor.is_neg,
-        torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors,
-        torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs,
-        [
-            torch._C._len_torch_dispatch_stack,
-            torch._C._are_functorch_transforms_active,
-            torch._C._get_tracing_state,
-            torch._C._autograd._profiler_enabled,
-            functools.partial(  # traces as make_fx(pre_dispatch=True) makes
-                torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
-            ),
-        ],
-        torch.Tensor.detach,
-        torch.Tensor.is_inference,
-    )
+    try:
+        kernels.bind(
+            str(_OPS),
+            torch.Tensor,
+            torch.nn.Parameter,
+            torch.Tensor.is_neg,
+            torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors,
+            torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs,
+            [
+                torch._C._len_torch_dispatch_stack,
+                torch._C._are_functorch_transforms_active,
+                torch._C._get_tracing_state,
+                torch._C._autograd._profiler_enabled,
+                functools.partial(  # traces as make_fx(pre_dispatch=True) makes
+                    torch._C._dispatch_tls_is_dispatch_key_included,
+                    torch._C.DispatchKey.PreDispatch,
+                ),
+            ],
+            torch.Tensor.detach,
+            torch.Tensor.is_inference,
+        )
+    except ImportError as error:
+        raise ImportError(f"{error}. {_how_to_build()}") from error
     return kernels
 
 

@@ -117,7 +117,7 @@ class LSTMCell(torch.nn.LSTMCell):
                 return _traced_call(self, input, hx, reset=reset)
             states = None
             if self._lstm_options is None:
-                states = options.reset_before_step(self, input, hx, reset)
+                states = options.reset_before_step(input, hx, reset)
             if states is None:
                 return options.forward_cell(self, input, hx, reset)
             return LSTMCell.forward(self, input, states)

@@ -217,11 +217,10 @@ def lstm(
         RuntimeError: a tensor has the wrong shape, dtype or device; the message names it.
     """
     options = has_biases, num_layers, bidirectional
-    is_transformed = False
-    if _beyond_kernels():
-        steps = _steps_in_all(input, batch_sizes, num_layers, bidirectional)
-        is_transformed = _are_for_kernels(steps)
-    if not runs_on(input) or (_beyond_kernels() and not is_transformed):
+    is_transformed = _beyond_kernels()
+    if not runs_on(input) or (
+        is_transformed and not _are_for_kernels(input, batch_sizes, num_layers, bidirectional)
+    ):
         return reference.lstm(input, batch_sizes, h0, c0, params, *options)
     how = _parts(input) if parts is None else parts, recompute_gates
     if is_transformed:
@@ -340,7 +339,8 @@ def attempt(
     rounded_from: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """`lstm` for the arguments that are common, in less time than their checks in Python take;
-    None for others, wrong ones among them. What `frozen` keeps of params is used."""
+    None for others, wrong ones among them. What `frozen` keeps of params is used; `rounded_from`
+    is that of `lstm`."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or not input.is_cpu:
         return None
     save = records_grad()
@@ -492,12 +492,17 @@ def _beyond_kernels() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _are_for_kernels(steps: int, is_backward: bool = False) -> bool:
-    """Whether what is beyond kernels is `torch.func.grad`, `vjp` and the like, or `vmap` over less
-    than so many steps: one kernel after another takes less time then than plain ops over all."""
+def _are_for_kernels(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    num_layers: int,
+    bidirectional: bool,
+    is_backward: bool = False,
+) -> bool:
+    """Whether what is beyond kernels is `torch.func.grad`, `vjp` and the like, or `vmap` over no
+    more than plain ops take steps of all layers and directions, for all at once: one kernel after
+    another takes less time then."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
-        return False
-    if not torch._C._are_functorch_transforms_active():
         return False
     functorch: Any = torch._C._functorch
     mapped, has_grad = 1, False
@@ -510,15 +515,8 @@ def _are_for_kernels(steps: int, is_backward: bool = False) -> bool:
             has_grad = True
         else:
             return False
-    return 0 < mapped <= max(steps, 1)
-
-
-def _steps_in_all(
-    input: Tensor, batch_sizes: Tensor | None, num_layers: int, bidirectional: bool
-) -> int:
-    """Of all layers and directions, which plain ops take one by one."""
     T = input.shape[0] if batch_sizes is None else len(batch_sizes)
-    return T * num_layers * (2 if bidirectional else 1)
+    return 0 < mapped <= max(T * num_layers * (2 if bidirectional else 1), 1)
 
 
 def _is_differentiated(grads: Sequence[Tensor | None]) -> bool:
@@ -703,8 +701,11 @@ def _differentiable_backward(*args: Any) -> Any:
     grads, rest = args[:3], args[3:]
     input, batch_sizes, h0, c0, params, *options, output, saved = rest[:10]
     needs, how = rest[10:13], rest[13:]
-    steps = _steps_in_all(input, batch_sizes, *options[1:])
-    if (_beyond_kernels() and not _are_for_kernels(steps, is_backward=True)) or _are_batched(grads):
+    _, num_layers, bidirectional = options
+    by_kernels = not _beyond_kernels() or _are_for_kernels(
+        input, batch_sizes, num_layers, bidirectional, is_backward=True
+    )
+    if not by_kernels or _are_batched(grads):
         return reference.lstm_backward(*args[:11], *needs)
     grad_input, grad_h0, grad_c0, *grad_params = _Gradients.apply(
         *(batch_sizes, output, saved, options, needs, how, *grads, input, h0, c0, *params)
@@ -774,7 +775,7 @@ def pull_back(
     # Of a transform of `torch.func` that is over, what is left are wrappers that say nothing true.
     unwrapped = torch._C._functorch.unwrap_if_dead
     tensors = [None if t is None else unwrapped(t) for t in tensors]
-    wanted = [i for i, t in enumerate(tensors) if needs[i] and t is not None]
+    wanted = {i: t for i, t in enumerate(tensors) if needs[i] and t is not None}
     used = [i for i, grad in enumerate(grads) if grad is not None]
     found: Sequence[Tensor | None]
 
@@ -784,15 +785,13 @@ def pull_back(
         return tuple(results[i] for i in used)
 
     of_results = tuple(grad for grad in grads if grad is not None)
-    if not all([tensors[i].requires_grad for i in wanted]):  # type: ignore[union-attr]
-        # They did in that transform.
-        pull = torch.func.vjp(used_results, *[tensors[i] for i in wanted])[1]
-        found = pull(of_results)
+    if not all([tensor.requires_grad for tensor in wanted.values()]):  # they did in that transform
+        found = torch.func.vjp(used_results, *wanted.values())[1](of_results)
     else:
         with torch.enable_grad():
             # One tensor may be given twice, or be a function of another; each place has a gradient
             # of its own.
-            places = [tensors[i].view_as(tensors[i]) for i in wanted]  # type: ignore[union-attr,arg-type]
+            places = [tensor.view_as(tensor) for tensor in wanted.values()]
             results = used_results(*places)
         pairs = [pair for pair in zip(results, of_results, strict=True) if pair[0].requires_grad]
         found = [None] * len(places)

@@ -358,50 +358,45 @@ def forward(
     return result.returned()
 
 
-def reset_before_one_step(module: LSTM, input: Any, hx: _Pair | None, reset: Any) -> _Pair | None:
+def reset_before_one_step(module: LSTM, input: Any, hx: Any, reset: Any) -> _Pair | None:
     """The states before the only step of layers without options, which the kernels of nn.LSTM take
     in less time; None where `forward` is to reset them, or to say what is wrong."""
     time = 1 if module.batch_first else 0
     if (
         module.bidirectional  # whose reverse direction begins at the step
-        or not _is_eager(input)
-        or input.dim() != 3
+        or not _may_be_masked(input, 3, 1 - time, hx)
         or input.size(time) != 1
-        or hx is None
-        or not _have_rows(hx, 1, input.size(1 - time))
     ):
         return None
     return _without(_time_major(module, reset, 1, input.size(1 - time))[0], hx, 1)
 
 
-def reset_before_step(module: LSTMCell, input: Any, hx: _Pair | None, reset: Any) -> _Pair | None:
+def reset_before_step(input: Any, hx: Any, reset: Any) -> _Pair | None:
     """Likewise of a cell."""
-    if (
-        not _is_eager(input)
-        or input.dim() != 2
-        or hx is None
-        or not _have_rows(hx, 0, input.size(0))
-    ):
+    if not _may_be_masked(input, 2, 0, hx):
         return None
     _check_reset_of_cell(input, reset)
     return _without(reset, hx, 0)
 
 
-def _is_eager(input: Any) -> bool:
-    """Whether it is a tensor on the CPU, with numbers that Python may ask for."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return False
+def _may_be_masked(input: Any, dim: int, batch_dim: int, hx: Any) -> bool:
+    """Whether Python may ask for the numbers of an input of so many dimensions, and hx are states
+    of its rows."""
     return (
-        type(input) in (Tensor, torch.nn.Parameter) and input.is_cpu and not ops._beyond_kernels()
-    )
-
-
-def _have_rows(hx: Any, dim: int, rows: int) -> bool:
-    """Whether these are states of so many rows in a dimension."""
-    return (
-        isinstance(hx, (tuple, list))
+        not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and not ops._beyond_kernels()
+        and type(input) in (Tensor, torch.nn.Parameter)
+        and input.is_cpu
+        and input.dim() == dim
+        and isinstance(hx, (tuple, list))
         and len(hx) == 2
-        and all([isinstance(s, Tensor) and s.dim() == dim + 2 and s.size(dim) == rows for s in hx])
+        and all(
+            isinstance(state, Tensor)
+            and state.dim() == dim
+            and state.size(dim - 2) == input.size(batch_dim)
+            for state in hx
+        )
     )
 
 

@@ -253,6 +253,7 @@ def test_import_with_kernels_of_another_build(tmp_path: Path) -> None:
     kernels.write_bytes(kernels.read_bytes().replace(ours[0], b"headers of older\0"))
     message = import_error(tmp_path)
     assert "_kernels of this Python are of another build of lstm_fast" in message
+    assert "pip install --no-build-isolation ." in message
 
 
 def test_import_with_broken_ops(tmp_path: Path) -> None:

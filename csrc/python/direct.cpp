@@ -347,8 +347,7 @@ void bind(const std::string& path, const py::type& tensor, const py::type& param
   ops.find(headers, "lstm_fast_headers");
   if (std::strcmp(headers(), LSTM_FAST_HEADERS)) {
     throw py::import_error(
-        "the _kernels of this Python are of another build of lstm_fast than the _ops beside them. "
-        "Build it anew: pip install --no-build-isolation .");
+        "the _kernels of this Python are of another build of lstm_fast than the _ops beside them");
   }
   ops.find(torch.forward, "lstm_fast_direct_forward");
   ops.find(torch.backward, "lstm_fast_direct_backward");
