@@ -80,7 +80,9 @@ def explain(module: torch.nn.LSTM, input: Tensor | PackedSequence | Sequence[int
             keeps_packed=is_kept and not torch._C._is_any_autocast_enabled(),
         )
         threads = "1 thread" if plan["threads"] == 1 else f"{plan['threads']} threads"
-        if plan["members"] > 1:
+        if plan["shares_layers"]:
+            threads += ", each layer behind the one below"
+        elif plan["members"] > 1:
             threads += f" in teams of {plan['members']}"
         return f"CPU kernels, {build_info()['isa']}, {plan['path']}, {threads}"
     properties: Any = torch.cuda.get_device_properties(data.device)

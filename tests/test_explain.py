@@ -118,6 +118,26 @@ def test_teams():
     assert members(1, 512, threads=64)[0] == 16
 
 
+def test_layers_one_behind_the_other():
+    def layers(B: int, H: int, L: int, **more: Any) -> tuple[int, int]:
+        shape = {"parts": 0, "second_cache": 1 << 20, "threads": 2, **more}
+        plan = _kernels.cpu_plan("float32", [B] * 100, 8, H, L=L, **shape)
+        passes = plan["shares_layers"], plan["backward_shares_layers"]
+        counts = plan["members"], plan["backward_members"]
+        return tuple(n if by_layers else 1 for n, by_layers in zip(counts, passes, strict=True))
+
+    assert layers(1, 64, 2) == (2, 2)
+    assert layers(1, 64, 1) == (1, 1)
+    assert layers(1, 64, 3) == (2, 2)  # by turns
+    assert layers(1, 128, 3) == (1, 1)  # all of whose weights no cache holds
+    assert layers(1, 64, 3, threads=8) == (3, 3)
+    assert layers(1, 64, 2, threads=1) == layers(1, 64, 2, D=2) == (1, 1)
+    assert layers(1, 64, 2, P=32) == (2, 2)
+    assert layers(1, 64, 2, packed=True) == (1, 1)
+    assert layers(2, 64, 2) == (1, 1)  # a row each
+    assert layers(2, 64, 2, threads=4) == (2, 1)
+
+
 def test_explain(monkeypatch):
     x = torch.ones(5, 2, 3)
     module = lstm_fast.LSTM(3, 4)
@@ -134,6 +154,8 @@ def test_explain(monkeypatch):
     assert lstm_fast.explain(varied.eval(), x) == lstm_fast.explain(module, x)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert lstm_fast.explain(lstm_fast.LSTM(3, 400), x).endswith(", 2 threads in teams of 2")
+    stack = lstm_fast.explain(lstm_fast.LSTM(3, 64, 2), torch.ones(100, 1, 3))
+    assert stack.endswith(", 2 threads, each layer behind the one below")
     assert lstm_fast.explain(torch.nn.LSTM(3, 4), x) == "torch.nn.LSTM"
     assert lstm_fast.explain(lstm_fast.LSTM(3, 4, device="meta"), x.to("meta")) == "torch.nn.LSTM"
 

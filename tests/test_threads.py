@@ -18,6 +18,15 @@ SHAPES = [
     (16, 6, 40, 200, {"dtype": torch.bfloat16}),
     (16, 6, 40, 200, {"proj_size": 90}),
     (16, 6, 40, 200, {"layer_norm": True}),
+    # Layers that threads take one behind the other, by turns if there are more of these.
+    (1, 130, 8, 40, {"num_layers": 2}),
+    (1, 130, 50, 40, {"num_layers": 3}),
+    (1, 130, 50, 40, {"num_layers": 3, "recompute_gates": True}),
+    (1, 130, 50, 40, {"num_layers": 4, "proj_size": 30}),
+    (1, 130, 8, 40, {"num_layers": 3, "dtype": torch.float64}),
+    (1, 130, 8, 40, {"num_layers": 3, "dtype": torch.bfloat16}),
+    (1, 8, 40, 150, {"num_layers": 2}),
+    (2, 130, 8, 40, {"num_layers": 3}),
 ]
 
 

@@ -108,6 +108,26 @@ int64_t step_cycles(const StackShape& s, Pass pass, int64_t rows, int64_t member
   return cycles + (members > 1 ? barrier + rows * product.terms : 0);
 }
 
+// --- Layers one behind the other.
+
+// What a step of a layer of one row comes to, of those that so many threads take at once: fewer in
+// the first stages and in the last ones, of so many steps each.
+int64_t pipelined_cycles(const StackShape& s, Pass pass, int64_t members, int64_t stage_steps,
+                         const Threads& threads, int64_t element_bytes) {
+  int64_t cycles = step_cycles(s, pass, 1, 1, threads, element_bytes);
+  const int64_t I = widest_layer(s).I;
+  // Up to three rows take as long as one: what a stage multiplies of all of its rows at once.
+  const int64_t rows = std::min<int64_t>(stage_steps, 3);
+  if (pass == Pass::Backward) {
+    cycles += cycles * I / (s.P * rows);  // gradients of inputs
+  } else if (s.steps.B == 1 && I >= min_summed_inputs(s) && !unit_pays(s, pass, 1, 1)) {
+    cycles -= cycles * I / (s.P + I) * (rows - 1) / rows;
+  }
+  constexpr int64_t hand_over = 600;
+  const int64_t stages = ceil_div(s.steps.T, stage_steps);
+  return (cycles + hand_over / stage_steps) * (stages + members - 1) / (stages * members);
+}
+
 // A slice, of a quarter of the second cache, stays there from step to step. It has to be worth
 // reading the weights.
 constexpr int64_t kMinSliceRows = 256;
@@ -141,7 +161,7 @@ bool sums_inputs_first(const StackShape& s, const Division& division, const Thre
   constexpr int64_t many_rows = 32;
   const int64_t B = s.steps.B;
   return s.steps.T > 1 && (B == 1 || (B > 1 && B <= many_rows && !cached)) &&
-         division.tasks() == 1 && division.slices.count() == 1;
+         division.keeps_steps_whole();
 }
 
 int64_t min_summed_inputs(const StackShape& s) { return s.steps.B == 1 ? 32 : 64; }
@@ -188,10 +208,23 @@ Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t 
   for (int64_t members = 1; members <= most_members; members *= 2) {
     const int64_t rows = ceil_div(B, teams_of(members));
     const int64_t cycles =
-        most_members > 1 ? step_cycles(s, pass, rows, members, threads, element_bytes) : 0;
+        of_direction > 1 ? step_cycles(s, pass, rows, members, threads, element_bytes) : 0;
     if (members > 1 && cycles >= least) continue;
     least = cycles;
     division.members = members;
+  }
+  // Threads that rows leave idle take layers, by turns if there are more of these.
+  const int64_t layers = std::min(s.L, of_direction / B);
+  const bool may_share =
+      s.D == 1 && !s.steps.batch_sizes && layers > 1 && (pass == Pass::Forward || B == 1) &&
+      (layers == s.L || stack_weights(s) * element_bytes <= threads.second_cache);
+  for (int64_t steps = 1; may_share && steps < s.steps.T; steps *= 2) {
+    const int64_t cycles = pipelined_cycles(s, pass, layers, steps, threads, element_bytes);
+    if (cycles >= least) continue;
+    least = cycles;
+    division.members = layers;
+    division.shares_layers = true;
+    division.stage_steps = steps;
   }
   division.teams = teams_of(division.members);
   const int64_t row_bytes =
@@ -205,7 +238,7 @@ Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t 
 
 bool unit_pays(const StackShape& s, Pass pass, const Division& division) {
   const int64_t rows = s.steps.B / division.teams;
-  return unit_pays(s, pass, rows, division.members);
+  return unit_pays(s, pass, rows, division.shares_layers ? 1 : division.members);
 }
 
 }  // namespace lstm_fast

@@ -13,13 +13,18 @@ namespace lstm_fast {
 enum class Pass { Forward, Backward };
 
 // Who computes what of a direction: teams take rows, slice after slice through all steps, and the
-// members of a team share the units of a step (team.h).
+// members of a team share the units of a step (team.h) or the layers, some steps after others
+// (pipeline.h).
 struct Division {
   int64_t teams = 1, members = 1;
+  bool shares_layers = false;
+  int64_t stage_steps = 0;  // if so
   int64_t slices_per_team = 1;
   RowSlices slices;
 
   int64_t tasks() const { return teams * members; }
+  // Whether a thread computes all of each step of a layer.
+  bool keeps_steps_whole() const { return slices.count() == 1 && (members == 1 || shares_layers); }
   // Calls f(first row, last row) for the slices of a team.
   template <typename F>
   void for_each_slice(int64_t team, const F& f) const {

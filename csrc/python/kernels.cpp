@@ -192,15 +192,20 @@ py::dict cpu_plan_of(const StackShape& shape, const Threads& threads, bool keeps
                    : !p.shape.parts                   ? "packed weights"
                    : p.shape.unit == Bf16Unit::Matrix ? "matrix unit"
                                                       : "bfloat16 dot products";
-  const auto members = [&](const StackShape& s, Pass pass) {
-    return divide(s, pass, threads_of(s, pass, threads), sizeof(T)).members;
+  const auto division_of = [&](const StackShape& s, Pass pass) {
+    return divide(s, pass, threads_of(s, pass, threads), sizeof(T));
   };
+  const Division forward = p.plain ? Division() : division_of(p.shape, Pass::Forward);
+  StackShape s = shape;
+  s.unit = p.shape.unit;
+  const Division backward = division_of(s, Pass::Backward);
+  const int64_t count = threads_of(shape, Pass::Forward, threads).count;
   result["sums_inputs"] = p.sums_inputs;
-  result["threads"] = threads_of(shape, Pass::Forward, threads).count;
-  result["members"] = p.plain ? 1 : members(p.shape, Pass::Forward);
-  StackShape backward = shape;
-  backward.unit = p.shape.unit;
-  result["backward_members"] = members(backward, Pass::Backward);
+  result["threads"] = p.plain ? count : std::min(count, s.D * forward.tasks());
+  result["members"] = forward.members;
+  result["shares_layers"] = forward.shares_layers;
+  result["backward_members"] = backward.members;
+  result["backward_shares_layers"] = backward.shares_layers;
   return result;
 }
 

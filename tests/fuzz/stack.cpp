@@ -31,8 +31,9 @@ struct Case {
   explicit Case(Bytes& bytes) {
     StackArguments& a = arguments;
     const int64_t L = 1 + bytes.below(3), D = 1 + bytes.flag(), width = 1 + bytes.below(44),
-                  I = 1 + bytes.below(40), steps = 1 + bytes.below(6), B = 1 + bytes.below(20);
-    const bool is_wide = width > 40;  // enough for threads in teams
+                  I = 1 + bytes.below(40), steps = 1 + bytes.below(6);
+    const int64_t B = 1 + bytes.below(bytes.flag() ? 20 : 2);  // few leave threads to layers
+    const bool is_wide = width > 40;                           // enough for threads in teams
     const int64_t H = is_wide ? 8 * width : width, T = is_wide ? steps : steps_or_many(steps);
     const bool projected = bytes.flag();
     const int64_t P = projected ? 1 + bytes.below(H) : H;
