@@ -880,7 +880,3 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
     console = Console()
     width = console.measure(table, options=console.options.update(max_width=1000)).maximum
     Console(width=max(width, console.width)).print(table)
-
-
-if __name__ == "__main__":
-    app()

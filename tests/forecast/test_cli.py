@@ -207,7 +207,7 @@ def test_where_nothing_can_be_written_is_named(csv, tmp_path):
     result = invoke("forecast", csv, *SHORT, "--out", "/dev/full", "--overwrite")
     assert result.exit_code == 1
     assert "/dev/full cannot be written: [Errno 28]" in result.stderr
-    command = f'"$0" -m lstm_fast.cli forecast "$1" {" ".join(map(str, SHORT))} >&-'
+    command = f'"$0" -m lstm_fast forecast "$1" {" ".join(map(str, SHORT))} >&-'
     closed = subprocess.run(["sh", "-c", command, sys.executable, csv], capture_output=True)
     assert closed.returncode == 1
     assert b"the standard output is closed" in closed.stderr
@@ -814,7 +814,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch):
 def test_forecasts_are_printed_in_utf_8(csv):
     df = pd.read_csv(csv).replace({"unique_id": {"a": "\u00e9"}})
     df.to_csv(csv, index=False)
-    arguments = [sys.executable, "-m", "lstm_fast.cli", "forecast", csv, *map(str, SHORT)]
+    arguments = [sys.executable, "-m", "lstm_fast", "forecast", csv, *map(str, SHORT)]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     result = subprocess.run(arguments, env=environment, capture_output=True)
     assert result.returncode == 0, result.stderr
