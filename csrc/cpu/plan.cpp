@@ -104,7 +104,7 @@ int64_t step_cycles(const StackShape& s, Pass pass, int64_t rows, int64_t member
   constexpr int64_t third_cache_bytes_per_cycle = 7;
   if (bytes > cached_bytes(threads)) cycles = std::max(cycles, bytes / third_cache_bytes_per_cycle);
   // What the other members have computed comes from their caches.
-  constexpr int64_t barrier = 3600;
+  constexpr int64_t barrier = 1200;
   return cycles + (members > 1 ? barrier + rows * product.terms : 0);
 }
 
