@@ -67,6 +67,9 @@ struct LayerShape {
   bool projected;  // weight_hr is present; otherwise P == H
   bool reverse;
   int parts;  // bfloat16 parts that products are made of on such a unit, 1 to 3; 0 without it
+
+  // Of the products of a forward pass; backward has twice as many.
+  LSTM_FAST_INLINE int64_t flops() const { return 2 * steps.total() * 4 * H * (I + P); }
 };
 
 struct StackShape {
@@ -80,6 +83,9 @@ struct StackShape {
   int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
   LayerShape layer(int64_t layer, int64_t direction) const {
     return {steps, input_size(layer), H, P, projected, direction == 1, parts};
+  }
+  int64_t flops() const {
+    return D * (layer(0, 0).flops() + (L > 1 ? (L - 1) * layer(1, 0).flops() : 0));
   }
 };
 

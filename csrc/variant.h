@@ -18,6 +18,9 @@ struct VariantShape {
   GateActivation gate;
   CellActivation cell;
   int parts;  // as in LayerShape; what it is used for is up to the planner
+
+  // Of the products of a forward pass; backward has twice as many.
+  LSTM_FAST_INLINE int64_t flops() const { return 2 * steps.total() * 4 * H * (I + P); }
 };
 
 // Scales of the layer norms, and the shift of that of the cell; its biases are those of the layer.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,3 +72,39 @@ def test_more_teams_than_cores(case):
         for got in pool.map(lambda _: forward_and_backward(module, inputs), range(30)):
             for e, g in zip(expected, got, strict=True):
                 torch.testing.assert_close(g, e)
+
+
+PAUSES = """
+import threading, time, torch, lstm_fast
+from pathlib import Path
+torch.set_num_threads(2)
+module = lstm_fast.LSTM(8, 64, 2)
+long, short = torch.randn(24, 512, 8), torch.randn(48, 1, 8)
+def wakes():
+    tasks = Path("/proc/self/task").iterdir()
+    others = [task / "status" for task in tasks if task.name != str(threading.get_native_id())]
+    lines = [line for status in others for line in status.read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+def pause():
+    time.sleep(0.5)
+    return wakes()
+with torch.no_grad():
+    module(long)
+    expected, _ = module(short)
+    before = pause()
+    output, _ = module(short)
+    assert wakes() == before, "a short call woke threads"
+    assert torch.equal(output, expected)
+    module(long)
+    assert pause() > before, "a long one did not"
+    before, end = pause(), time.monotonic() + 30
+    while wakes() == before:
+        assert time.monotonic() < end, "nor did many short ones"
+        module(short)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="tells of no threads")
+def test_a_short_call_after_a_pause_wakes_no_thread():
+    run = subprocess.run([sys.executable, "-c", PAUSES], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

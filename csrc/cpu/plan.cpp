@@ -18,9 +18,6 @@ int64_t stack_weights(const StackShape& s) {
   return weights;
 }
 
-// Multiply-adds of one pass over them, as operations.
-int64_t stack_flops(const StackShape& s) { return 2 * s.steps.total() * stack_weights(s); }
-
 // The product of a step: rows times [terms, columns].
 struct StepProduct {
   int64_t terms, columns;
@@ -149,7 +146,7 @@ int64_t second_cache_bytes() {
 }
 
 Threads threads_of(const StackShape& s, Pass pass, const Threads& threads) {
-  const int64_t flops = stack_flops(s) / (pass == Pass::Backward ? s.L : 1);
+  const int64_t flops = s.flops() / (pass == Pass::Backward ? s.L : 1);
   return threads.with_count(threads_for(flops, threads));
 }
 

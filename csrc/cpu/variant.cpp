@@ -7,11 +7,9 @@
 namespace lstm_fast {
 namespace {
 
-int64_t step_flops(const VariantShape& s) { return 2 * s.steps.total() * 4 * s.H * (s.I + s.P); }
-
 // Threads own rows of the batch through all steps.
 RowSlices row_slices(const VariantShape& s, const Threads& threads) {
-  return {s.steps, threads_for(step_flops(s), threads)};
+  return {s.steps, threads_for(s.flops(), threads)};
 }
 
 // All rows as those of a single step: for the products over all rows at once, in which inputs and
@@ -131,7 +129,7 @@ struct BackwardPlan {
                T* workspace)
       : shape(step_shape(k, p, team)),
         slices(row_slices(p.rows.shape, team)),
-        threads(threads_for(step_flops(p.rows.shape), team)) {
+        threads(threads_for(p.rows.shape.flops(), team)) {
     const VariantShape& s = p.rows.shape;
     const int64_t N = s.steps.total();
     Arena<T> arena(workspace);
@@ -203,7 +201,7 @@ void variant_forward(const Kernels& kernels, VariantForward<T> p, const Threads&
   p.shape = plan.shape;
   p.packed = plan.packed;
   const int64_t bytes = k.variant.forward_weights_size(p.shape) * sizeof(T);
-  const Threads team = threads.with_count(threads_for(step_flops(p.shape), threads));
+  const Threads team = threads.with_count(threads_for(p.shape.flops(), threads));
   run_shares(team, 1, bytes, [&](int64_t, const Share& share) {
     k.variant.pack_forward(p.shape, p.plain, share, plan.packed);
   });

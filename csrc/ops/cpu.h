@@ -8,6 +8,7 @@
 #include "../cpu/kernels.h"
 #include "kept_memory.h"
 #include "tensors.h"
+#include "wake.h"
 
 namespace lstm_fast {
 
@@ -57,20 +58,23 @@ inline bool forked = false;
 [[maybe_unused]] inline const int fork_handler =
     pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-// Torch's own threads, so that torch.set_num_threads is obeyed and no second pool exists; in a
-// forked child the calling thread alone.
-inline Threads torch_threads() {
-  if (forked) {
-    return {1, [](int64_t tasks, void (*f)(const void*, int64_t), const void* context) {
-              for (int64_t task = 0; task < tasks; ++task) f(context, task);
-            }};
-  }
-  return {static_cast<int64_t>(torch::stable::get_num_threads()),
-          [](int64_t tasks, void (*f)(const void*, int64_t), const void* context) {
-            torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t task = begin; task < end; ++task) f(context, task);
-            });
-          }};
+// Torch's own threads for so many operations, so that torch.set_num_threads is obeyed and no second
+// pool exists; in a forked child the calling thread alone. If it is not worth waking them, this one
+// does the work of all, so that no bit of a result depends on the time.
+inline Threads torch_threads(int64_t flops) {
+  using Task = void (*)(const void* context, int64_t task);
+  const auto alone = [](int64_t tasks, Task f, const void* context) {
+    for (int64_t task = 0; task < tasks; ++task) f(context, task);
+  };
+  const auto together = [](int64_t tasks, Task f, const void* context) {
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) f(context, task);
+    });
+    wake.note_region();
+  };
+  if (forked) return {1, alone};
+  const auto count = static_cast<int64_t>(torch::stable::get_num_threads());
+  return {count, count == 1 || !wake.is_worth(flops) ? +alone : +together};
 }
 
 // Copies t to a contiguous tensor of another dtype. Torch's own conversion takes three times as
@@ -84,9 +88,9 @@ inline void convert(const Tensor& t, Tensor& result) {
     return;
   }
   const Kernels& kernels = active_kernels();
-  const Threads threads = torch_threads();
-  constexpr int64_t elements_of_thread = 1 << 15;
   const int64_t n = t.numel();
+  const Threads threads = torch_threads(n);
+  constexpr int64_t elements_of_thread = 1 << 15;
   const int64_t parts = std::clamp<int64_t>(n / elements_of_thread, 1, threads.count);
   run(threads, parts, [&](int64_t i) {
     const int64_t begin = part(n, parts, i), size = part(n, parts, i + 1) - begin;

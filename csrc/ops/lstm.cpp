@@ -88,7 +88,7 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts, KeptOfModule
   Tensor saved = save && !y_in_saved ? empty_saved() : y;
 
   const Kernels& kernels = active_kernels();
-  const Threads threads = torch_threads();
+  const Threads threads = torch_threads(s.flops());
   Weights<T> weights(a);
   StackForward<T> p{};
   p.shape = s;
@@ -140,7 +140,7 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   const SavedLayout layout = saved_layout(a);
   const ScalarType type = compute_type(a.dtype);
   const Kernels& kernels = active_kernels();
-  const Threads threads = torch_threads();
+  const Threads threads = torch_threads(2 * s.flops());
   Weights<T> weights(a);
   const OptionalTensor y = layout.keep_output ? std::nullopt : OptionalTensor(prepare(output));
   StackBackward<T> p{};
@@ -330,8 +330,8 @@ extern "C" __attribute__((visibility("default"))) void lstm_fast_forget_weights(
 }
 
 extern "C" __attribute__((visibility("default"))) void lstm_fast_find_threads(
-    lstm_fast::Threads* threads) {
-  *threads = lstm_fast::torch_threads();
+    int64_t flops, lstm_fast::Threads* threads) {
+  *threads = lstm_fast::torch_threads(flops);
 }
 
 STABLE_TORCH_LIBRARY(lstm_fast, m) {

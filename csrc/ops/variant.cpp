@@ -16,15 +16,17 @@ class VariantOnCpu {
   template <typename T>
   void forward(VariantForward<T> p, const Tensor&, int64_t parts) const {
     p.shape.parts = unit_parts<T>(parts);
-    const auto workspace = allocate<T>(variant_forward_workspace_size(kernels_, p, threads_));
-    variant_forward(kernels_, p, threads_, workspace.get());
+    const Threads threads = torch_threads(p.shape.flops());
+    const auto workspace = allocate<T>(variant_forward_workspace_size(kernels_, p, threads));
+    variant_forward(kernels_, p, threads, workspace.get());
   }
 
   template <typename T>
   void backward(VariantProblemBackward<T> p, const Tensor&, int64_t parts) const {
     p.rows.shape.parts = unit_parts<T>(parts);
-    const auto workspace = allocate<T>(variant_backward_workspace_size(kernels_, p, threads_));
-    variant_backward(kernels_, p, threads_, workspace.get());
+    const Threads threads = torch_threads(2 * p.rows.shape.flops());
+    const auto workspace = allocate<T>(variant_backward_workspace_size(kernels_, p, threads));
+    variant_backward(kernels_, p, threads, workspace.get());
   }
 
  private:
@@ -34,7 +36,6 @@ class VariantOnCpu {
   }
 
   const Kernels& kernels_ = active_kernels();
-  const Threads threads_ = torch_threads();
 };
 
 }  // namespace

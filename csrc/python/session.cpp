@@ -15,7 +15,7 @@ namespace {
 
 // Functions of the ops, by `bind_session`.
 struct Ops {
-  void (*find_threads)(Threads*) = nullptr;
+  void (*find_threads)(int64_t flops, Threads*) = nullptr;
   void* (*take_memory)(int64_t bytes) = nullptr;  // null if there is not so much
   void (*give_memory)(void*) = nullptr;
 } ops;
@@ -97,7 +97,7 @@ class Session {
   void compute(StackForward<T>& p) {
     const Kernels& kernels = active_kernels();
     Threads threads;
-    ops.find_threads(&threads);
+    ops.find_threads(p.shape.flops(), &threads);
     p.weights = weights_.data();
     kept_.plan(kernels, p, threads, [this] { return weights_.data(); });
     const int64_t elements = forward_workspace_size(kernels, p, threads);
