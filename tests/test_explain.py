@@ -122,9 +122,9 @@ def test_layers_one_behind_the_other():
     def layers(B: int, H: int, L: int, **more: Any) -> tuple[int, int]:
         shape = {"parts": 0, "second_cache": 1 << 20, "threads": 2, **more}
         plan = _kernels.cpu_plan("float32", [B] * 100, 8, H, L=L, **shape)
-        passes = plan["shares_layers"], plan["backward_shares_layers"]
-        counts = plan["members"], plan["backward_members"]
-        return tuple(n if by_layers else 1 for n, by_layers in zip(counts, passes, strict=True))
+        forward = plan["members"] if plan["shares_layers"] else 1
+        backward = plan["backward_members"] if plan["backward_shares_layers"] else 1
+        return forward, backward
 
     assert layers(1, 64, 2) == (2, 2)
     assert layers(1, 64, 1) == (1, 1)
