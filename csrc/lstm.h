@@ -68,7 +68,7 @@ struct LayerShape {
   bool reverse;
   int parts;  // bfloat16 parts that products are made of on such a unit, 1 to 3; 0 without it
 
-  // Of the products of a forward pass; backward has twice as many.
+  // Operations of the products with W_ih and W_hh in a forward pass; backward has twice as many.
   LSTM_FAST_INLINE int64_t flops() const { return 2 * steps.total() * 4 * H * (I + P); }
 };
 

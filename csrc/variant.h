@@ -19,7 +19,7 @@ struct VariantShape {
   CellActivation cell;
   int parts;  // as in LayerShape; what it is used for is up to the planner
 
-  // Of the products of a forward pass; backward has twice as many.
+  // Operations of the products with W_ih and W_hh in a forward pass; backward has twice as many.
   LSTM_FAST_INLINE int64_t flops() const { return 2 * steps.total() * 4 * H * (I + P); }
 };
 

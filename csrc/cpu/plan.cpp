@@ -113,10 +113,11 @@ int64_t pipelined_cycles(const StackShape& s, Pass pass, int64_t members, int64_
                          const Threads& threads, int64_t element_bytes) {
   int64_t cycles = step_cycles(s, pass, 1, 1, threads, element_bytes);
   const int64_t I = widest_layer(s).I;
-  // Up to three rows take as long as one: what a stage multiplies of all of its rows at once.
+  // Inputs, and their gradients, are multiplied for all rows of a stage at once; up to three take
+  // as long as one.
   const int64_t rows = std::min<int64_t>(stage_steps, 3);
   if (pass == Pass::Backward) {
-    cycles += cycles * I / (s.P * rows);  // gradients of inputs
+    cycles += cycles * I / (s.P * rows);
   } else if (s.steps.B == 1 && I >= min_summed_inputs(s) && !unit_pays(s, pass, 1, 1)) {
     cycles -= cycles * I / (s.P + I) * (rows - 1) / rows;
   }

@@ -9,7 +9,7 @@
 
 namespace lstm_fast {
 
-// Who knows when threads of a process were last in use, in microseconds of a clock.
+// What a process knows of the use of its threads, in microseconds of a clock.
 class Wake {
  public:
   // Whether a call of so many operations, which begins now, is to use other threads.
@@ -23,11 +23,11 @@ class Wake {
   void note_region() { last_region_.store(now(), kOrder); }
 
  private:
-  // Measured on two Zen 4 cores: the threads of GCC's OpenMP are awake for 6 to 8 ms.
+  // So long threads stay awake. Those of GCC's OpenMP did for 6 to 8 ms on two Zen 4 cores.
   static constexpr int64_t kAwake = 6000;
-  // Calls that follow each other for as long as waking may take will go on.
+  // So long waking may take. Calls that have followed each other for as long will go on to.
   static constexpr int64_t kWaking = 2000;
-  // A third of a millisecond of one thread, and more.
+  // A third of a millisecond for one thread at the least.
   static constexpr int64_t kLong = int64_t{1} << 25;
   static constexpr std::memory_order kOrder = std::memory_order_relaxed;
 
