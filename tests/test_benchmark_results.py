@@ -27,6 +27,7 @@ MOMENTARY = {
     "memory": [SMALL, "--seconds=0.002"],
     "onnx_runtime": ["--show=benchmarks/results/onnx-runtime-1-thread.json"],
     "options": [SMALL, "--seconds=0.002"],
+    "pauses": [SMALL, "--pause=0.001", "--calls=2"],
     "profile": [SMALL, "step", "--seconds=0.1"],
     "selection": ["max_steps=1", "n_models=1"],
     "table": [],
