@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 
 import lstm_fast
+from tests.source_tree import run_python
 
 SHAPES = [
     # B, T, I, H, and further arguments of the layer
@@ -106,5 +105,5 @@ with torch.no_grad():
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="tells of no threads")
 def test_a_short_call_after_a_pause_wakes_no_thread():
-    run = subprocess.run([sys.executable, "-c", PAUSES], capture_output=True, text=True)
+    run = run_python("-c", PAUSES)
     assert run.returncode == 0, run.stderr

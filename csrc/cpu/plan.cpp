@@ -107,11 +107,10 @@ int64_t step_cycles(const StackShape& s, Pass pass, int64_t rows, int64_t member
 
 // --- Layers one behind the other.
 
-// What a step of a layer of one row comes to, of those that so many threads take at once: fewer in
-// the first stages and in the last ones, of so many steps each.
-int64_t pipelined_cycles(const StackShape& s, Pass pass, int64_t members, int64_t stage_steps,
-                         const Threads& threads, int64_t element_bytes) {
-  int64_t cycles = step_cycles(s, pass, 1, 1, threads, element_bytes);
+// What a step of a layer of one row, which takes a thread so many cycles, comes to of those that
+// members take at once: fewer in the first stages and in the last ones, of so many steps each.
+int64_t pipelined_cycles(const StackShape& s, Pass pass, int64_t cycles, int64_t members,
+                         int64_t stage_steps) {
   const int64_t I = widest_layer(s).I;
   // Inputs, and their gradients, are multiplied for all rows of a stage at once; up to three take
   // as long as one.
@@ -216,8 +215,9 @@ Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t 
   const bool may_share =
       s.D == 1 && !s.steps.batch_sizes && layers > 1 && (pass == Pass::Forward || B == 1) &&
       (layers == s.L || stack_weights(s) * element_bytes <= threads.second_cache);
+  const int64_t of_step = may_share ? step_cycles(s, pass, 1, 1, threads, element_bytes) : 0;
   for (int64_t steps = 1; may_share && steps < s.steps.T; steps *= 2) {
-    const int64_t cycles = pipelined_cycles(s, pass, layers, steps, threads, element_bytes);
+    const int64_t cycles = pipelined_cycles(s, pass, of_step, layers, steps);
     if (cycles >= least) continue;
     least = cycles;
     division.members = layers;
