@@ -97,6 +97,8 @@ CXX_FLAGS = [
 ]
 # Without exceptions the objects of the instruction sets share no symbol, not even the unwinder's.
 KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti"]
+# Names of Python stay open until it loads the library, which macOS has to be told.
+LIBRARY_FLAGS = ["-shared", *(("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ())]
 
 
 @dataclass(frozen=True)
@@ -322,7 +324,7 @@ class NinjaFile:
             f"builddir = {build}",
             f"cxx = {self._command(compiler)}",
             f"cxxflags = {self._command(flags)}",
-            "kind = -shared",
+            f"kind = {self._command(LIBRARY_FLAGS)}",
             f"user_cxxflags = {self._escape(environment['CXXFLAGS'])}",
             f"user_ldflags = {self._escape(environment['LDFLAGS'])}",
             "rule compile",

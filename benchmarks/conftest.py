@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 import lstm_fast
+from benchmarks import measure
 from benchmarks.cases import GRID, LOOPS, PACKED, QUICK, STEPS
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -45,7 +45,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("packed_case", PACKED[2:3] if quick else PACKED, ids=str)
     if "threads" in names:
         wanted = [int(n) for n in metafunc.config.getoption("--threads").split(",")]
-        available = len(os.sched_getaffinity(0))
+        available = measure.cores()
         metafunc.parametrize("threads", [n for n in wanted if n <= available])
 
 
@@ -65,7 +65,7 @@ def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
     del machine_info["node"]
-    machine_info["cores"] = len(os.sched_getaffinity(0))
+    machine_info["cores"] = measure.cores()
     machine_info["torch"] = torch.__version__
     machine_info["lstm_fast"] = lstm_fast.build_info()
 

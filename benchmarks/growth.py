@@ -11,7 +11,6 @@ makes float32 products of bfloat16 parts, may go below it.) Prints the figures, 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +39,7 @@ SIZES = {"T": "steps T", "B": "rows B", "H": "units H", "threads": "threads"}
 
 def thread_counts() -> list[int]:
     """1, 2, 4 ... and all cores that this process may use."""
-    cores = len(os.sched_getaffinity(0))
+    cores = measure.cores()
     return sorted({*(2**k for k in range(cores.bit_length()) if 2**k <= cores), cores})
 
 

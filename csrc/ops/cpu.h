@@ -10,6 +10,13 @@
 #include "tensors.h"
 #include "wake.h"
 
+// Of torch: makes a tensor of given memory. Null before torch 2.11.
+extern "C" AOTI_TORCH_EXPORT __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t dim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
+    int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* result,
+    int32_t layout, const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
+    void (*deleter)(void* data, void* context), void* context);
+
 namespace lstm_fast {
 
 struct GiveMemory {
@@ -22,26 +29,14 @@ std::unique_ptr<T[], GiveMemory> allocate(int64_t elements) {
       static_cast<T*>(take_memory(elements * static_cast<int64_t>(sizeof(T)), Need::Call)));
 }
 
-// Torch's function to make a tensor of given memory; null before torch 2.11.
-using FromBlob = AOTITorchError (*)(void* data, int64_t dim, const int64_t* sizes,
-                                    const int64_t* strides, int64_t storage_offset, int32_t dtype,
-                                    int32_t device_type, int32_t device_index,
-                                    AtenTensorHandle* result, int32_t layout,
-                                    const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
-                                    void (*deleter)(void* data, void* context), void* context);
-inline FromBlob from_blob() {
-  static const auto function = function_of_torch<FromBlob>("torch_from_blob");
-  return function;
-}
-
 // An uninitialised tensor of float32 or float64 on the CPU that no user sees.
 inline Tensor empty_kept(const Dims& dims, ScalarType dtype, const Tensor& like, Need need) {
   const Contiguous layout(dims);
   const int64_t bytes = layout.elements * bytes_of(dtype);
-  if (bytes < kLargeBytes || !from_blob()) return empty(dims, dtype, like);
+  if (bytes < kLargeBytes || !torch_from_blob) return empty(dims, dtype, like);
   void* memory = take_memory(bytes, need);
   AtenTensorHandle handle = nullptr;
-  const AOTITorchError error = from_blob()(
+  const AOTITorchError error = torch_from_blob(
       memory, dims.dim, dims.size, layout.strides, 0, aoti_dtype(dtype),
       aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
       [](void* data, void*) { give_memory(data); }, nullptr);

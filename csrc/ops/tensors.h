@@ -1,7 +1,6 @@
 // Small things to do with tensors, through the stable ABI.
 #pragma once
 
-#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -17,6 +16,10 @@
 
 #include "../arguments.h"
 #include "huge_pages.h"
+
+// Of torch; null in the oldest one that this is built for, which lacks it.
+extern "C" AOTI_TORCH_EXPORT __attribute__((weak)) const char*
+torch_exception_get_what_without_backtrace();
 
 namespace lstm_fast {
 
@@ -71,18 +74,10 @@ struct Contiguous {
   int64_t strides[3], elements = 1;
 };
 
-// A function of torch that the oldest one which this is built for lacks; null there.
-template <typename F>
-F function_of_torch(const char* name) {
-  void* library = dlopen("libtorch_cpu.so", RTLD_NOLOAD | RTLD_LAZY);
-  return reinterpret_cast<F>(library ? dlsym(library, name) : nullptr);
-}
-
 // What torch's allocators say, where callers may look for their words.
 [[noreturn]] inline void throw_out_of_memory(int64_t bytes, const Tensor& like) {
-  static const auto what =
-      function_of_torch<const char* (*)()>("torch_exception_get_what_without_backtrace");
-  if (what) throw std::runtime_error(what());
+  if (torch_exception_get_what_without_backtrace)
+    throw std::runtime_error(torch_exception_get_what_without_backtrace());
   const std::string words = like.is_cpu() ? "DefaultCPUAllocator: can't allocate memory: you tried"
                                           : "CUDA out of memory. Tried";
   throw std::runtime_error(words + " to allocate " + std::to_string(bytes) + " bytes");

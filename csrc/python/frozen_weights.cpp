@@ -73,7 +73,7 @@ struct Kept {
 };
 
 // `kept` of an `ops.FrozenWeights` is a tuple, which Python's collector sees through.
-constexpr Py_ssize_t kTensors = 0, kAliases = 1, kCapsule = 2;
+enum : Py_ssize_t { kTensors, kAliases, kCapsule };
 
 const Kept& kept_in(PyObject* tuple) {
   return *static_cast<Kept*>(PyCapsule_GetPointer(PyTuple_GET_ITEM(tuple, kCapsule), nullptr));
