@@ -51,9 +51,10 @@ INSTALL = "pip install --no-build-isolation ."
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
 if X86:
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     ISA_FLAGS["avx512"] = [
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
+        *ISA_FLAGS["avx2"],
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
         "-mprefer-vector-width=512",
     ]
     # GCC 12 warns of operands that its own intrinsics leave undefined.

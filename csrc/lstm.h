@@ -54,6 +54,11 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// A float16 number of IEEE 754.
+struct Float16 {
+  uint16_t bits;
+};
+
 // What multiplies bfloat16 numbers and adds in float32 on a CPU.
 enum class Bf16Unit { None, DotProducts, Matrix };
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from numpy import bool_, floating, int64
+from numpy import bool_, float32, floating, int64, uint16
 from numpy.typing import NDArray
 
 _Array = NDArray[floating[Any]]
@@ -55,6 +55,7 @@ def cuda_plan(
     cluster_blocks: int = 8,
 ) -> dict[str, Any]: ...
 def available_isas() -> list[str]: ...
+def widen_float16(bits: NDArray[uint16], isa: str | None = None) -> NDArray[float32]: ...
 def activations(x: _Array, isa: str | None = None) -> tuple[_Array, _Array]: ...
 def lstm(
     x: _Array,

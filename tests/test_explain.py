@@ -23,7 +23,8 @@ def test_a_single_step():
     assert path(B=1000, I=16, H=64, parts=0) == "single step"  # whose bits no batch may change
     large: dict[str, Any] = {"I": 512, "H": 512, "second_cache": 1 << 20}
     assert path(B=64, **large) != "single step"
-    assert path(B=64, dtype="bfloat16", **large) == "single step"  # packed, they are widened first
+    for half in ("bfloat16", "float16"):
+        assert path(B=64, dtype=half, **large) == "single step"  # packed, they are widened first
     has_dots = ISA == "avx512_bf16"  # which multiply such weights as they are
     small: dict[str, Any] = {"dtype": "bfloat16", "I": 64, "H": 64}
     assert (path(B=64, **small) == "single step") == has_dots
@@ -47,6 +48,13 @@ def test_a_few_steps():
     assert path(B=1, T=2, dtype="bfloat16", **small) == "single steps"
     assert path(B=4, T=4, dtype="bfloat16", **large) == "single steps"
     assert path(B=1, T=4, parts=1, **large) == "single steps"
+    # Packed as float32, float16 weights that leave the cache are twice as much to read.
+    halves: dict[str, Any] = {"dtype": "float16", **large}
+    assert path(B=1, T=99, **halves) == path(B=4, T=24, **halves) == "single steps"
+    assert path(B=1, T=99, keeps_packed=True, **halves) == "single steps"
+    assert path(B=2, T=2, keeps_packed=True, **halves) == "packed weights"
+    assert path(B=4, T=25, **halves) == path(B=5, T=24, **halves) == "packed weights"
+    assert path(B=1, T=9, dtype="float16", I=16, H=64) == "packed weights"
     # A step of 512 units is too short for eight threads, one of 2048 is not.
     assert path(B=1, T=4, threads=8, **large) == "packed weights"
     assert path(B=1, T=4, threads=8, I=64, H=2048) == "single steps"

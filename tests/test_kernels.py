@@ -92,8 +92,8 @@ def test_units_that_leave_lanes_idle(H, dtype, isa):
         np.testing.assert_allclose(g, e, rtol=0, atol=tolerance(problem, dtype) * scale)
 
 
-# So few steps that no weights are packed (is_few_steps in plan.cpp), where rows need not be summed
-# as in any batch: the last of them leaves every second cache.
+# So few steps that no weights are packed (suits_plain_steps in plan.cpp), where rows need not be
+# summed as in any batch: the last of them leaves every second cache.
 FEW_STEPS = [
     Problem(T=2, B=1, I=3, H=17, L=2),
     Problem(T=8, B=1, I=140, H=133, P=119, L=2, states=False),
@@ -372,6 +372,16 @@ def test_float64_activations_are_within_six_ulps(isa):
     s, h = _kernels.activations(x, isa=isa)
     assert (np.abs(s - sigmoid(exact)) / np.spacing(s)).max() < 6
     assert (np.abs(h - np.tanh(exact)) / np.spacing(np.abs(h))).max() < 6
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_float16_is_widened(isa):
+    """Subnormal ones and what is no number among them; a part of a vector at the end."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    for n in (len(bits), len(bits) - 3, 1):
+        got, expected = _kernels.widen_float16(bits[:n], isa=isa), bits[:n].view(np.float16)
+        np.testing.assert_array_equal(got, expected.astype(np.float32))
+        np.testing.assert_array_equal(np.signbit(got), np.signbit(expected))
 
 
 @pytest.mark.parametrize("isa", ISAS)

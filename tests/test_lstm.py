@@ -23,6 +23,7 @@ from tests import sample_inputs
 from tests.sample_inputs import (
     CONFIGS,
     DTYPES,
+    HALVES,
     Config,
     assert_all_close,
     assert_close,
@@ -433,45 +434,46 @@ def test_double_backward(name: str):
 
 
 @pytest.mark.parametrize("numel", [1, 3 * 2**15 + 1])  # the latter by two threads
-def test_bfloat16_is_rounded_as_by_torch(numel: int):
+@pytest.mark.parametrize("dtype", HALVES)
+def test_halves_are_rounded_as_by_torch(numel: int, dtype: torch.dtype):
     """A single step is computed in float32: cells of all kinds come in and go out."""
-    ours = LSTM(1, 1).bfloat16()
+    ours = LSTM(1, 1).to(dtype)
     bits = torch.randint(2**16, (numel,), dtype=torch.int32).short()
-    c0 = bits.view(torch.bfloat16)[None, :, None]
-    x, h0 = torch.randn(1, numel, 1).bfloat16(), torch.zeros_like(c0)
+    c0 = bits.view(dtype)[None, :, None]
+    x, h0 = torch.randn(1, numel, 1).to(dtype), torch.zeros_like(c0)
     with torch.no_grad():
         got = ours(x, (h0, c0))[1][1]
-        expected = ours.float()(x.float(), (h0.float(), c0.float()))[1][1].bfloat16()
+        expected = ours.float()(x.float(), (h0.float(), c0.float()))[1][1].to(dtype)
     assert got.shape == c0.shape
     is_number = ~expected.isnan()
     assert torch.equal(~got.isnan(), is_number)
     assert torch.equal(got[is_number].view(torch.int16), expected[is_number].view(torch.int16))
 
 
-def assert_bfloat16_is_float32_rounded(T: int, B: int, **options: Any) -> None:
+def assert_halves_are_float32_rounded(dtype: torch.dtype, T: int, B: int, **options: Any) -> None:
     """The bits of results and gradients, where both make their products alike."""
     torch.manual_seed(0)
-    module = LSTM(37, 70, 2, **options).bfloat16()
+    module = LSTM(37, 70, 2, **options).to(dtype)
     twin = copy.deepcopy(module).float()
     L_D = 4 if module.bidirectional else 2
     sizes = [(T, B, 37), (L_D, B, module.proj_size or 70), (L_D, B, 70)]
-    inputs = [torch.randn(size).bfloat16() for size in sizes]
+    inputs = [torch.randn(size).to(dtype) for size in sizes]
     results = []
-    for run, dtype in ((module, torch.bfloat16), (twin, torch.float32)):
-        x, h0, c0 = (t.to(dtype, copy=True).requires_grad_() for t in inputs)
+    for run, computed in ((module, dtype), (twin, torch.float32)):
+        x, h0, c0 = (t.to(computed, copy=True).requires_grad_() for t in inputs)
         output, (h_n, c_n) = run(x, (h0, c0))
         with torch.no_grad():
             torch.testing.assert_close(run(x, (h0, c0)), (output, (h_n, c_n)), rtol=0, atol=0)
         torch.manual_seed(1)
         outputs = (output, h_n, c_n)
-        grads = [torch.randn(t.shape).bfloat16().to(t.dtype) for t in outputs]
+        grads = [torch.randn(t.shape).to(dtype).to(t.dtype) for t in outputs]
         wanted = (x, h0, c0, *run.parameters())
         results.append([*outputs, *torch.autograd.grad(outputs, wanted, grads)])
     for got, expected in zip(*results, strict=True):
-        assert torch.equal(got, expected.bfloat16())
+        assert torch.equal(got, expected.to(dtype))
 
 
-OPTIONS_OF_BFLOAT16: list[dict[str, Any]] = [
+OPTIONS_OF_HALVES: list[dict[str, Any]] = [
     {},
     {"bidirectional": True, "bias": False},
     {"proj_size": 9},
@@ -482,26 +484,29 @@ OPTIONS_OF_BFLOAT16: list[dict[str, Any]] = [
 @pytest.mark.parametrize(
     ("T", "B"), [(1, 1), (1, 3), (1, 16), (1, 17), (1, 40), (3, 5), (3, 6), (40, 7)]
 )
-@pytest.mark.parametrize("options", OPTIONS_OF_BFLOAT16, ids=str)
+@pytest.mark.parametrize("options", OPTIONS_OF_HALVES, ids=str)
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.usefixtures("deterministic")  # by float32 arithmetic, in batches of any size
-def test_bfloat16_has_the_bits_of_float32_rounded(T: int, B: int, options: dict[str, Any]):
-    assert_bfloat16_is_float32_rounded(T, B, **options)
+def test_halves_have_the_bits_of_float32_rounded(
+    T: int, B: int, options: dict[str, Any], dtype: torch.dtype
+):
+    assert_halves_are_float32_rounded(dtype, T, B, **options)
 
 
 @pytest.mark.parametrize(("T", "B"), [(3, 5), (3, 6), (40, 7)])
-@pytest.mark.parametrize("options", OPTIONS_OF_BFLOAT16, ids=str)
+@pytest.mark.parametrize("options", OPTIONS_OF_HALVES, ids=str)
 def test_bfloat16_has_the_bits_of_float32_at_medium_rounded(
     T: int, B: int, options: dict[str, Any]
 ):
     """By products of bfloat16, on a unit for them."""
     torch.set_float32_matmul_precision("medium")
-    assert_bfloat16_is_float32_rounded(T, B, **options)
+    assert_halves_are_float32_rounded(torch.bfloat16, T, B, **options)
 
 
 @pytest.mark.parametrize("build", [LSTM, LSTMCell])
 @pytest.mark.parametrize("options", [{}, {"zoneout": 0.1}], ids=str)
 @pytest.mark.parametrize("by_autocast", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALVES)
 def test_precision_of_float32_is_nothing_to_halves(
     build: Any, options: dict[str, Any], by_autocast: bool, dtype: torch.dtype
 ):
@@ -527,10 +532,11 @@ def test_precision_of_float32_is_nothing_to_halves(
 
 @pytest.mark.parametrize(("T", "B", "H"), [(2, 1, 20), (8, 1, 500), (4, 4, 700)])
 @pytest.mark.parametrize("proj_size", [0, 9])
-def test_few_steps_of_bfloat16_are_right(T: int, B: int, H: int, proj_size: int):
-    """So few that no weights are packed (is_few_steps in plan.cpp), on one thread."""
+@pytest.mark.parametrize("dtype", HALVES)
+def test_few_steps_of_halves_are_right(T: int, B: int, H: int, proj_size: int, dtype: torch.dtype):
+    """So few that no weights are packed (suits_plain_steps in plan.cpp), on one thread."""
     torch.set_num_threads(1)
-    config = Config(200, H, 2, proj_size=proj_size, dtype=torch.bfloat16, T=T, B=B)
+    config = Config(200, H, 2, proj_size=proj_size, dtype=dtype, T=T, B=B)
     module, input, hx = config.module(LSTM), config.input(), config.hx()
     assert "single steps" in lstm_fast.explain(module, input)
     got = forward_and_gradients(module, config, input, hx)
@@ -542,8 +548,11 @@ def test_few_steps_of_bfloat16_are_right(T: int, B: int, H: int, proj_size: int)
 @pytest.mark.parametrize("B", [1, 2, 16, 17, 63, 128, 129, 1025])
 @pytest.mark.parametrize("sizes", [(3, 5), (37, 70), (64, 32), (161, 33)])
 @pytest.mark.parametrize("with_hx", [True, False])
-def test_a_step_of_bfloat16_is_right(B: int, sizes: tuple[int, int], with_hx: bool):
-    config = Config(*sizes, 2, bidirectional=True, dtype=torch.bfloat16, T=1, B=B, with_hx=with_hx)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_step_of_halves_is_right(
+    B: int, sizes: tuple[int, int], with_hx: bool, dtype: torch.dtype
+):
+    config = Config(*sizes, 2, bidirectional=True, dtype=dtype, T=1, B=B, with_hx=with_hx)
     module, input, hx = config.module(LSTM), config.input(), config.hx()
     got = forward_and_gradients(module, config, input, hx)
     exact = None if hx is None else (hx[0].double(), hx[1].double())
@@ -551,7 +560,7 @@ def test_a_step_of_bfloat16_is_right(B: int, sizes: tuple[int, int], with_hx: bo
     assert_close(got, forward_and_gradients(twin, config, input.double(), exact), config)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", ["deep", "deep_projected", "packed"])
 def test_autocast(name: str, dtype: torch.dtype, fused: list[None]):
     """Results, and the gradients in float32, are those of the module converted to the dtype."""

@@ -5,7 +5,7 @@
 
 #include "kernels.h"
 
-#if defined(LSTM_FAST_AVX512_BF16) || defined(LSTM_FAST_AMX)
+#if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 #if defined(LSTM_FAST_AMX)
@@ -33,8 +33,11 @@ namespace {
 #if defined(LSTM_FAST_AVX2) || defined(LSTM_FAST_AVX512) || defined(LSTM_FAST_AVX512_BF16) || \
     defined(LSTM_FAST_AMX)
 [[maybe_unused]] bool has_avx2() {
+  constexpr unsigned kF16c = 1u << 29;  // of leaf 1, ecx; older compilers have no name for it
+  unsigned eax, ebx, ecx, edx;
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & kF16c);
 }
 [[maybe_unused]] bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -50,7 +50,7 @@ class KeptWeights {
   }
 
   // `plan`, which gives p what it needs of the weights. `weights` returns those that StackForward
-  // has unless there are bfloat16 ones.
+  // has unless there are halves.
   template <typename GetWeights>
   void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads,
             const GetWeights& weights) {
@@ -58,7 +58,7 @@ class KeptWeights {
     if (p.shape.parts && !is_ordinary(kernels, p.shape, weights, threads)) p.shape.parts = 0;
     lstm_fast::plan(kernels, p, threads);
     const bool is_packed = !p.plain && packed_[p.shape.parts].load();
-    if (!is_packed && !p.bfloat16_weights) p.weights = weights();
+    if (!is_packed && !p.has_halves()) p.weights = weights();
     p.packed = p.plain ? nullptr : packed(kernels, p, threads).pieces();
   }
 

@@ -4,9 +4,9 @@
 #include <cstddef>
 
 #include "backward.h"
-#include "bfloat16.h"
 #include "forward.h"
 #include "forward_step.h"
+#include "halves.h"
 #include "recompute.h"
 #include "variant_backward.h"
 #include "variant_forward.h"
@@ -21,13 +21,13 @@ constexpr StepKernels<float> bfloat16_step(float) {
 }
 constexpr StepKernels<double> bfloat16_step(double) { return {}; }
 
-// What reads bfloat16 weights computes in float32.
+// What reads weights of halves computes in float32.
 template <typename F>
-constexpr F* of_bfloat16(float, F* f) {
+constexpr F* of_halves(float, F* f) {
   return f;
 }
 template <typename F>
-constexpr std::nullptr_t of_bfloat16(double, F*) {
+constexpr std::nullptr_t of_halves(double, F*) {
   return nullptr;
 }
 
@@ -38,22 +38,24 @@ constexpr LayerKernels<T> layer_kernels() {
           activations<T>,
           forward_weights_size<T>,
           pack_forward<T>,
-          of_bfloat16(T(), pack_forward<BFloat16>),
+          of_halves(T(), pack_forward<BFloat16>),
+          of_halves(T(), pack_forward<Float16>),
           forward_scratch<T>,
           forward_input_sums<T>,
           forward_rows<T>,
           kLanes<T>,
           forward_step<T, T>,
+          of_halves(T(), forward_step<float, Float16>),
           recompute_scratch<T>,
           recompute_rows<T>,
           backward_weights_size<T>,
           pack_backward<T>,
-          of_bfloat16(T(), pack_backward<BFloat16>),
+          of_halves(T(), pack_backward<BFloat16>),
           backward_scratch<T>,
           backward_rows<T>,
           input_grad_weights_size<T>,
           pack_input_grad<T>,
-          of_bfloat16(T(), pack_input_grad<BFloat16>),
+          of_halves(T(), pack_input_grad<BFloat16>),
           input_grad_scratch<T>,
           input_grad_rows<T>,
           weight_grad_strips<T>,
@@ -76,8 +78,8 @@ constexpr LayerKernels<T> layer_kernels() {
 #define NAME(isa) NAME_(isa)
 
 extern const Kernels JOIN(kernels_, LSTM_FAST_ISA);
-const Kernels JOIN(kernels_, LSTM_FAST_ISA) = {NAME(LSTM_FAST_ISA), layer_kernels<float>(),
-                                               layer_kernels<double>(), widen_bfloat16,
-                                               narrow_to_bfloat16};
+const Kernels JOIN(kernels_, LSTM_FAST_ISA) = {NAME(LSTM_FAST_ISA),     layer_kernels<float>(),
+                                               layer_kernels<double>(), widen<BFloat16>,
+                                               narrow_to_bfloat16,      widen<Float16>};
 
 }  // namespace lstm_fast

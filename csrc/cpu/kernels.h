@@ -151,10 +151,11 @@ struct LayerKernels {
 
   int64_t (*forward_weights_size)(const LayerShape&);
   void (*pack_forward)(const LayerShape&, const LayerWeights<T>&, const Share&, T* packed);
-  // Likewise of weights that are bfloat16 numbers in memory, as others of this name. Null but for
-  // float32.
+  // Likewise of weights that are halves in memory, as others of these names. Null but for float32.
   void (*pack_forward_bfloat16)(const LayerShape&, const LayerWeights<BFloat16>&, const Share&,
                                 T* packed);
+  void (*pack_forward_float16)(const LayerShape&, const LayerWeights<Float16>&, const Share&,
+                               T* packed);
   // `scratch` of forward_scratch(shape, b1 - b0) elements, of each member's own.
   int64_t (*forward_scratch)(const LayerShape&, int64_t rows);
   int64_t (*forward_input_sums)(const LayerShape&);
@@ -167,6 +168,8 @@ struct LayerKernels {
   int64_t unit_group;
   void (*forward_step)(const LayerForward<T>&, const LayerWeights<T>&, int64_t b0, int64_t b1,
                        int64_t u0, int64_t u1);
+  void (*forward_step_float16)(const LayerForward<T>&, const LayerWeights<Float16>&, int64_t b0,
+                               int64_t b1, int64_t u0, int64_t u1);
 
   // `scratch` of recompute_scratch(shape) elements.
   int64_t (*recompute_scratch)(const LayerShape&);
@@ -210,6 +213,7 @@ struct Kernels {
   LayerKernels<double> f64;
   void (*widen_bfloat16)(const BFloat16*, int64_t n, float*);
   void (*narrow_to_bfloat16)(const float*, int64_t n, BFloat16*);
+  void (*widen_float16)(const Float16*, int64_t n, float*);
 
   const LayerKernels<float>& of(float) const { return f32; }
   const LayerKernels<double>& of(double) const { return f64; }

@@ -170,17 +170,18 @@ int64_t dot_step_rows(const StackShape& s, Pass pass, const Threads& threads) {
   return pass == Pass::Backward || far_from_cached(s, threads) ? many : few;
 }
 
-int64_t plain_step_rows(const StackShape& s, bool keeps_packed, bool bfloat16,
-                        const Threads& threads, int64_t element_bytes) {
-  constexpr int64_t rows = 32, rows_if_kept = 8, rows_of_large_bfloat16 = 64;
-  if (bfloat16 && far_from_cached(s, threads)) return rows_of_large_bfloat16;
+int64_t plain_step_rows(const StackShape& s, bool keeps_packed, bool halves, const Threads& threads,
+                        int64_t element_bytes) {
+  constexpr int64_t rows = 32, rows_if_kept = 8, rows_of_large_halves = 64;
+  if (halves && far_from_cached(s, threads)) return rows_of_large_halves;
   // The packed weights, torch's, and the copy that tells whether torch's have changed.
   const int64_t packed_bytes = std::max(element_bytes, s.parts * kPartBytes);
   const int64_t kept_bytes = stack_weights(s) * (packed_bytes + 2 * element_bytes);
   return keeps_packed && kept_bytes <= cached_bytes(threads) ? rows_if_kept : rows;
 }
 
-bool is_few_steps(const StackShape& s, const Threads& threads, int64_t element_bytes) {
+bool suits_plain_steps(const StackShape& s, bool keeps_packed, bool widened, const Threads& threads,
+                       int64_t element_bytes) {
   if (s.steps.batch_sizes || s.D > 1) return false;
   StackShape step = s;
   step.steps.T = 1;
@@ -189,7 +190,11 @@ bool is_few_steps(const StackShape& s, const Threads& threads, int64_t element_b
     return false;
   // Measured on a Zen 4 core.
   constexpr int64_t few_rows = 4, few_steps = 4, steps_of_a_row = 8, steps_of_a_small_row = 2;
-  constexpr int64_t small = 1 << 17;
+  constexpr int64_t steps_of_large_halves = 24, small = 1 << 17;
+  const bool large_halves = widened && far_from_cached(s, threads);
+  if (large_halves && s.steps.B == 1) return true;
+  if (keeps_packed) return false;
+  if (large_halves && s.steps.B <= few_rows && s.steps.T <= steps_of_large_halves) return true;
   const int64_t bytes = step_bytes(s, element_bytes);
   if (s.steps.B == 1) return s.steps.T <= (bytes < small ? steps_of_a_small_row : steps_of_a_row);
   return s.steps.T <= few_steps && s.steps.B <= few_rows && bytes > cached_bytes(threads);

@@ -55,13 +55,14 @@ bool sums_inputs_first(const StackShape&, const Division&, const Threads&, int64
 int64_t min_summed_inputs(const StackShape&);
 
 // Up to so many rows, a single step suits dot products better than packed weights. These may be
-// kept for further steps; of bfloat16 weights, they have to be widened first.
-int64_t plain_step_rows(const StackShape&, bool keeps_packed, bool bfloat16, const Threads&,
+// kept for further steps; of halves, they have to be widened first.
+int64_t plain_step_rows(const StackShape&, bool keeps_packed, bool halves, const Threads&,
                         int64_t element_bytes);
 
-// Whether a call of several steps uses its weights too few times to win back their packing: each of
-// them suits dot products, too.
-bool is_few_steps(const StackShape&, const Threads&, int64_t element_bytes);
+// Whether each of several steps suits dot products, too: their weights are used too few times to
+// win back packing, or are halves, which packed as float32 would be twice as much to read.
+bool suits_plain_steps(const StackShape&, bool keeps_packed, bool widened, const Threads&,
+                       int64_t element_bytes);
 
 // Up to so many rows, a single step multiplies bfloat16 weights as they are where the unit is dot
 // products.

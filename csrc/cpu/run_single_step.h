@@ -23,6 +23,8 @@ void run_single_step(const LayerKernels<T>& k, const StackShape& s, const LayerF
       if constexpr (std::is_same_v<E, BFloat16>) {
         T* of_task = layers[d].shape.parts ? scratch[task] : nullptr;
         k.bfloat16_step.forward(layers[d], weights[d], b0, b1, u0, u1, of_task);
+      } else if constexpr (std::is_same_v<E, Float16>) {
+        k.forward_step_float16(layers[d], weights[d], b0, b1, u0, u1);
       } else {
         k.forward_step(layers[d], weights[d], b0, b1, u0, u1);
       }

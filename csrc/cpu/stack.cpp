@@ -51,6 +51,8 @@ void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t begi
     const int64_t i = begin + item;
     if (p.bfloat16_weights) {
       k.pack_forward_bfloat16(layer(i), p.bfloat16_weights[i], share, packed[i]);
+    } else if (p.float16_weights) {
+      k.pack_forward_float16(layer(i), p.float16_weights[i], share, packed[i]);
     } else {
       k.pack_forward(layer(i), p.weights[i], share, packed[i]);
     }
@@ -77,7 +79,10 @@ bool takes_plain_steps(const Kernels& kernels, const StackForward<T>& p, const T
   const StackShape& s = p.shape;
   const Bf16Unit unit = kernels.of(T()).unit;
   if (s.steps.T > 1) {
-    return s.parts && !p.keeps_packed && !p.recompute_gates && is_few_steps(s, threads, sizeof(T));
+    // What no unit takes as it is, is packed as float32.
+    const bool widened = p.float16_weights || (p.bfloat16_weights && unit == Bf16Unit::None);
+    return s.parts && !p.recompute_gates &&
+           suits_plain_steps(s, p.keeps_packed, widened, threads, sizeof(T));
   }
   if (s.steps.T < 1) return false;
   // By parts of 0, a row is summed as in any batch, and in a packed one others may be longer.
@@ -85,7 +90,7 @@ bool takes_plain_steps(const Kernels& kernels, const StackForward<T>& p, const T
   if (unit == Bf16Unit::DotProducts && multiplies_bfloat16(kernels, p)) {
     return s.steps.B <= dot_step_rows(s, Pass::Forward, threads);
   }
-  return s.steps.B <= plain_step_rows(s, p.keeps_packed, p.bfloat16_weights, threads, sizeof(T));
+  return s.steps.B <= plain_step_rows(s, p.keeps_packed, p.has_halves(), threads, sizeof(T));
 }
 
 template <typename T>
@@ -115,6 +120,7 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
     forward.shape = s;
     forward.weights = p.weights;
     forward.bfloat16_weights = p.bfloat16_weights;
+    forward.float16_weights = p.float16_weights;
     forward.x = p.x;
     forward.h0 = p.h0;
     forward.recompute_gates = true;

@@ -10,20 +10,22 @@ namespace lstm_fast {
 template <typename T>
 struct StackForward {
   StackShape shape;
-  // [L][D]; not used if there are bfloat16 ones, but by `plan` where there is a matrix unit.
+  // [L][D]; not used if there are halves, but by `plan` where there is a matrix unit.
   const LayerWeights<T>* weights;
-  const LayerWeights<BFloat16>* bfloat16_weights;  // or null
-  const T* x;                                      // [N, I]
-  const T* h0;                                     // [L * D, B, P], or null for zeros
-  const T* c0;                                     // [L * D, B, H], or null for zeros
-  T* y;                                            // [N, D * P]
-  T* h_n;                                          // [L * D, B, P]
-  T* c_n;                                          // [L * D, B, H]
-  T* saved;                                        // SavedLayout, or null; y may point into it
-  bool recompute_gates;                            // how `saved` is laid out
-  T* workspace;  // forward_workspace_size() elements, aligned to 64 bytes
-  bool plain;    // decided by `plan`: step by step, straight from torch's weights; y may be h_n if
-                 // there is one step
+  // Of a module in halves; else null.
+  const LayerWeights<BFloat16>* bfloat16_weights;
+  const LayerWeights<Float16>* float16_weights;
+  const T* x;            // [N, I]
+  const T* h0;           // [L * D, B, P], or null for zeros
+  const T* c0;           // [L * D, B, H], or null for zeros
+  T* y;                  // [N, D * P]
+  T* h_n;                // [L * D, B, P]
+  T* c_n;                // [L * D, B, H]
+  T* saved;              // SavedLayout, or null; y may point into it
+  bool recompute_gates;  // how `saved` is laid out
+  T* workspace;          // forward_workspace_size() elements, aligned to 64 bytes
+  bool plain;  // decided by `plan`: step by step, straight from torch's weights; y may be h_n if
+               // there is one step
   bool sums_inputs;  // decided by `plan`: what x adds to the gates is summed for several steps at
                      // once
   // Whether packed weights serve further calls. Before `forward` their owner then gives them as
@@ -31,6 +33,8 @@ struct StackForward {
   // `ordinary_weights`.
   bool keeps_packed;
   const T* const* packed;
+
+  bool has_halves() const { return bfloat16_weights || float16_weights; }
 };
 
 template <typename T>
@@ -51,6 +55,8 @@ struct StackBackward {
   T* grad_h0;                               // [L * D, B, P], or null when not wanted
   T* grad_c0;                               // [L * D, B, H], or null when not wanted
   const LayerWeightGrads<T>* grad_weights;  // [L][D], or null when none is wanted
+  // Those that the forward pass had, or null, of which its plan may depend.
+  const LayerWeights<Float16>* float16_weights;
   // Of a bfloat16 module; else null. Gradients are written there instead of to grad_weights.
   const LayerWeights<BFloat16>* bfloat16_weights;
   const LayerWeightGrads<BFloat16>* bfloat16_grad_weights;

@@ -162,6 +162,8 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
         for (int64_t d = 0; d < s.D; ++d) steps[d] = steps_of(plan.layers[l * s.D + d], i, i + 1);
         if (p.bfloat16_weights) {
           run_single_step(k, s, steps, p.bfloat16_weights + l * s.D, team, plan.scratch.data());
+        } else if (p.float16_weights) {
+          run_single_step(k, s, steps, p.float16_weights + l * s.D, team);
         } else {
           run_single_step(k, s, steps, p.weights + l * s.D, team);
         }

@@ -9,7 +9,7 @@
 
 #include <type_traits>
 
-#include "bfloat16.h"
+#include "halves.h"
 
 namespace lstm_fast {
 namespace {

@@ -76,7 +76,7 @@ inline Threads torch_threads(int64_t flops) {
 // long where there is little to convert.
 inline void convert(const Tensor& t, Tensor& result) {
   const ScalarType from = t.scalar_type(), to = result.scalar_type();
-  const bool widens = from == ScalarType::BFloat16 && to == ScalarType::Float;
+  const bool widens = is_half(from) && to == ScalarType::Float;
   const bool narrows = from == ScalarType::Float && to == ScalarType::BFloat16;
   if (!(widens || narrows) || !t.is_contiguous()) {
     torch::stable::copy_(result, t);
@@ -89,7 +89,10 @@ inline void convert(const Tensor& t, Tensor& result) {
   const int64_t parts = std::clamp<int64_t>(n / elements_of_thread, 1, threads.count);
   run(threads, parts, [&](int64_t i) {
     const int64_t begin = part(n, parts, i), size = part(n, parts, i + 1) - begin;
-    if (widens) {
+    if (from == ScalarType::Half) {
+      kernels.widen_float16(const_data<Float16>(t) + begin, size,
+                            mutable_data<float>(result) + begin);
+    } else if (widens) {
       kernels.widen_bfloat16(const_data<BFloat16>(t) + begin, size,
                              mutable_data<float>(result) + begin);
     } else {

@@ -32,12 +32,12 @@ class Weights {
  public:
   explicit Weights(const Arguments& a) : arguments_(a) {
     if (a.dtype == ScalarType::BFloat16) bfloat16_ = grouped<BFloat16>(a.params);
+    if (a.dtype == ScalarType::Half) float16_ = grouped<Float16>(a.params);
   }
 
-  // Null unless they are bfloat16.
-  const LayerWeights<BFloat16>* bfloat16() const {
-    return bfloat16_.empty() ? nullptr : bfloat16_.data();
-  }
+  // Null unless they are of this type.
+  const LayerWeights<BFloat16>* bfloat16() const { return data(bfloat16_); }
+  const LayerWeights<Float16>* float16() const { return data(float16_); }
   // In the compute type.
   const LayerWeights<T>* prepared() {
     if (!prepared_.empty()) return prepared_.data();
@@ -51,6 +51,11 @@ class Weights {
 
  private:
   template <typename E>
+  static const E* data(const std::vector<E>& weights) {
+    return weights.empty() ? nullptr : weights.data();
+  }
+
+  template <typename E>
   std::vector<LayerWeights<E>> grouped(const std::vector<Tensor>& params) const {
     return group_params<LayerWeights<E>>(arguments_.shape, arguments_.has_biases,
                                          const_data<E>(params));
@@ -58,6 +63,7 @@ class Weights {
 
   const Arguments& arguments_;
   std::vector<LayerWeights<BFloat16>> bfloat16_;
+  std::vector<LayerWeights<Float16>> float16_;
   std::vector<Tensor> params_;
   std::vector<LayerWeights<T>> prepared_;
 };
@@ -94,6 +100,7 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts, KeptOfModule
   p.shape = s;
   p.shape.parts = parts;
   p.bfloat16_weights = weights.bfloat16();
+  p.float16_weights = weights.float16();
   p.recompute_gates = a.recompute_gates;
   p.x = const_data<T>(a.input);
   p.h0 = const_data<T>(a.h0);
@@ -107,7 +114,7 @@ ForwardResult run_forward(const Arguments& a, bool save, int parts, KeptOfModule
   } else {
     const bool is_read =
         kernels.of(T()).unit == Bf16Unit::Matrix && !takes_plain_steps(kernels, p, threads);
-    if (!p.bfloat16_weights || is_read) p.weights = weights.prepared();
+    if (!p.has_halves() || is_read) p.weights = weights.prepared();
     plan(kernels, p, threads);
   }
   const auto workspace = allocate<T>(forward_workspace_size(kernels, p, threads));
@@ -147,6 +154,7 @@ BackwardResult run_backward(const Arguments& a, const OutputGrads& grads, const 
   p.shape = s;
   p.shape.parts = parts;
   p.bfloat16_weights = weights.bfloat16();
+  p.float16_weights = weights.float16();
   p.x = const_data<T>(a.input);
   p.h0 = const_data<T>(a.h0);
   p.c0 = const_data<T>(a.c0);

@@ -158,6 +158,14 @@ py::tuple activations(const Array<T>& x, const std::optional<std::string>& isa) 
   return py::make_tuple(s, h);
 }
 
+Array<float> widen_float16(const Array<uint16_t>& bits, const std::optional<std::string>& isa) {
+  static_assert(sizeof(Float16) == sizeof(uint16_t));
+  Array<float> result(bits.size());
+  kernels_named(isa).widen_float16(reinterpret_cast<const Float16*>(bits.data()), bits.size(),
+                                   result.mutable_data());
+  return result;
+}
+
 py::dict build_info() {
   const auto words = [](const char* text) {
     std::istringstream stream(text);
@@ -177,14 +185,16 @@ py::dict build_info() {
 
 template <typename T>
 py::dict cpu_plan_of(const StackShape& shape, const Threads& threads, bool keeps_packed,
-                     bool is_bfloat16 = false) {
+                     const std::string& dtype) {
   const std::vector<LayerWeights<T>> weights(shape.L * shape.D);
-  const LayerWeights<BFloat16> before_widening{};
+  const LayerWeights<BFloat16> bfloat16{};
+  const LayerWeights<Float16> float16{};
   StackForward<T> p{};
   p.shape = shape;
   p.weights = weights.data();
   p.keeps_packed = keeps_packed;
-  if (is_bfloat16) p.bfloat16_weights = &before_widening;
+  if (dtype == "bfloat16") p.bfloat16_weights = &bfloat16;
+  if (dtype == "float16") p.float16_weights = &float16;
   plan(active_kernels(), p, threads);
   py::dict result;
   const char* plain = shape.steps.T == 1 ? "single step" : "single steps";
@@ -229,10 +239,10 @@ py::dict cpu_plan(const std::string& dtype, const std::vector<int64_t>& batch_si
   s.parts = parts;
   Threads available = serial(threads);
   if (second_cache) available.second_cache = *second_cache;
-  if (dtype == "float64") return cpu_plan_of<double>(s, available, keeps_packed);
+  if (dtype == "float64") return cpu_plan_of<double>(s, available, keeps_packed, dtype);
   const bool is_bfloat16 = dtype == "bfloat16";
   if (is_bfloat16 || dtype == "float16") s.parts = parts_of_halves(is_bfloat16, parts);
-  return cpu_plan_of<float>(s, available, keeps_packed, is_bfloat16);
+  return cpu_plan_of<float>(s, available, keeps_packed, dtype);
 }
 
 // What the CUDA planner decides for a device that need not be there.
@@ -320,6 +330,8 @@ PYBIND11_MODULE(_kernels, m) {
         "How the CUDA kernels would compute a problem on a device of these properties.");
   m.def("available_isas", &lstm_fast::available_isas,
         "Instruction sets built in that this machine has, best last.");
+  m.def("widen_float16", &lstm_fast::widen_float16, "bits"_a.noconvert(), "isa"_a = py::none(),
+        "The float32 numbers of float16 ones, as weights and inputs are read.");
   lstm_fast::add_direct(m);
   lstm_fast::add_session(m);
   lstm_fast::add_stream(m);

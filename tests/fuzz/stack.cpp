@@ -1,7 +1,7 @@
 // Any arguments at all at the door of the stack (arguments.h), and, where it lets them in, the
 // kernels behind it on buffers of exactly the promised sizes: with the sanitizers, a search for
 // what reads or writes beyond, divides by zero, overflows or races. Checked as well: the bits of
-// the results do not depend on the number of threads, nor on whether bfloat16 weights are widened.
+// the results do not depend on the number of threads, nor on whether halves of weights are widened.
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -25,7 +25,7 @@ struct Case {
   StackArguments arguments;
   std::vector<int64_t> batch_sizes;
   Dims h0, c0;
-  bool save, keep_output, recompute_gates, is_double, is_bfloat16;
+  bool save, keep_output, recompute_gates, is_double, is_bfloat16, is_float16;
   int64_t isa, threads, parts;
 
   explicit Case(Bytes& bytes) {
@@ -67,6 +67,7 @@ struct Case {
     recompute_gates = bytes.flag();
     parts = bytes.below(4);
     is_bfloat16 = !is_double && bytes.flag();
+    is_float16 = !is_double && !is_bfloat16 && bytes.flag();
     if (!batch_sizes.empty()) {
       a.batch_sizes = batch_sizes.data();
       a.batch_sizes_length = static_cast<int64_t>(batch_sizes.size());
@@ -109,6 +110,11 @@ void narrow(const Buffer<float>& from, Buffer<BFloat16>& to) {
 void widen(const Buffer<BFloat16>& from, Buffer<float>& to) {
   kernels_of(0).widen_bfloat16(from.get(), from.size(), to.get());
 }
+// Numbers of the size of weights.
+void fill_float16(std::mt19937& random, Buffer<Float16>& to, Buffer<float>& widened) {
+  for (int64_t i = 0; i < to.size(); ++i) to.get()[i].bits = random() & 0xb7ff;
+  kernels_of(0).widen_float16(to.get(), to.size(), widened.get());
+}
 
 template <typename T>
 struct Problem {
@@ -122,6 +128,8 @@ struct Problem {
   // Those that the weights are widened from, if there are such.
   std::vector<Buffer<BFloat16>> bfloat16_params;
   std::vector<LayerWeights<BFloat16>> bfloat16_weights;
+  std::vector<Buffer<Float16>> float16_params;
+  std::vector<LayerWeights<Float16>> float16_weights;
 
   Problem(const Case& c_, const StackShape& s_)
       : c(c_),
@@ -135,10 +143,16 @@ struct Problem {
         grad_c_n(s.L * s.D * s.steps.B * s.H, random) {
     std::vector<const T*> pointers;
     std::vector<const BFloat16*> bfloat16_pointers;
+    std::vector<const Float16*> float16_pointers;
     for (const Dims& dims : c.arguments.params) {
       params.emplace_back(elements(dims), random);
       pointers.push_back(params.back().get());
       if constexpr (std::is_same_v<T, float>) {
+        if (c.is_float16) {
+          float16_params.emplace_back(elements(dims));
+          float16_pointers.push_back(float16_params.back().get());
+          fill_float16(random, float16_params.back(), params.back());
+        }
         if (!c.is_bfloat16) continue;
         bfloat16_params.emplace_back(elements(dims));
         bfloat16_pointers.push_back(bfloat16_params.back().get());
@@ -150,6 +164,10 @@ struct Problem {
     if (c.is_bfloat16) {
       bfloat16_weights =
           group_params<LayerWeights<BFloat16>>(s, c.arguments.has_biases, bfloat16_pointers);
+    }
+    if (c.is_float16) {
+      float16_weights =
+          group_params<LayerWeights<Float16>>(s, c.arguments.has_biases, float16_pointers);
     }
   }
 
@@ -172,7 +190,8 @@ struct Problem {
     f.shape.parts = parts;
     f.recompute_gates = c.recompute_gates;
     if (!bfloat16_weights.empty()) f.bfloat16_weights = bfloat16_weights.data();
-    if (!f.bfloat16_weights || !takes_plain_steps(kernels, f, threads)) f.weights = weights.data();
+    if (!float16_weights.empty()) f.float16_weights = float16_weights.data();
+    if (!f.has_halves() || !takes_plain_steps(kernels, f, threads)) f.weights = weights.data();
     f.x = x.get();
     f.h0 = given(c.arguments.h0, h0);
     f.c0 = given(c.arguments.c0, c0);
@@ -191,6 +210,7 @@ struct Problem {
     b.shape.parts = parts;
     b.weights = weights.data();
     b.bfloat16_weights = f.bfloat16_weights;
+    b.float16_weights = f.float16_weights;
     b.x = f.x;
     b.h0 = f.h0;
     b.c0 = f.c0;
@@ -260,12 +280,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   Problem<float> problem(c, shape);
   run_twice(problem, c.threads, c.parts > 0);
-  if (c.is_bfloat16) {
+  if (c.is_bfloat16 || c.is_float16) {
     problem.parts = 0;
     const auto as_they_are = problem.run({c.threads, on_this_thread}, 0);
     problem.bfloat16_weights.clear();
+    problem.float16_weights.clear();
     check_equal(as_they_are, problem.run({c.threads, on_this_thread}, 0),
-                "the result depends on how bfloat16 weights are read");
+                "the result depends on how halves of weights are read");
   }
   return 0;
 }
