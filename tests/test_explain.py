@@ -38,26 +38,40 @@ def test_a_single_step():
 def test_a_few_steps():
     small: dict[str, Any] = {"I": 16, "H": 64}
     large: dict[str, Any] = {"I": 64, "H": 512, "second_cache": 1 << 20}
-    assert path(B=1, T=2, **small) == path(B=1, T=8, **large) == "single steps"
-    assert path(B=1, T=3, **small) == path(B=1, T=9, **large) == "packed weights"
-    assert path(B=4, T=4, **large) == "single steps"
+    assert path(B=1, T=2, **small) == path(B=1, T=8, I=64, H=400) == "single steps"
+    assert path(B=1, T=3, **small) == path(B=1, T=9, I=64, H=400) == "packed weights"
+    middle: dict[str, Any] = {"I": 64, "H": 400, "second_cache": 1 << 20}
+    assert path(B=4, T=4, **middle) == "single steps"
     assert path(B=4, T=4, I=16, H=128, second_cache=1 << 20) == "packed weights"  # what is cached
-    assert path(B=4, T=5, **large) == path(B=5, T=4, **large) == "packed weights"
+    assert path(B=4, T=5, **middle) == path(B=5, T=4, **middle) == "packed weights"
     assert path(B=1, T=4, D=2, **large) == path(B=1, T=4, parts=0, **large) == "packed weights"
     assert path(B=1, T=4, packed=True, **large) == "packed weights"
     assert path(B=1, T=2, dtype="bfloat16", **small) == "single steps"
     assert path(B=4, T=4, dtype="bfloat16", **large) == "single steps"
     assert path(B=1, T=4, parts=1, **large) == "single steps"
-    # Packed as float32, float16 weights that leave the cache are twice as much to read.
-    halves: dict[str, Any] = {"dtype": "float16", **large}
-    assert path(B=1, T=99, **halves) == path(B=4, T=24, **halves) == "single steps"
-    assert path(B=1, T=99, keeps_packed=True, **halves) == "single steps"
-    assert path(B=2, T=2, keeps_packed=True, **halves) == "packed weights"
-    assert path(B=4, T=25, **halves) == path(B=5, T=24, **halves) == "packed weights"
-    assert path(B=1, T=9, dtype="float16", I=16, H=64) == "packed weights"
     # A step of 512 units is too short for eight threads, one of 2048 is not.
     assert path(B=1, T=4, threads=8, **large) == "packed weights"
     assert path(B=1, T=4, threads=8, I=64, H=2048) == "single steps"
+
+
+def test_a_few_steps_of_large_weights():
+    """To pack them takes longer than to read them a few times."""
+    large: dict[str, Any] = {"I": 64, "H": 512, "second_cache": 1 << 20}
+    for dtype, rows in (("float32", 24), ("float64", 24), ("bfloat16", 96), ("float16", 96)):
+        of_dtype = {"dtype": dtype, **large}
+        for B in (2, 4, rows // 2):
+            T = min(rows // B, 32)
+            assert path(B=B, T=T, **of_dtype) == "single steps"
+            assert path(B=B, T=T + 1, **of_dtype) != "single steps"
+        assert path(B=2, T=2, keeps_packed=True, **of_dtype) != "single steps"
+    # Inputs that are summed before the steps spare these half of the weights.
+    assert path(B=1, T=24, **large) == path(B=1, T=5, **{**large, "I": 512}) == "single steps"
+    assert path(B=1, T=25, **large) == path(B=1, T=6, **{**large, "I": 512}) == "packed weights"
+    # Packed as float32, float16 would be twice as much to read, but for inputs.
+    of_one_row: dict[str, Any] = {"B": 1, "T": 99, "dtype": "float16", **large}
+    assert path(**of_one_row) == path(keeps_packed=True, **of_one_row) == "single steps"
+    assert path(**{**of_one_row, "I": 2048}) == "packed weights"
+    assert path(**{**of_one_row, "H": 64}) == "packed weights"  # what is cached
 
 
 @pytest.mark.skipif(ISA != "amx", reason="no matrix unit")

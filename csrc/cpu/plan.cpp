@@ -180,24 +180,34 @@ int64_t plain_step_rows(const StackShape& s, bool keeps_packed, bool halves, con
   return keeps_packed && kept_bytes <= cached_bytes(threads) ? rows_if_kept : rows;
 }
 
-bool suits_plain_steps(const StackShape& s, bool keeps_packed, bool widened, const Threads& threads,
-                       int64_t element_bytes) {
+bool suits_plain_steps(const StackShape& s, bool keeps_packed, const WeightBytes& bytes,
+                       const Threads& threads, int64_t element_bytes) {
   if (s.steps.batch_sizes || s.D > 1) return false;
   StackShape step = s;
   step.steps.T = 1;
   // Packed weights are for threads that a single step is too short for.
   if (threads_of(step, Pass::Forward, threads).count < threads_of(s, Pass::Forward, threads).count)
     return false;
-  // Measured on a Zen 4 core.
+  const int64_t T = s.steps.T, B = s.steps.B;
+  // All limits were measured on a Zen 4 core.
+  if (far_from_cached(s, threads)) {
+    // To read weights takes longer than to multiply them by a few rows. A unit for bfloat16 takes
+    // its weights packed as they are, and inputs step by step; others sum inputs before the steps.
+    const bool halves = bytes.plain < element_bytes, on_unit = bytes.packed < element_bytes;
+    const int64_t all = stack_weights(s), recurrent = s.L * 4 * s.H * s.P;
+    const int64_t packing = keeps_packed ? 0 : (bytes.plain + 2 * bytes.packed) * all;
+    const int64_t of_packed = packing + T * bytes.packed * (on_unit ? all : recurrent);
+    if (T * bytes.plain * all >= of_packed) return false;
+    if (halves && !on_unit && B == 1) return true;
+    constexpr int64_t most_steps = 32;
+    return !keeps_packed && T <= most_steps && T * B <= (halves ? 96 : 24);
+  }
   constexpr int64_t few_rows = 4, few_steps = 4, steps_of_a_row = 8, steps_of_a_small_row = 2;
-  constexpr int64_t steps_of_large_halves = 24, small = 1 << 17;
-  const bool large_halves = widened && far_from_cached(s, threads);
-  if (large_halves && s.steps.B == 1) return true;
+  constexpr int64_t small = 1 << 17;
   if (keeps_packed) return false;
-  if (large_halves && s.steps.B <= few_rows && s.steps.T <= steps_of_large_halves) return true;
-  const int64_t bytes = step_bytes(s, element_bytes);
-  if (s.steps.B == 1) return s.steps.T <= (bytes < small ? steps_of_a_small_row : steps_of_a_row);
-  return s.steps.T <= few_steps && s.steps.B <= few_rows && bytes > cached_bytes(threads);
+  const int64_t of_step = step_bytes(s, element_bytes);
+  if (B == 1) return T <= (of_step < small ? steps_of_a_small_row : steps_of_a_row);
+  return T <= few_steps && B <= few_rows && of_step > cached_bytes(threads);
 }
 
 Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t element_bytes) {

@@ -59,9 +59,14 @@ int64_t min_summed_inputs(const StackShape&);
 int64_t plain_step_rows(const StackShape&, bool keeps_packed, bool halves, const Threads&,
                         int64_t element_bytes);
 
+// Of a weight as it lies in memory, and packed.
+struct WeightBytes {
+  int64_t plain, packed;
+};
+
 // Whether each of several steps suits dot products, too: their weights are used too few times to
 // win back packing, or are halves, which packed as float32 would be twice as much to read.
-bool suits_plain_steps(const StackShape&, bool keeps_packed, bool widened, const Threads&,
+bool suits_plain_steps(const StackShape&, bool keeps_packed, const WeightBytes&, const Threads&,
                        int64_t element_bytes);
 
 // Up to so many rows, a single step multiplies bfloat16 weights as they are where the unit is dot

@@ -79,10 +79,11 @@ bool takes_plain_steps(const Kernels& kernels, const StackForward<T>& p, const T
   const StackShape& s = p.shape;
   const Bf16Unit unit = kernels.of(T()).unit;
   if (s.steps.T > 1) {
-    // What no unit takes as it is, is packed as float32.
-    const bool widened = p.float16_weights || (p.bfloat16_weights && unit == Bf16Unit::None);
+    const bool on_unit = p.bfloat16_weights && unit_takes(unit, s.parts);
+    constexpr int64_t half = sizeof(BFloat16), whole = sizeof(T);
+    const WeightBytes bytes = {p.has_halves() ? half : whole, on_unit ? half : whole};
     return s.parts && !p.recompute_gates &&
-           suits_plain_steps(s, p.keeps_packed, widened, threads, sizeof(T));
+           suits_plain_steps(s, p.keeps_packed, bytes, threads, sizeof(T));
   }
   if (s.steps.T < 1) return false;
   // By parts of 0, a row is summed as in any batch, and in a packed one others may be longer.
