@@ -47,14 +47,16 @@ void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t begi
   const auto layer = [&](int64_t i) { return p.shape.layer(i / p.shape.D, i % p.shape.D); };
   int64_t size = 0;
   for (int64_t i = begin; i < end; ++i) size += k.forward_weights_size(layer(i));
-  run_shares(threads, end - begin, size * sizeof(T), [&](int64_t item, const Share& share) {
-    const int64_t i = begin + item;
-    if (p.bfloat16_weights) {
-      k.pack_forward_bfloat16(layer(i), p.bfloat16_weights[i], share, packed[i]);
-    } else if (p.float16_weights) {
-      k.pack_forward_float16(layer(i), p.float16_weights[i], share, packed[i]);
-    } else {
-      k.pack_forward(layer(i), p.weights[i], share, packed[i]);
+  // The same share of all layers to a thread: where a team shares the units, it computes them, too.
+  run_shares(threads, p.shape.D, size * sizeof(T), [&](int64_t d, const Share& share) {
+    for (int64_t i = begin + d; i < end; i += p.shape.D) {
+      if (p.bfloat16_weights) {
+        k.pack_forward_bfloat16(layer(i), p.bfloat16_weights[i], share, packed[i]);
+      } else if (p.float16_weights) {
+        k.pack_forward_float16(layer(i), p.float16_weights[i], share, packed[i]);
+      } else {
+        k.pack_forward(layer(i), p.weights[i], share, packed[i]);
+      }
     }
   });
 }
