@@ -59,12 +59,13 @@ INLINE void pack_panel(const E* m, int64_t stride, int64_t row0, int64_t row1, i
   }
 }
 
-// Packs m [K, C]. Row by row, as memory has them: where no cache holds them, a core's prefetchers
-// bring them in time.
+// Packs m [K, C], a share of its panels. Row by row, as memory has them: where no cache holds them,
+// a core's prefetchers bring them in time.
 template <typename E, typename T = Computed<E>>
 void pack_columns(const E* m, int64_t K, int64_t C, const Share& share, T* out) {
-  for (int64_t k = share.begin(K); k < share.end(K); ++k) {
-    for (int64_t column = 0; column < C; column += kPanel<T>) {
+  const int64_t panels = ceil_div(C, kPanel<T>), last = min(C, share.end(panels) * kPanel<T>);
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t column = share.begin(panels) * kPanel<T>; column < last; column += kPanel<T>) {
       const int64_t width = panel_vectors<T>(C, column) * kLanes<T>;
       pack_panel(m, C, k, k + 1, C, column, out + K * column + k * width);
     }

@@ -249,6 +249,10 @@ Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t 
   return division;
 }
 
+bool packs_own_copies(int64_t users, int64_t bytes, const Threads& threads) {
+  return users == 1 || bytes <= cached_bytes(threads);
+}
+
 bool unit_pays(const StackShape& s, Pass pass, const Division& division) {
   const int64_t rows = s.steps.B / division.teams;
   return unit_pays(s, pass, rows, division.shares_layers ? 1 : division.members);

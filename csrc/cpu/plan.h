@@ -40,6 +40,10 @@ Threads threads_of(const StackShape&, Pass, const Threads&);
 // How all of them divide the work. The elements of the stack have element_bytes.
 Division divide(const StackShape&, Pass, const Threads&, int64_t element_bytes);
 
+// Whether those who use so many bytes of packed weights pack a copy each. To fetch what another
+// core has written takes longer than packing does, as long as the second cache holds the copy.
+bool packs_own_copies(int64_t users, int64_t bytes, const Threads&);
+
 // Whether products can be made of so many parts on a unit.
 inline bool unit_takes(Bf16Unit unit, int parts) {
   return unit == Bf16Unit::Matrix ? parts > 0 : unit == Bf16Unit::DotProducts && parts == 1;

@@ -41,23 +41,28 @@ bool ordinary_inputs(const Kernels& kernels, const Problem& p, const Threads& th
 }  // namespace
 
 template <typename T>
+void pack_layer(const Kernels& kernels, const StackForward<T>& p, int64_t i, const Share& share,
+                T* packed) {
+  const LayerKernels<T>& k = kernels.of(T());
+  const LayerShape layer = p.shape.layer(i / p.shape.D, i % p.shape.D);
+  if (p.bfloat16_weights) {
+    k.pack_forward_bfloat16(layer, p.bfloat16_weights[i], share, packed);
+  } else if (p.float16_weights) {
+    k.pack_forward_float16(layer, p.float16_weights[i], share, packed);
+  } else {
+    k.pack_forward(layer, p.weights[i], share, packed);
+  }
+}
+
+template <typename T>
 void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t begin, int64_t end,
                   T* const* packed, const Threads& threads) {
   const LayerKernels<T>& k = kernels.of(T());
-  const auto layer = [&](int64_t i) { return p.shape.layer(i / p.shape.D, i % p.shape.D); };
+  const StackShape& s = p.shape;
   int64_t size = 0;
-  for (int64_t i = begin; i < end; ++i) size += k.forward_weights_size(layer(i));
-  // The same share of all layers to a thread: where a team shares the units, it computes them, too.
-  run_shares(threads, p.shape.D, size * sizeof(T), [&](int64_t d, const Share& share) {
-    for (int64_t i = begin + d; i < end; i += p.shape.D) {
-      if (p.bfloat16_weights) {
-        k.pack_forward_bfloat16(layer(i), p.bfloat16_weights[i], share, packed[i]);
-      } else if (p.float16_weights) {
-        k.pack_forward_float16(layer(i), p.float16_weights[i], share, packed[i]);
-      } else {
-        k.pack_forward(layer(i), p.weights[i], share, packed[i]);
-      }
-    }
+  for (int64_t i = begin; i < end; ++i) size += k.forward_weights_size(s.layer(i / s.D, i % s.D));
+  run_shares(threads, end - begin, size * sizeof(T), [&](int64_t item, const Share& share) {
+    pack_layer(kernels, p, begin + item, share, packed[begin + item]);
   });
 }
 
@@ -148,6 +153,9 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
   p.bfloat16_step = step && p.plain;
 }
 
+template void pack_layer(const Kernels&, const StackForward<float>&, int64_t, const Share&, float*);
+template void pack_layer(const Kernels&, const StackForward<double>&, int64_t, const Share&,
+                         double*);
 template void pack_weights(const Kernels&, const StackForward<float>&, int64_t, int64_t,
                            float* const*, const Threads&);
 template void pack_weights(const Kernels&, const StackForward<double>&, int64_t, int64_t,

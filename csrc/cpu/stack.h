@@ -75,7 +75,11 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads);
 template <typename T>
 void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads);
 
-// Packs the weights of the layers and directions [begin, end) of [L][D], each to its packed[i].
+// Packs a share of the weights of layer and direction i of [L][D].
+template <typename T>
+void pack_layer(const Kernels& kernels, const StackForward<T>& p, int64_t i, const Share& share,
+                T* packed);
+// Packs all of those of the layers and directions [begin, end), each to its packed[i].
 template <typename T>
 void pack_weights(const Kernels& kernels, const StackForward<T>& p, int64_t begin, int64_t end,
                   T* const* packed, const Threads& threads);

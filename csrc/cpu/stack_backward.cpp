@@ -11,6 +11,16 @@
 namespace lstm_fast {
 namespace {
 
+// Packed weights: a copy for all who use them, or one for each.
+template <typename T>
+struct PackedCopies {
+  T* first = nullptr;
+  int64_t size = 0;  // of a copy, in elements
+  bool own = false;
+
+  T* of(int64_t user) const { return own ? first + user * size : first; }
+};
+
 // Of a layer in one direction.
 template <typename T>
 struct BackwardBuffers {
@@ -18,13 +28,12 @@ struct BackwardBuffers {
   T* grad_hidden;
   T* grad_c0;  // used when the caller does not want it
   T* grad_h;   // what one stage leaves to the next, if layers are computed at once
-  T* recurrent_weights;
-  T* input_weights;
-  T* hidden;           // if gates are recomputed
-  T* forward_weights;  // likewise, where recurrent_weights come to lie later; or, if forward took a
-                       // single step,
-  T* state;            // [B, P + 2H]
-  T* weight_sums;      // of the gradients of weights
+  PackedCopies<T> recurrent_weights;  // of the teams
+  PackedCopies<T> input_weights;      // of the threads
+  T* hidden;                          // if gates are recomputed
+  T* forward_weights;                 // likewise; or, if forward took a single step,
+  T* state;                           // [B, P + 2H]
+  T* weight_sums;                     // of the gradients of weights
 };
 
 template <typename T>
@@ -71,18 +80,26 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
     if (s.projected) of.grad_hidden = arena.take(N * s.P);
     if (!p.grad_c0) of.grad_c0 = arena.take(B * s.H);
     if (plan.division.shares_layers) of.grad_h = arena.take(B * s.P);
-    int64_t weights = p.plain ? 0 : k.backward_weights_size(widest);
+    int64_t forward_size = 0;
     if (p.recompute_gates) {
       if (s.projected) of.hidden = arena.take(N * s.H);
       if (p.forward_plain) {
         of.state = arena.take(B * (s.P + 2 * s.H));
       } else {
-        weights = std::max(weights, k.forward_weights_size(forward));
+        forward_size = k.forward_weights_size(forward);
       }
     }
-    of.recurrent_weights = of.forward_weights = arena.take(weights);
+    const auto take_copies = [&](int64_t users, int64_t size, int64_t at_least) {
+      size = (size + 15) / 16 * 16;  // whole cache lines
+      const bool own = !plan.division.shares_layers && plan.threads.count > 1 &&
+                       packs_own_copies(users, s.D * size * sizeof(T), plan.threads);
+      return PackedCopies<T>{arena.take(std::max(at_least, size * (own ? users : 1))), size, own};
+    };
+    const int64_t recurrent_size = p.plain ? 0 : k.backward_weights_size(widest);
+    of.recurrent_weights = take_copies(plan.division.teams, recurrent_size, forward_size);
+    of.forward_weights = of.recurrent_weights.first;
     if (!p.plain && (s.L > 1 || p.grad_x))
-      of.input_weights = arena.take(k.input_grad_weights_size(widest));
+      of.input_weights = take_copies(plan.threads.count, k.input_grad_weights_size(widest), 0);
     if (wants_weights(p)) {
       const int64_t of_inner = s.L > 1 ? k.weight_grad_sums(s.layer(1, 0)) : 0;
       of.weight_sums = arena.take(std::max(of_inner, k.weight_grad_sums(s.layer(0, 0))));
@@ -229,34 +246,40 @@ T* grad_of_inputs(const StackBackward<T>& p, const BackwardPlan<T>& plan, int64_
   return l ? plan.grad_between[(l - 1) % 2] : p.grad_x;
 }
 
+// Pack a share of the weights of layer l in direction d.
 template <typename T>
-void pack_backward_weights(const LayerKernels<T>& k, const StackBackward<T>& p,
-                           const BackwardPlan<T>& plan, int64_t l, int64_t d, const Share& share) {
+void pack_recurrent_weights(const LayerKernels<T>& k, const StackBackward<T>& p, int64_t l,
+                            int64_t d, const Share& share, T* packed) {
   const LayerShape layer = p.shape.layer(l, 0);
   const int64_t i = l * p.shape.D + d;
-  const BackwardBuffers<T>& to = plan.of(l, d);
-  const bool of_x = grad_of_inputs(p, plan, l);
   if (p.bfloat16_weights) {
-    const LayerWeights<BFloat16>& weights = p.bfloat16_weights[i];
-    k.pack_backward_bfloat16(layer, weights, share, to.recurrent_weights);
-    if (of_x) k.pack_input_grad_bfloat16(layer, weights.weight_ih, share, to.input_weights);
+    k.pack_backward_bfloat16(layer, p.bfloat16_weights[i], share, packed);
   } else {
-    const LayerWeights<T>& weights = p.weights[i];
-    k.pack_backward(layer, weights, share, to.recurrent_weights);
-    if (of_x) k.pack_input_grad(layer, weights.weight_ih, share, to.input_weights);
+    k.pack_backward(layer, p.weights[i], share, packed);
+  }
+}
+template <typename T>
+void pack_input_weights(const LayerKernels<T>& k, const StackBackward<T>& p, int64_t l, int64_t d,
+                        const Share& share, T* packed) {
+  const LayerShape layer = p.shape.layer(l, 0);
+  const int64_t i = l * p.shape.D + d;
+  if (p.bfloat16_weights) {
+    k.pack_input_grad_bfloat16(layer, p.bfloat16_weights[i].weight_ih, share, packed);
+  } else {
+    k.pack_input_grad(layer, p.weights[i].weight_ih, share, packed);
   }
 }
 
 template <typename T>
 LayerBackward<T> backward_of(const StackBackward<T>& p, const BackwardPlan<T>& plan, int64_t l,
-                             int64_t d) {
+                             int64_t d, int64_t team) {
   const StackShape& s = p.shape;
   const SavedLayout saved{s, p.keep_output, p.recompute_gates};
   const BackwardBuffers<T>& buffers = plan.of(l, d);
   const int64_t i = l * s.D + d, B = s.steps.B;
   LayerBackward<T> layer{};
   layer.shape = s.layer(l, d);
-  layer.weights = buffers.recurrent_weights;
+  layer.weights = buffers.recurrent_weights.of(team);
   layer.plain = p.plain && !p.bfloat16_step ? &p.weights[i] : nullptr;
   layer.c0 = offset(p.c0, i * B * s.H);
   layer.gates = p.recompute_gates ? buffers.grad_gates : p.saved + saved.gates(l, d);
@@ -273,7 +296,8 @@ LayerBackward<T> backward_of(const StackBackward<T>& p, const BackwardPlan<T>& p
 }
 
 template <typename T>
-InputGrad<T> input_grad_of(const StackBackward<T>& p, const BackwardPlan<T>& plan, int64_t l) {
+InputGrad<T> input_grad_of(const StackBackward<T>& p, const BackwardPlan<T>& plan, int64_t l,
+                           int64_t thread) {
   const StackShape& s = p.shape;
   InputGrad<T> input{};
   input.shape = s.layer(l, 0);
@@ -281,7 +305,8 @@ InputGrad<T> input_grad_of(const StackBackward<T>& p, const BackwardPlan<T>& pla
   input.packed = !p.plain;
   for (int64_t d = 0; d < s.D; ++d) {
     const BackwardBuffers<T>& buffers = plan.of(l, d);
-    input.weights[d] = p.plain ? p.weights[l * s.D + d].weight_ih : buffers.input_weights;
+    input.weights[d] =
+        p.plain ? p.weights[l * s.D + d].weight_ih : buffers.input_weights.of(thread);
     input.grad_gates[d] = buffers.grad_gates;
   }
   input.grad_x = grad_of_inputs(p, plan, l);
@@ -357,14 +382,18 @@ void backward_layers_at_once(const LayerKernels<T>& k, const StackBackward<T>& p
     T* scratch = plan.scratch + task * plan.scratch_size;
     TeamMember alone(nullptr, 0);
     const auto prepare = [&](int64_t i) {
-      if (!p.plain) pack_backward_weights(k, p, plan, s.L - 1 - i, 0, Share(0, 1));
+      const int64_t l = s.L - 1 - i;
+      if (p.plain) return;
+      pack_recurrent_weights(k, p, l, 0, Share(0, 1), plan.of(l, 0).recurrent_weights.first);
+      if (grad_of_inputs(p, plan, l))
+        pack_input_weights(k, p, l, 0, Share(0, 1), plan.of(l, 0).input_weights.first);
     };
     const auto compute = [&](int64_t i, int64_t after_begin, int64_t after_end) {
       const int64_t l = s.L - 1 - i, begin = s.steps.T - after_end, end = s.steps.T - after_begin;
-      const LayerBackward<T> layer = backward_of(p, plan, l, 0);
+      const LayerBackward<T> layer = backward_of(p, plan, l, 0, 0);
       k.backward_rows(steps_of(layer, plan.of(l, 0).grad_h, begin, end), 0, 1, alone, scratch);
       if (grad_of_inputs(p, plan, l)) {
-        k.input_grad_rows(input_grad_of(p, plan, l), begin, end, scratch);
+        k.input_grad_rows(input_grad_of(p, plan, l, 0), begin, end, scratch);
       }
     };
     pipeline.work(task, prepare, compute);
@@ -391,20 +420,30 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
   for (int64_t l = s.L - 1; l >= 0; --l) {
     T* grad_x = grad_of_inputs(p, plan, l);
     if (p.recompute_gates) recompute_gates(k, p, plan, l, team);
-    if (!p.plain) {
+    // Of weights that all threads have one copy of.
+    const bool shares_recurrent = !p.plain && !plan.of(l, 0).recurrent_weights.own;
+    const bool shares_input = !p.plain && grad_x && !plan.of(l, 0).input_weights.own;
+    if (shares_recurrent || shares_input) {
       const LayerShape layer = s.layer(l, 0);
-      const int64_t of_x = grad_x ? k.input_grad_weights_size(layer) : 0;
-      const int64_t bytes = s.D * (k.backward_weights_size(layer) + of_x) * sizeof(T);
-      run_shares(team, s.D, bytes, [&](int64_t d, const Share& share) {
-        pack_backward_weights(k, p, plan, l, d, share);
+      const int64_t of_h = shares_recurrent ? k.backward_weights_size(layer) : 0;
+      const int64_t of_x = shares_input ? k.input_grad_weights_size(layer) : 0;
+      run_shares(team, s.D, s.D * (of_h + of_x) * sizeof(T), [&](int64_t d, const Share& share) {
+        const BackwardBuffers<T>& to = plan.of(l, d);
+        if (of_h) pack_recurrent_weights(k, p, l, d, share, to.recurrent_weights.first);
+        if (of_x) pack_input_weights(k, p, l, d, share, to.input_weights.first);
       });
     }
     Teams teams(s.D * division.teams, division.members);
     run(team, s.D * division.tasks(), [&](int64_t task) {
-      const int64_t team_of = task / division.members, d = team_of / division.teams;
-      const LayerBackward<T> layer = backward_of(p, plan, l, d);
+      const int64_t d = task / division.tasks(), i = task / division.members % division.teams;
+      const LayerBackward<T> layer = backward_of(p, plan, l, d, i);
       TeamMember member = teams.member(task);
-      division.for_each_slice(team_of % division.teams, [&](int64_t b0, int64_t b1) {
+      if (!p.plain && !shares_recurrent) {
+        member.round([&](const Share& share) {
+          pack_recurrent_weights(k, p, l, d, share, plan.of(l, d).recurrent_weights.of(i));
+        });
+      }
+      division.for_each_slice(i, [&](int64_t b0, int64_t b1) {
         k.backward_rows(layer, b0, b1, member, plan.scratch + task * plan.scratch_size);
       });
     });
@@ -414,8 +453,10 @@ void backward(const Kernels& kernels, const StackBackward<T>& p, const Threads& 
     }
     if (grad_x) {
       const int64_t N = s.steps.total();
-      const InputGrad<T> input = input_grad_of(p, plan, l);
       run(team, team.count, [&](int64_t task) {
+        for (int64_t d = 0; !p.plain && !shares_input && d < s.D; ++d)
+          pack_input_weights(k, p, l, d, Share(0, 1), plan.of(l, d).input_weights.of(task));
+        const InputGrad<T> input = input_grad_of(p, plan, l, task);
         k.input_grad_rows(input, part(N, team.count, task), part(N, team.count, task + 1),
                           plan.scratch + task * plan.scratch_size);
       });

@@ -16,9 +16,12 @@ struct ForwardPlan {
   Division division;
   std::vector<LayerForward<T>> layers;  // [L][D]
   int64_t layers_per_stage;             // that are packed, and then computed, at a time
-  std::vector<T*> packed;               // [L][D] weights to be packed; none if plain or kept
-  std::vector<T*> scratch;              // of the tasks of forward_rows, or of a step
-  T* zeros;                             // [P]
+  // [L][D] weights to be packed; none if plain or kept. Or, if teams pack copies of their own, as
+  // many for each.
+  std::vector<T*> packed;
+  bool own_copies = false;
+  std::vector<T*> scratch;  // of the tasks of forward_rows, or of a step
+  T* zeros;                 // [P]
   int64_t workspace_size;
 };
 
@@ -47,6 +50,24 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
     between.push_back(arena.take(N * width));
   T* input_sums[2] = {};  // of the directions
   const T* x = p.x;
+  if (!p.plain && !p.packed) {
+    int64_t of_stage = 0;  // in one direction
+    std::vector<int64_t> sizes;
+    for (int64_t l = 0; l < s.L; ++l) {
+      sizes.push_back(k.forward_weights_size(by_layer ? widest_layer(s) : s.layer(l, 0)));
+      of_stage = (by_layer ? 0 : of_stage) + sizes.back();
+    }
+    plan.own_copies =
+        !at_once && packs_own_copies(plan.division.teams, of_stage * sizeof(T), plan.threads);
+    for (int64_t copy = 0; copy < (plan.own_copies ? plan.division.teams : 1); ++copy) {
+      for (int64_t l = 0; l < s.L; ++l) {
+        for (int64_t d = 0; d < s.D; ++d) {
+          const bool in_turn = by_layer && l > 0;
+          plan.packed.push_back(in_turn ? *(plan.packed.end() - s.D) : arena.take(sizes[l]));
+        }
+      }
+    }
+  }
   for (int64_t l = 0; l < s.L; ++l) {
     T* y = l == s.L - 1 ? p.y : p.saved ? p.saved + saved.output(l) : between[l % between.size()];
     for (int64_t d = 0; d < s.D; ++d) {
@@ -55,13 +76,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
       const int64_t i = l * s.D + d;
       LayerForward<T> layer{};
       layer.shape = s.layer(l, d);
-      if (p.packed) {
-        layer.weights = p.packed[i];
-      } else if (!p.plain) {
-        const int64_t size = k.forward_weights_size(by_layer ? widest_layer(s) : layer.shape);
-        plan.packed.push_back(by_layer && l ? plan.packed[d] : arena.take(size));
-        layer.weights = plan.packed.back();
-      }
+      layer.weights = p.packed ? p.packed[i] : p.plain ? nullptr : plan.packed[i];
       layer.x = x;
       layer.h0 = offset(p.h0, i * B * s.P);
       layer.c0 = offset(p.c0, i * B * s.H);
@@ -176,14 +191,25 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
   if (division.shares_layers) return forward_layers_at_once(kernels, p, plan);
   for (int64_t l0 = 0; l0 < s.L; l0 += plan.layers_per_stage) {
     const int64_t l1 = l0 + plan.layers_per_stage;
-    if (!p.packed) pack_weights(kernels, p, l0 * s.D, l1 * s.D, plan.packed.data(), team);
+    if (!p.packed && !plan.own_copies)
+      pack_weights(kernels, p, l0 * s.D, l1 * s.D, plan.packed.data(), team);
     Teams teams(s.D * division.teams, division.members);
     run(team, s.D * division.tasks(), [&](int64_t task) {
       const int64_t i = task / division.members, d = i / division.teams;
+      const int64_t copy = i % division.teams * s.L * s.D;
       TeamMember member = teams.member(task);
+      if (plan.own_copies) {
+        member.round([&](const Share& share) {
+          for (int64_t l = l0; l < l1; ++l) {
+            pack_layer(kernels, p, l * s.D + d, share, plan.packed[copy + l * s.D + d]);
+          }
+        });
+      }
       division.for_each_slice(i % division.teams, [&](int64_t b0, int64_t b1) {
         for (int64_t l = l0; l < l1; ++l) {
-          k.forward_rows(plan.layers[l * s.D + d], b0, b1, member, plan.scratch[task]);
+          LayerForward<T> layer = plan.layers[l * s.D + d];
+          if (plan.own_copies) layer.weights = plan.packed[copy + l * s.D + d];
+          k.forward_rows(layer, b0, b1, member, plan.scratch[task]);
         }
       });
     });
