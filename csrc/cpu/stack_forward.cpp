@@ -51,21 +51,20 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
   T* input_sums[2] = {};  // of the directions
   const T* x = p.x;
   if (!p.plain && !p.packed) {
-    int64_t of_stage = 0;  // in one direction
-    std::vector<int64_t> sizes;
-    for (int64_t l = 0; l < s.L; ++l) {
-      sizes.push_back(k.forward_weights_size(by_layer ? widest_layer(s) : s.layer(l, 0)));
-      of_stage = (by_layer ? 0 : of_stage) + sizes.back();
-    }
-    plan.own_copies =
-        !at_once && packs_own_copies(plan.division.teams, of_stage * sizeof(T), plan.threads);
-    for (int64_t copy = 0; copy < (plan.own_copies ? plan.division.teams : 1); ++copy) {
-      for (int64_t l = 0; l < s.L; ++l) {
-        for (int64_t d = 0; d < s.D; ++d) {
-          const bool in_turn = by_layer && l > 0;
-          plan.packed.push_back(in_turn ? *(plan.packed.end() - s.D) : arena.take(sizes[l]));
-        }
-      }
+    const int64_t largest = k.forward_weights_size(widest_layer(s));
+    const auto size_of = [&](int64_t l) { return k.forward_weights_size(s.layer(l, 0)); };
+    int64_t all = 0;
+    for (int64_t l = 0; l < s.L; ++l) all += size_of(l);
+    // Where teams go through their rows once, a layer takes the place of the one below.
+    const bool once = plan.division.slices_per_team == 1;
+    const int64_t teams = plan.division.teams, at_a_time = by_layer || once ? largest : all;
+    plan.own_copies = !at_once && packs_own_copies(teams, at_a_time * sizeof(T), plan.threads);
+    const bool in_turn = by_layer || (plan.own_copies && once);
+    for (int64_t i = 0; i < (plan.own_copies ? teams : 1) * s.L * s.D; ++i) {
+      const int64_t l = i / s.D % s.L;
+      plan.packed.push_back(!in_turn ? arena.take(size_of(l))
+                            : l == 0 ? arena.take(largest)
+                                     : *(plan.packed.end() - s.D));
     }
   }
   for (int64_t l = 0; l < s.L; ++l) {
@@ -195,22 +194,23 @@ void forward(const Kernels& kernels, const StackForward<T>& p, const Threads& th
       pack_weights(kernels, p, l0 * s.D, l1 * s.D, plan.packed.data(), team);
     Teams teams(s.D * division.teams, division.members);
     run(team, s.D * division.tasks(), [&](int64_t task) {
-      const int64_t i = task / division.members, d = i / division.teams;
-      const int64_t copy = i % division.teams * s.L * s.D;
+      const int64_t d = task / division.tasks(), i = task / division.members % division.teams;
+      T* const* own = plan.own_copies ? &plan.packed[i * s.L * s.D] : nullptr;
       TeamMember member = teams.member(task);
-      if (plan.own_copies) {
-        member.round([&](const Share& share) {
-          for (int64_t l = l0; l < l1; ++l) {
-            pack_layer(kernels, p, l * s.D + d, share, plan.packed[copy + l * s.D + d]);
-          }
-        });
-      }
-      division.for_each_slice(i % division.teams, [&](int64_t b0, int64_t b1) {
+      bool packs = own;
+      division.for_each_slice(i, [&](int64_t b0, int64_t b1) {
         for (int64_t l = l0; l < l1; ++l) {
-          LayerForward<T> layer = plan.layers[l * s.D + d];
-          if (plan.own_copies) layer.weights = plan.packed[copy + l * s.D + d];
+          const int64_t of_layer = l * s.D + d;
+          LayerForward<T> layer = plan.layers[of_layer];
+          if (own) layer.weights = own[of_layer];
+          if (packs) {
+            member.round([&](const Share& share) {
+              pack_layer(kernels, p, of_layer, share, own[of_layer]);
+            });
+          }
           k.forward_rows(layer, b0, b1, member, plan.scratch[task]);
         }
+        packs = false;  // they serve further slices
       });
     });
   }
