@@ -43,7 +43,8 @@ def test_a_few_steps():
     middle: dict[str, Any] = {"I": 64, "H": 400, "second_cache": 1 << 20}
     assert path(B=4, T=4, **middle) == "single steps"
     assert path(B=4, T=4, I=16, H=128, second_cache=1 << 20) == "packed weights"  # what is cached
-    assert path(B=4, T=5, **middle) == path(B=5, T=4, **middle) == "packed weights"
+    assert path(B=6, T=4, **middle) == path(B=12, T=2, **middle) == "single steps"
+    assert path(B=4, T=5, **middle) == path(B=7, T=4, **middle) == "packed weights"
     assert path(B=1, T=4, D=2, **large) == path(B=1, T=4, parts=0, **large) == "packed weights"
     assert path(B=1, T=4, packed=True, **large) == "packed weights"
     assert path(B=1, T=2, dtype="bfloat16", **small) == "single steps"

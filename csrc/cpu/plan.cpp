@@ -199,15 +199,15 @@ bool suits_plain_steps(const StackShape& s, bool keeps_packed, const WeightBytes
     const int64_t of_packed = packing + T * bytes.packed * (on_unit ? all : recurrent);
     if (T * bytes.plain * all >= of_packed) return false;
     if (halves && !on_unit && B == 1) return true;
-    constexpr int64_t most_steps = 32;
-    return !keeps_packed && T <= most_steps && T * B <= (halves ? 96 : 24);
+    constexpr int64_t most_steps = 32, rows_of_halves = 96, rows_of_others = 24;
+    return !keeps_packed && T <= most_steps && T * B <= (halves ? rows_of_halves : rows_of_others);
   }
-  constexpr int64_t few_rows = 4, few_steps = 4, steps_of_a_row = 8, steps_of_a_small_row = 2;
+  constexpr int64_t few_rows = 24, few_steps = 4, steps_of_a_row = 8, steps_of_a_small_row = 2;
   constexpr int64_t small = 1 << 17;
   if (keeps_packed) return false;
   const int64_t of_step = step_bytes(s, element_bytes);
   if (B == 1) return T <= (of_step < small ? steps_of_a_small_row : steps_of_a_row);
-  return T <= few_steps && B <= few_rows && of_step > cached_bytes(threads);
+  return T <= few_steps && T * B <= few_rows && of_step > cached_bytes(threads);
 }
 
 Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t element_bytes) {
