@@ -31,9 +31,10 @@ struct BackwardBuffers {
   PackedCopies<T> recurrent_weights;  // of the teams
   PackedCopies<T> input_weights;      // of the threads
   T* hidden;                          // if gates are recomputed
-  T* forward_weights;                 // likewise; or, if forward took a single step,
-  T* state;                           // [B, P + 2H]
-  T* weight_sums;                     // of the gradients of weights
+  T* forward_weights;  // likewise, where recurrent_weights come to lie later; or, if forward took a
+                       // single step,
+  T* state;            // [B, P + 2H]
+  T* weight_sums;      // of the gradients of weights
 };
 
 template <typename T>
