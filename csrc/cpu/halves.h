@@ -2,6 +2,8 @@
 // read.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 
 namespace lstm_fast {
@@ -9,19 +11,7 @@ namespace {
 
 // What numbers of a type in memory are computed in.
 template <typename E>
-struct ComputedType {
-  using Type = E;
-};
-template <>
-struct ComputedType<BFloat16> {
-  using Type = float;
-};
-template <>
-struct ComputedType<Float16> {
-  using Type = float;
-};
-template <typename E>
-using Computed = typename ComputedType<E>::Type;
+using Computed = std::conditional_t<sizeof(E) == 2, float, E>;
 
 using Bits = uint32_t __attribute__((vector_size(kVectorBytes)));
 using HalfBits = uint16_t __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));

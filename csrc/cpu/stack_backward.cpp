@@ -54,6 +54,9 @@ struct BackwardPlan {
   }
 };
 
+// Elements that begin and end with cache lines.
+inline int64_t whole_lines(int64_t elements) { return (elements + 15) / 16 * 16; }
+
 // Whether gradients of weights are.
 template <typename T>
 bool wants_weights(const StackBackward<T>& p) {
@@ -90,8 +93,10 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
         forward_size = k.forward_weights_size(forward);
       }
     }
+    // One thread packs all before: input weights that were packed right before their use took
+    // longer.
     const auto take_copies = [&](int64_t users, int64_t size, int64_t at_least) {
-      size = (size + 15) / 16 * 16;  // whole cache lines
+      size = whole_lines(size);
       const bool own = !plan.division.shares_layers && plan.threads.count > 1 &&
                        packs_own_copies(users, s.D * size * sizeof(T), plan.threads);
       return PackedCopies<T>{arena.take(std::max(at_least, size * (own ? users : 1))), size, own};
@@ -118,7 +123,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
     plan.scratch_size = std::max(plan.scratch_size, k.weight_grad_scratch(widest));
   if (p.bfloat16_step)
     plan.scratch_size = std::max(plan.scratch_size, k.bfloat16_step.scratch(widest));
-  plan.scratch_size = (plan.scratch_size + 15) / 16 * 16;  // whole cache lines
+  plan.scratch_size = whole_lines(plan.scratch_size);
   plan.scratch = arena.take(std::max(plan.threads.count, s.D) * plan.scratch_size);
   plan.workspace_size = arena.used();
   return plan;
