@@ -783,7 +783,8 @@ def _missing_rows(ds: pd.DatetimeIndex) -> tuple[float, bool]:
     of a frequency and those of firsts of months are likelier than others."""
     if len(ds) < 2 or infer_freq(ds):
         return 0.0, False
-    by_month = bool((ds.day == ds[0].day).all())
+    # Several of a day are hours, whatever the months.
+    by_month = bool((ds.day == ds[0].day).all() and ds.normalize().is_unique)
     times = (12 * ds.year + ds.month if by_month else ds).to_series()
     steps = times.diff().dropna()
     missing = float((times.iloc[-1] - times.iloc[0]) / steps.median()) - len(steps)

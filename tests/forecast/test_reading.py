@@ -313,6 +313,13 @@ def test_dots_follow_the_day(write):
     assert reading.frame["y"].tolist() == [50.06, 51.5, 49.25]
 
 
+def test_hours_of_few_days_have_their_order_without_a_warning(write, recwarn):
+    hours = pd.date_range("2023-02-01", periods=216, freq="h")
+    reading = read_series(write("ds,y\n" + "".join(f"{t:%d/%m/%Y %H:%M},1\n" for t in hours)))
+    assert reading.frame["ds"].tolist() == [*hours]
+    assert not recwarn.list
+
+
 def test_one_order_of_days_and_months(write):
     with pytest.raises(ValueError, match=r"line 3: ds must have the day before .* as line 2 has"):
         read_series(write("ds,y\n13/01/2020,1\n01/14/2020,2\n15/01/2020,3\n"))
