@@ -527,11 +527,13 @@ _DAY = r"\d{4}-\d{2}-\d{2}"
 
 # A time of day, and what it is ahead of UTC.
 _OFFSET = r"(\d{1,2}:\d{2}\S*?)([+-]\d{2}:?\d{2})$"
+# pandas takes GMT+1 for an hour behind GMT, as POSIX does, where files mean an hour ahead.
+_AHEAD_OF = r"(?i)\s*(?:GMT|UTC)(?=[+-]\d)"
 
 
 def _form_of(column: pd.Series, known: DateForm = DateForm()) -> DateForm:
     """Of all dates of a column, where it is not `known` from others."""
-    text = column.drop_duplicates().str.strip()
+    text = _as_dated(column.drop_duplicates())
     return DateForm(
         _is_day_first(text) if known.day_first is None else known.day_first,
         _is_of_clocks(text) if known.of_clocks is None else known.of_clocks,
@@ -541,8 +543,13 @@ def _form_of(column: pd.Series, known: DateForm = DateForm()) -> DateForm:
 
 def _dates(column: pd.Series, form: DateForm) -> pd.Series:
     written = column.drop_duplicates()  # many series share their timestamps
-    dates = _parsed_dates(written.str.strip(), form)
+    dates = _parsed_dates(_as_dated(written), form)
     return column.map(dates.set_axis(written))
+
+
+def _as_dated(text: pd.Series) -> pd.Series:
+    """With what times are ahead of UTC right after them."""
+    return text.str.strip().str.replace(_AHEAD_OF, "", regex=True)
 
 
 def _parsed_dates(text: pd.Series, form: DateForm) -> pd.Series:

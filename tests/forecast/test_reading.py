@@ -462,6 +462,22 @@ def test_the_future_has_its_offsets_read_as_those_of_the_past(write, freq, h):
     assert read_future(path, reading, future)["promo"].tolist() == [*range(h)]
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "%Y-%m-%d %H:%M GMT+1",
+        "%Y-%m-%d %H:%M UTC+01:00",
+        "%Y-%m-%d %H:%M:%S utc+0100",
+        "%d/%m/%Y %H:%M GMT+1",
+        "%a %b %d %Y %H:%M:%S GMT+0100",
+    ],
+)
+def test_what_is_said_to_be_ahead_of_utc_is(write, form):
+    hours = pd.date_range("2023-02-01", periods=48, freq="h", tz="+01:00")
+    reading = read_series(write("ds,y\n" + "".join(f"{t.strftime(form)},1\n" for t in hours)))
+    assert reading.frame["ds"].tolist() == [*hours]
+
+
 def test_a_bad_time_among_offsets_is_named(write):
     text = "ds,y\n2024-03-31T01:00:00+01:00,1\n2024-03-31T03:00:00+02:00,2\nnever,3\n"
     with pytest.raises(ValueError, match=r"line 4: ds must be a date\. Got 'never'"):
