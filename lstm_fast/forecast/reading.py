@@ -516,9 +516,10 @@ _YEAR = r"(?P<year>\d{4}|\d{2})"
 _MONTHS = (
     r"(?P<year>\d{4})[ -]?M(?P<month>\d{1,2})",
     r"(?P<month>\d{1,2})[./ -](?P<year>\d{4})",
-    rf"{_YEAR}[ /-]?Q(?P<quarter>[1-4])",
-    rf"Q(?P<quarter>[1-4])[ /-]?{_YEAR}",
-    rf"(?P<quarter>[1-4])Q[ /-]?{_YEAR}",
+    # T as in trimestre: so write the offices of France, Spain, Italy and Portugal.
+    rf"{_YEAR}[ /-]?[QT](?P<quarter>[1-4])",
+    rf"[QT](?P<quarter>[1-4])[ /-]?{_YEAR}",
+    rf"(?P<quarter>[1-4])[QT][ /-]?{_YEAR}",
 )
 
 _MONTH_NAME = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"

@@ -492,8 +492,12 @@ def test_months_of_statistical_offices(write, month):
 
 
 @pytest.mark.parametrize(
-    "quarter", ["{q}Q{y}", "{y}Q{q}", "{y}-Q{q}", "Q{q}/{y}", "q{q} {y}", "Q{q} 19{y}", "{q}Q19{y}"]
-)
+    "quarter",
+    [
+        "{q}Q{y}", "{y}Q{q}", "{y}-Q{q}", "Q{q}/{y}", "q{q} {y}", "Q{q} 19{y}", "{q}Q19{y}",
+        "19{y}-T{q}", "19{y}T{q}", "T{q}-19{y}", "{q}T{y}",
+    ],
+)  # fmt: skip
 def test_quarters(write, quarter):
     rows = "".join(f"{quarter.format(q=q, y=y)},{q}\n" for y in (89, 90) for q in range(1, 5))
     reading = read_series(write("ds,y\n" + rows))
