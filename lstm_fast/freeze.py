@@ -33,8 +33,8 @@ def freeze(model: _Model) -> _Model:
 
     Changes that torch counts are noticed (an assignment, `load_state_dict`, operations in place),
     and so is other memory (`weight.data = ...`). What is written into `weight.data`, NumPy's arrays
-    or shared memory is not: freeze again after it. To train again, call `model.requires_grad_()`,
-    and afterwards freeze again.
+    or shared memory is not, nor is a step of an optimiser with `fused=True`: freeze again after it.
+    To train again, call `model.requires_grad_()`, and afterwards freeze again.
 
     Weights are packed at each call all the same under autocast, in a compiled or exported graph,
     under torch's profiler and where a parametrization or pruning computes them. Options beyond
