@@ -47,6 +47,8 @@ class LSTM(torch.nn.LSTM):
 
     `torch.jit.script(model)` leaves torch's modules, on the same parameters, in the place of those
     of ours that are in `model`: script a copy, or `lstm_fast.accelerate(model)` afterwards.
+    `torch.jit.trace` compiles methods marked `torch.jit.export`, with torch's modules alone: for
+    those, make it of a model after `lstm_fast.restore(model)`.
     `torch.onnx.export(model, ...)` exports torch's; a program that `torch.export` made before has
     our op, which ONNX lacks: make it of a model after `lstm_fast.restore(model)`.
 
