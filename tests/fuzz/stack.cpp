@@ -9,7 +9,7 @@
 
 #include "arguments.h"
 #include "cases.h"
-#include "cpu/stack.h"
+#include "cpu/kept_weights.h"
 
 namespace lstm_fast {
 namespace {
@@ -25,16 +25,18 @@ struct Case {
   StackArguments arguments;
   std::vector<int64_t> batch_sizes;
   Dims h0, c0;
-  bool save, keep_output, recompute_gates, is_double, is_bfloat16, is_float16;
-  int64_t isa, threads, parts;
+  bool save, keep_output, recompute_gates, is_double, is_bfloat16, is_float16, keeps_packed;
+  int64_t isa, threads, parts, second_cache;
 
   explicit Case(Bytes& bytes) {
     StackArguments& a = arguments;
     const int64_t L = 1 + bytes.below(3), D = 1 + bytes.flag(), width = 1 + bytes.below(44),
                   I = 1 + bytes.below(40), steps = 1 + bytes.below(6);
-    const int64_t B = 1 + bytes.below(bytes.flag() ? 20 : 2);  // few leave threads to layers
-    const bool is_wide = width > 40;                           // enough for threads in teams
-    const int64_t H = is_wide ? 8 * width : width, T = is_wide ? steps : steps_or_many(steps);
+    const int64_t rows = 1 + bytes.below(bytes.flag() ? 20 : 2);  // few leave threads to layers
+    const bool is_wide = width > 40;                              // enough for threads in teams
+    const bool is_long = !is_wide && bytes.below(8) == 0;         // rows for several slices
+    const int64_t H = is_wide ? 8 * width : width, B = is_long ? 40 * rows : rows,
+                  T = is_wide || is_long ? steps : steps_or_many(steps);
     const bool projected = bytes.flag();
     const int64_t P = projected ? 1 + bytes.below(H) : H;
     a.num_layers = L;
@@ -68,6 +70,8 @@ struct Case {
     parts = bytes.below(4);
     is_bfloat16 = !is_double && bytes.flag();
     is_float16 = !is_double && !is_bfloat16 && bytes.flag();
+    keeps_packed = bytes.flag();
+    second_cache = bytes.flag() ? int64_t{1} << (8 + bytes.below(12)) : second_cache_bytes();
     if (!batch_sizes.empty()) {
       a.batch_sizes = batch_sizes.data();
       a.batch_sizes_length = static_cast<int64_t>(batch_sizes.size());
@@ -121,6 +125,7 @@ struct Problem {
   const Case& c;
   const StackShape& s;
   int parts;
+  bool keeps_packed;
   std::mt19937 random{1};
   Buffer<T> x, h0, c0, grad_y, grad_h_n, grad_c_n;
   std::vector<Buffer<T>> params;
@@ -135,6 +140,7 @@ struct Problem {
       : c(c_),
         s(s_),
         parts(static_cast<int>(c.parts)),
+        keeps_packed(c.keeps_packed),
         x(elements(c.arguments.input), random),
         h0(c.arguments.h0 ? elements(c.h0) : 0, random),
         c0(c.arguments.c0 ? elements(c.c0) : 0, random),
@@ -174,7 +180,8 @@ struct Problem {
   const T* given(const Dims* dims, Buffer<T>& buffer) { return dims ? buffer.get() : nullptr; }
 
   // All results of forward and backward.
-  std::vector<Buffer<T>> run(const Threads& threads, int fill) {
+  std::vector<Buffer<T>> run(Threads threads, int fill) {
+    threads.second_cache = c.second_cache;
     const Kernels& kernels = kernels_of(c.isa);
     const SavedLayout layout{s, c.keep_output, c.recompute_gates};
     const int64_t N = s.steps.total(), rows = s.L * s.D * s.steps.B;
@@ -191,7 +198,7 @@ struct Problem {
     f.recompute_gates = c.recompute_gates;
     if (!bfloat16_weights.empty()) f.bfloat16_weights = bfloat16_weights.data();
     if (!float16_weights.empty()) f.float16_weights = float16_weights.data();
-    if (!f.has_halves() || !takes_plain_steps(kernels, f, threads)) f.weights = weights.data();
+    KeptWeights<T> kept;
     f.x = x.get();
     f.h0 = given(c.arguments.h0, h0);
     f.c0 = given(c.arguments.c0, c0);
@@ -199,7 +206,12 @@ struct Problem {
     f.y = c.keep_output ? f.saved + layout.output(s.L - 1) : add(N * s.D * s.P);
     f.h_n = add(rows * s.P);
     f.c_n = add(rows * s.H);
-    plan(kernels, f, threads);
+    if (keeps_packed) {
+      kept.plan(kernels, f, threads, [&] { return weights.data(); });
+    } else {
+      if (!f.has_halves() || !takes_plain_steps(kernels, f, threads)) f.weights = weights.data();
+      plan(kernels, f, threads);
+    }
     Buffer<T> forward_workspace(forward_workspace_size(kernels, f, threads), fill, true);
     f.workspace = forward_workspace.get();
     forward(kernels, f, threads);
@@ -285,6 +297,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto as_they_are = problem.run({c.threads, on_this_thread}, 0);
     problem.bfloat16_weights.clear();
     problem.float16_weights.clear();
+    problem.keeps_packed = !c.keeps_packed;
     check_equal(as_they_are, problem.run({c.threads, on_this_thread}, 0),
                 "the result depends on how halves of weights are read");
   }
