@@ -260,6 +260,7 @@ def plot_search(trials: pd.DataFrame, *, title: str) -> Figure:
     """
     done = trials[trials["state"] == "COMPLETE"]
     pruned = trials[trials["state"] == "PRUNED"]
+    trials = pd.concat([done, pruned])  # others, which failed or were killed, have no loss
     knobs = [name for name in trials.columns if name.startswith("params_")]
     lines = 1 + math.ceil(len(knobs) / 3)
     figure = Figure(figsize=(11, 2.3 * lines + 0.8), dpi=150, layout="constrained")

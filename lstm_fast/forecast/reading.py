@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
@@ -189,8 +190,8 @@ def _read_table(
     read it, and the sign before decimals of each column, if it is `known` or shows. All of it stays
     text: as numbers, 007 would be 7 and October 2020, written 2020.10, would be January."""
     name = name_of(path)
-    content = _content(path)
     try:
+        content = _content(path)
         sample = [line for line, _ in zip(_lines_of(content), range(_SAMPLE_ROWS), strict=False)]
         separator = _separator(sample, name)
         with warnings.catch_warnings(record=True) as warned:
@@ -206,7 +207,7 @@ def _read_table(
                 index_col=False,
             )
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} must be text in UTF-8: {error}") from error
+        raise ValueError(f"{name} must be text in UTF-8 or UTF-16: {error}") from error
     except pd.errors.ParserError as error:
         if "EOF inside string" in str(error):
             line = _last_row(content, separator)
@@ -241,11 +242,15 @@ def _read_table(
 
 def _content(path: Path) -> bytes:
     if path == _STANDARD_INPUT:
-        return sys.stdin.buffer.read()
-    if not (path.is_file() or path.is_fifo()):
+        content = sys.stdin.buffer.read()
+    elif path.is_file() or path.is_fifo():
+        content = path.read_bytes()
+    else:
         found = f"{path} is no regular file" if path.exists() else f"there is no file {path}"
         raise FileNotFoundError(found)
-    return path.read_bytes()
+    # So Excel saves what it calls Unicode text.
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16").encode() if is_utf16 else content
 
 
 def _lines_of(content: bytes) -> TextIO:

@@ -202,7 +202,7 @@ def test_search(tmp_path):
             "number": range(6),
             "value": [1.0, 0.8, 9.0, 0.7, None, 0.9],
             "state": ["COMPLETE"] * 4 + ["FAIL", "PRUNED"],
-            "params_activation": ["relu", "tanh", "relu", "gelu", "relu", "relu"],
+            "params_activation": ["relu", "tanh", "relu", "gelu", "silu", "relu"],
             "params_learning_rate": [0.001, 0.002, 0.02, 0.01, 0.01, 0.005],
             "params_hidden_size": [16, 32, 64, 128, 16, 16],
         }

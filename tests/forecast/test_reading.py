@@ -210,9 +210,16 @@ def test_what_is_not_there(write, tmp_path):
         read_series(path, Columns(y="sales"))
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none.csv"):
         read_series(tmp_path / "none.csv")
-    path.write_bytes(b"date,y\n2020-01-01,\xff\n")
-    with pytest.raises(ValueError, match="must be text in UTF-8"):
-        read_series(path)
+    for not_text in (b"date,y\n2020-01-01,\xff\n", b"\xff\xfed\0a"):
+        path.write_bytes(not_text)
+        with pytest.raises(ValueError, match="must be text in UTF-8 or UTF-16"):
+            read_series(path)
+
+
+def test_unicode_text_of_excel(write):
+    reading = read_series(write("date\tBière\n2020-01-01\t1,5\n2020-02-01\t2\n", "utf-16"))
+    assert reading.names.y == "Bière"
+    assert reading.frame["y"].tolist() == [1.5, 2.0]
 
 
 @pytest.mark.parametrize("series", ["", "store,"])
