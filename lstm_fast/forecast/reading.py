@@ -533,6 +533,7 @@ _DAY = r"\d{4}-\d{2}-\d{2}"
 
 # A time of day, and what it is ahead of UTC.
 _OFFSET = r"(\d{1,2}:\d{2}\S*?)([+-]\d{2}:?\d{2})$"
+_ZONE = r":\d{2}\S*(?:Z|[+-]\d{2}(?::?\d{2})?)$"
 # pandas takes GMT+1 for an hour behind GMT, as POSIX does, where files mean an hour ahead.
 _AHEAD_OF = r"(?i)\s*(?:GMT|UTC)(?=[+-]\d)"
 
@@ -594,6 +595,9 @@ def _parsed_dates(text: pd.Series, form: DateForm) -> pd.Series:
         return _parsed(text.str.replace(_OFFSET, r"\1", regex=True), "ISO8601")
     if text.str.extract(_OFFSET)[1].nunique() > 1:
         return _parsed(text, "ISO8601", utc=True)
+    # pandas 2, the newest for Python 3.10, takes those without a zone for some of the first one's.
+    if text.str.contains(_ZONE).nunique() > 1:
+        _reject_other_zone(text)
     try:
         return pd.to_datetime(text, format="ISO8601")
     except (ValueError, TypeError):
@@ -804,7 +808,7 @@ def _missing_rows(ds: pd.DatetimeIndex) -> tuple[float, bool]:
     return max(0.0, missing), not (by_month and ds[0].day == 1)
 
 
-def _reject_other_zone(text: pd.Series, error: ValueError) -> None:
+def _reject_other_zone(text: pd.Series, error: ValueError | None = None) -> None:
     """Of dates that pandas takes for some of several zones, the first that is unlike the first."""
     dates = [pd.to_datetime(date, errors="coerce") for date in text]
     for line, date in zip(text.index, dates, strict=True):

@@ -608,9 +608,12 @@ def test_spans_of_days(write, between):
         read_series(write(f"week,y\n2020-01-06,1\n{spans[1]},2\n"))
 
 
-def test_a_zone_in_some_lines_alone(write):
-    text = "ds,y\n2020-01-01T00:00Z,1\n2020-01-02T00:00Z,2\n2020-01-03T00:00,3\n"
-    with pytest.raises(ValueError, match=r"line 4: ds must .* same zone .* '2020-01-03T00:00' bes"):
+@pytest.mark.parametrize("zones", [("Z", ""), ("+02:00", ""), ("", "Z"), ("", "+02")])
+def test_a_zone_in_some_lines_alone(write, zones):
+    first, last = zones
+    text = f"ds,y\n2020-01-01T00:00{first},1\n2020-01-02T00:00{first},2\n2020-01-03T00:00{last},3\n"
+    bad = re.escape(f"'2020-01-03T00:00{last}' beside")
+    with pytest.raises(ValueError, match=f"line 4: ds must .* same zone .* {bad}"):
         read_series(write(text))
 
 
