@@ -835,11 +835,13 @@ def _parsed(
     except ValueError as error:
         _reject_other_zone(dates.dropna(), error)
         raise
+    if form == "mixed":
+        # pandas takes the year 1 for them, which pandas 2 has not.
+        _reject_without_year(text[parsed.isna() | (parsed.dt.year < 1000)])
     if parsed.isna().any():
         line = text.index[parsed.isna()][0]
         raise ValueError(f"line {line}: {shown.name} must be a date. Got {shown[line]!r}")
     if form == "mixed":
-        _reject_without_year(text[parsed.dt.year < 1000])  # pandas takes the year 1
         # pandas takes the century that is nearest today.
         ahead = (parsed.dt.year > _LAST_YEAR) & ~text.str.contains(_FOUR_DIGITS)
         if ahead.any():

@@ -76,7 +76,7 @@ def test_season_phase_goes_once_round():
         ("W-MON", 110, 1, ["year"]),
         ("W-MON", 110, 52, []),  # a year has 52.18 weeks
         ("MS", 36, 12, []),
-        ("YS", 300, 1, []),
+        ("YS", 200, 1, []),
     ],
 )
 def test_cycles_are_those_seen_twice_that_are_not_the_season(freq, rows, season_length, expected):
