@@ -63,15 +63,24 @@ template <typename T>
 struct BackwardRun {
   int64_t begin, end;
   Sweep panels;
-  const T* dz_next;   // [B, G] gradients before the activations at the step that followed
-  const T* dh_end;    // [B, P] gradient of the final state, for rows that ended at this step
-  const T* dy;        // [B, P], rows grad_y_stride apart
-  const T* gates;     // [B, G]
-  const T* cells;     // [B, H]
-  const T* c_before;  // [B, H]
-  T* dz;              // [B, G]
-  T* dh;              // [B, P], used if projected
+  GradGates<T> dz_next;  // [B, G] at the step that followed
+  const T* dh_end;       // [B, P] gradient of the final state, for rows that ended at this step
+  const T* dy;           // [B, P], rows grad_y_stride apart
+  const T* gates;        // [B, G]
+  const T* cells;        // [B, H]
+  const T* c_before;     // [B, H]
+  GradGates<T> dz;       // [B, G]
+  T* dh;                 // [B, P], used if projected
 };
+
+// dz[i:i + n] = v, of a vector at most.
+template <typename T>
+INLINE void store_gradient(const GradGates<T>& dz, int64_t i, Vec<T> v, int64_t n) {
+  if constexpr (kUnit<T> == Bf16Unit::DotProducts) {
+    if (dz.narrow) return store_part<T>(dz.narrow + i, v, n);
+  }
+  store(dz.rows + i, v, n);
+}
 
 // The gates' gradients of a tile of R rows from b and W vectors of units from u.
 template <typename T, int R, int W, typename Background = NoBackground>
@@ -81,7 +90,7 @@ INLINE void gate_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run,
   for (int r = 0; r < R; ++r) {
     const T* gates = run.gates + (b + r) * 4 * H;
     const T* c_before = run.c_before ? run.c_before + (b + r) * H : nullptr;
-    T* dz = run.dz + (b + r) * 4 * H;
+    const GradGates<T> dz = run.dz.from((b + r) * 4 * H);
     T* dc_row = p.grad_c0 + (b + r) * H;
     Vec<T> c[W], tanh_c[W];
     for (int w = 0; w < W; ++w) {
@@ -97,10 +106,10 @@ INLINE void gate_gradients(const LayerBackward<T>& p, const BackwardRun<T>& run,
       const Vec<T> before = c_before ? load(c_before + v, units) : Vec<T>{};
       const Vec<T> dh = d_hidden[r][w];
       const Vec<T> dc = fma(dh * o, T(1) - tanh_c[w] * tanh_c[w], load(dc_row + v, units));
-      store(dz + v, dc * g * (i * (T(1) - i)), units);
-      store(dz + H + v, dc * before * (f * (T(1) - f)), units);
-      store(dz + 2 * H + v, dc * i * (T(1) - g * g), units);
-      store(dz + 3 * H + v, dh * tanh_c[w] * (o * (T(1) - o)), units);
+      store_gradient(dz, v, dc * g * (i * (T(1) - i)), units);
+      store_gradient(dz, H + v, dc * before * (f * (T(1) - f)), units);
+      store_gradient(dz, 2 * H + v, dc * i * (T(1) - g * g), units);
+      store_gradient(dz, 3 * H + v, dh * tanh_c[w] * (o * (T(1) - o)), units);
       store(dc_row + v, dc * f, units);
     }
     background.advance(2 * r + 1, 2 * R);
@@ -125,7 +134,7 @@ INLINE void prefetch_tile_row(const LayerBackward<T>& p, const BackwardRun<T>& r
   const int64_t H = p.shape.H;
   for (int gate = 0; gate < 4; ++gate) {
     prefetch_row(run.gates + (b * 4 + gate) * H + column, width);
-    prefetch_row(run.dz + (b * 4 + gate) * H + column, width);
+    if (run.dz.rows) prefetch_row(run.dz.rows + (b * 4 + gate) * H + column, width);
   }
   prefetch_row(run.cells + b * H + column, width);
   if (run.c_before) prefetch_row(run.c_before + b * H + column, width);
@@ -174,12 +183,18 @@ INLINE void backward_run(const LayerBackward<T>& p, const BackwardWeights<T>& w,
     const Matrix<T> hr = w.hr.matrix();
     finish_product(p, run, {run.dh, P}, hr, hr.all_panels());
   } else if (s.parts && run.dz_next) {
-    for_each_split_tile(run.begin, run.end, Rows<T>{run.dz_next, G}, w.hh.split(), run.panels,
-                        scratch, [&](int64_t b, int64_t column, auto& dh, const auto& background) {
-                          finish_tile(p, run, b, column, dh, background);
-                        });
+    const auto finish = [&](int64_t b, int64_t column, auto& dh, const auto& background) {
+      finish_tile(p, run, b, column, dh, background);
+    };
+    const auto tiles_of = [&](const auto& dz_next) {
+      for_each_split_tile(run.begin, run.end, dz_next, w.hh.split(), run.panels, scratch, finish);
+    };
+    if constexpr (kUnit<T> == Bf16Unit::DotProducts) {
+      if (run.dz_next.narrow) return tiles_of(Rows<BFloat16>{run.dz_next.narrow, G});
+    }
+    tiles_of(Rows<T>{run.dz_next.rows, G});
   } else {
-    finish_product(p, run, {run.dz_next, G}, w.hh.matrix(), run.panels);
+    finish_product(p, run, {run.dz_next.rows, G}, w.hh.matrix(), run.panels);
   }
 }
 
@@ -192,7 +207,7 @@ void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1, TeamMember
   const Steps& steps = s.steps;
   const BackwardWeights<T> w(p);
   const int64_t G = 4 * s.H, panels = w.hh.matrix().all_panels().size();
-  const auto dz = [&](int64_t t) { return p.grad_gates + steps.offset(t) * G; };
+  const auto dz = [&](int64_t t) { return p.grad_gates.from(steps.offset(t) * G); };
 
   // The gradient of h0 of the rows that step t was the first of.
   const auto finish_rows = [&](int64_t t, const Sweep& panels) {
@@ -221,7 +236,7 @@ void backward_rows(const LayerBackward<T>& p, int64_t b0, int64_t b1, TeamMember
       for (run.begin = b0; run.begin < end; run.begin = run.end) {
         const bool has_next = run.begin < followed, has_previous = run.begin < carried;
         run.end = min(end, min(has_next ? followed : end, has_previous ? carried : end));
-        run.dz_next = has_next ? dz(Steps::previous(t, !s.reverse)) : nullptr;
+        run.dz_next = has_next ? dz(Steps::previous(t, !s.reverse)) : GradGates<T>{};
         run.dh_end = has_next ? nullptr : p.grad_h_n;
         run.c_before =
             has_previous ? p.cells + steps.offset(Steps::previous(t, s.reverse)) * s.H : p.c0;

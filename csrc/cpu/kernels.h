@@ -24,6 +24,17 @@ namespace lstm_fast {
 // transpose their terms would cost more.
 constexpr int64_t kFewRows = 16;
 
+// Gradients before the activations, rows of G: numbers of type T or, where all that becomes of them
+// are products of bfloat16 numbers by dot products, bfloat16 ones. The other pointer is null.
+template <typename T>
+struct GradGates {
+  T* rows;
+  BFloat16* narrow;
+
+  GradGates from(int64_t n) const { return {offset(rows, n), offset(narrow, n)}; }
+  explicit operator bool() const { return rows || narrow; }
+};
+
 template <typename T>
 struct LayerForward {
   LayerShape shape;
@@ -53,13 +64,13 @@ struct LayerBackward {
                      // is not projected, of which no gradient of h0 is wanted
   const LayerWeights<T>* plain;  // torch's own, or null
   const T* c0;                   // [B, H], or null for zeros
-  const T* gates;                // as saved by forward; may be grad_gates
+  const T* gates;                // as saved by forward; may be grad_gates.rows
   const T* cells;                // as saved by forward
   const T* grad_y;               // [N, P], rows grad_y_stride apart; null for zeros
   int64_t grad_y_stride;
-  const T* grad_h_n;  // [B, P], or null for zeros
-  const T* grad_c_n;  // [B, H], or null for zeros
-  T* grad_gates;      // [N, G] gradient before the activations
+  const T* grad_h_n;        // [B, P], or null for zeros
+  const T* grad_c_n;        // [B, H], or null for zeros
+  GradGates<T> grad_gates;  // [N, G]
   T* grad_hidden;  // [N, P] gradient of y with the part that comes back through time, if projected;
                    // else null
   T* grad_h0;      // [B, P], or null when not wanted
@@ -87,9 +98,9 @@ struct InputGrad {
   LayerShape shape;  // reverse is not used
   int directions;
   bool packed;
-  const T* weights[2];     // as written by pack_input_grad if packed, else weight_ih [G, I]
-  const T* grad_gates[2];  // [N, G]
-  T* grad_x;               // [N, I]
+  const T* weights[2];         // as written by pack_input_grad if packed, else weight_ih [G, I]
+  GradGates<T> grad_gates[2];  // [N, G], not written
+  T* grad_x;                   // [N, I]
 };
 
 // y[B, C] (+)= grad_gates[B, G] x w[G, C], with torch's own weights, for a single step.
@@ -107,12 +118,12 @@ struct StepGrad {
 template <typename T>
 struct WeightGrad {
   LayerShape shape;
-  const T* grad_gates;   // [N, G]
-  const T* grad_hidden;  // [N, P] if projected
-  const T* hidden;       // [N, H] if projected
-  const T* x;            // [N, I]
-  const T* h0;           // [B, P], or null for zeros
-  const T* y;            // [N, P], rows y_stride apart
+  GradGates<T> grad_gates;  // [N, G], not written
+  const T* grad_hidden;     // [N, P] if projected
+  const T* hidden;          // [N, H] if projected
+  const T* x;               // [N, I]
+  const T* h0;              // [B, P], or null for zeros
+  const T* y;               // [N, P], rows y_stride apart
   int64_t y_stride;
   T* sums;  // weight_grad_sums(shape) elements, which weight_grad leaves to add_chunks
   LayerWeightGrads<T> grads;

@@ -128,6 +128,8 @@ INLINE int64_t transposed_size(int64_t terms, int64_t columns, int parts) {
 
 // Defined where there is a unit.
 template <typename T>
+void store_part(BFloat16* p, Vec<T> v, int64_t n);
+template <typename T>
 SplitRows split_rows(const T* m, int64_t stride, int64_t rows, int64_t K, int parts, T* scratch);
 template <typename E>
 void pack_block_transposed(const E* const (&columns)[kUnitRows], int64_t k, int64_t K, int parts,
@@ -191,6 +193,14 @@ INLINE PartVec pair_up(PartVec v) {
 
 INLINE void store_parts(uint16_t* p, PartVec v) { _mm512_storeu_si512(p, v); }
 
+// The first part of the first n lanes.
+template <typename T>
+INLINE void store_part(BFloat16* p, Vec<T> v, int64_t n) {
+  const auto part = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+  if (n >= kLanes<T>) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), part);
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1 << n) - 1), part);
+}
+
 template <typename E>
 INLINE Vec<float> load_some(const E* p, int64_t n) {
   return n > 0 ? load(p, n) : Vec<float>{};
@@ -242,6 +252,21 @@ INLINE void pack_block_transposed(const E* const (&columns)[kUnitRows], int64_t 
   for (int p = 0; p < parts; ++p) store_transposed(v[p], out + p * part, pair);
 }
 
+// parts[p] = part p of the first n numbers of `low`, then of `high`; zeros for null.
+template <typename E>
+INLINE void split_some(const E* low, const E* high, int64_t n, int count, PartVec (&parts)[3]) {
+  split(low ? load_some(low, n) : Vec<E>{}, high ? load_some(high, n) : Vec<E>{}, count, parts);
+}
+// A bfloat16 number is its own first part.
+INLINE void split_some(const BFloat16* low, const BFloat16* high, int64_t n, int,
+                       PartVec (&parts)[3]) {
+  const auto bits = [&](const BFloat16* p) {
+    return p && n > 0 ? bit_cast<__m256i>(load_bits(&p->bits, n)) : __m256i{};
+  };
+  parts[0] = _mm512_inserti64x4(_mm512_castsi256_si512(bits(low)), bits(high), 1);
+  parts[1] = parts[2] = PartVec{};
+}
+
 // Blocks of a right operand: those of m [K, C], rows `stride` apart, C up to four vectors. Zero
 // beyond K and C. Advances the background split_panel_advances times.
 INLINE int64_t split_panel_advances(int64_t blocks) { return blocks * kUnitRows * 4; }
@@ -259,9 +284,9 @@ INLINE void pack_split_panel(const E* m, int64_t stride, int64_t K, int64_t C, i
         // coming.
         __builtin_prefetch(m + k * stride + c + 4 * kLanes<T>);
         __builtin_prefetch(m + (k + 1) * stride + c + 4 * kLanes<T>);
+        const auto row = [&](int64_t i) { return i < K ? m + i * stride + c : nullptr; };
         PartVec of_pair[3];
-        split(k < K ? load_some(m + k * stride + c, C - c) : Vec<T>{},
-              k + 1 < K ? load_some(m + (k + 1) * stride + c, C - c) : Vec<T>{}, parts, of_pair);
+        split_some(row(k), row(k + 1), C - c, parts, of_pair);
         for (int p = 0; p < parts; ++p) {
           store_parts(block + p * 4 * kTileParts + v * kVectorParts + pair * pair_parts(4),
                       pair_up(of_pair[p]));

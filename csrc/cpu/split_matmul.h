@@ -2,6 +2,7 @@
 // columns: the terms that no block covers as [tail][4 vectors] float32, then the blocks (split.h).
 #pragma once
 
+#include "kernels.h"
 #include "matmul.h"
 #if defined(__AMX_BF16__)
 #include "matrix_unit.h"
@@ -50,16 +51,28 @@ void pack_split(const E* m, const SplitMatrix<T>& shape, const Share& share, T* 
   }
 }
 
+// The left operand a[begin:end, K], in `scratch` of split_size(end - begin, K, parts) elements.
+template <typename T>
+INLINE SplitRows split_operand(const Rows<T>& a, int64_t begin, int64_t end, int64_t K, int parts,
+                               T* scratch) {
+  return split_rows(a.data + begin * a.row, a.row, end - begin, K, parts, scratch);
+}
+// Of dot products, as it lies.
+template <typename T>
+INLINE SplitRows split_operand(const Rows<BFloat16>& a, int64_t begin, int64_t, int64_t K, int,
+                               T*) {
+  return {&a.data[begin * a.row].bits, a.row, 0, kBlockTerms, K};
+}
+
 // Calls f(row, column, accumulators, background) for tiles of a[begin:end, K] x the panels of b.
-// `scratch` has split_size(end - begin, K, parts) elements.
-template <typename T, typename F>
-INLINE void for_each_split_tile(int64_t begin, int64_t end, const Rows<T>& a,
+// `scratch` is as for split_operand.
+template <typename E, typename T, typename F>
+INLINE void for_each_split_tile(int64_t begin, int64_t end, const Rows<E>& a,
                                 const SplitMatrix<T>& b, const Sweep& panels, T* scratch,
                                 const F& f) {
   if constexpr (kUnit<T> != Bf16Unit::None) {
     const int64_t tail = b.tail();
-    const SplitRows left =
-        split_rows(a.data + begin * a.row, a.row, end - begin, b.K, b.parts, scratch);
+    const SplitRows left = split_operand(a, begin, end, b.K, b.parts, scratch);
     const auto operands = [&](int64_t i) {
       return SplitOperands<T>{left, {}, b.blocks(panels[i]), b.parts};
     };
@@ -72,8 +85,10 @@ INLINE void for_each_split_tile(int64_t begin, int64_t end, const Rows<T>& a,
         constexpr int W = decltype(vectors)::value;
         Vec<T> acc[R][W];
         load_sums(acc, sums);
-        accumulate<R, W, T>(acc, {a.data + row * a.row + b.K - tail, a.row}, b.panel(panel), tail,
-                            kPanel<T>);
+        if constexpr (std::is_same_v<E, T>) {
+          accumulate<R, W, T>(acc, {a.data + row * a.row + b.K - tail, a.row}, b.panel(panel), tail,
+                              kPanel<T>);
+        }
         f(row, column, acc, background);
       });
     };
@@ -85,13 +100,13 @@ INLINE void for_each_split_tile(int64_t begin, int64_t end, const Rows<T>& a,
 // split_size(kSplitRowsAtOnce, K, parts) elements, or split_size(end - begin, K, parts) if fewer.
 constexpr int64_t kSplitRowsAtOnce = 4 * kPairRows;
 
-template <typename T>
-void multiply_rows_split(int64_t begin, int64_t end, const T* a, int64_t a_row,
+template <typename E, typename T>
+void multiply_rows_split(int64_t begin, int64_t end, const E* a, int64_t a_row,
                          const SplitMatrix<T>& b, T* y, int64_t y_row, bool add,
                          const Sweep& panels, T* scratch) {
   for (; begin < end; begin += kSplitRowsAtOnce) {
     const int64_t stop = min(end, begin + kSplitRowsAtOnce);
-    for_each_split_tile(begin, stop, Rows<T>{a, a_row}, b, panels, scratch,
+    for_each_split_tile(begin, stop, Rows<E>{a, a_row}, b, panels, scratch,
                         [&](int64_t row, int64_t column, auto& acc, const auto& background) {
                           T* out = y + row * y_row;
                           if (add) add_tile(acc, out, y_row, column, b.C);
@@ -128,7 +143,17 @@ struct Operand {
     }
     multiply_rows<T>(begin, end, {a, K}, matrix(), y, C, add, panels);
   }
-  INLINE void multiply(int64_t begin, int64_t end, const T* a, T* y, bool add, T* scratch) const {
+  INLINE void multiply(int64_t begin, int64_t end, const GradGates<T>& a, T* y, bool add,
+                       const Sweep& panels, T* scratch) const {
+    if constexpr (kUnit<T> == Bf16Unit::DotProducts) {
+      if (a.narrow)
+        return multiply_rows_split(begin, end, a.narrow, K, split(), y, C, add, panels, scratch);
+    }
+    multiply(begin, end, a.rows, y, add, panels, scratch);
+  }
+  template <typename Left>
+  INLINE void multiply(int64_t begin, int64_t end, const Left& a, T* y, bool add,
+                       T* scratch) const {
     multiply(begin, end, a, y, add, matrix().all_panels(), scratch);
   }
 };

@@ -24,7 +24,7 @@ struct PackedCopies {
 // Of a layer in one direction.
 template <typename T>
 struct BackwardBuffers {
-  T* grad_gates;
+  GradGates<T> grad_gates;
   T* grad_hidden;
   T* grad_c0;  // used when the caller does not want it
   T* grad_h;   // what one stage leaves to the next, if layers are computed at once
@@ -57,6 +57,17 @@ struct BackwardPlan {
 // Elements that begin and end with cache lines.
 inline int64_t whole_lines(int64_t elements) { return (elements + 15) / 16 * 16; }
 
+// Narrow where kernels take them so: not those that use torch's own weights, and not in the place
+// of gates that are recomputed.
+template <typename T>
+GradGates<T> take_grad_gates(const LayerKernels<T>& k, const StackBackward<T>& p, Arena<T>& arena) {
+  const int64_t elements = p.shape.steps.total() * 4 * p.shape.H;
+  const bool narrow = k.unit == Bf16Unit::DotProducts && p.shape.parts && !p.plain &&
+                      !p.bfloat16_step && !p.recompute_gates;
+  if (!narrow) return {arena.take(elements), nullptr};
+  return {nullptr, reinterpret_cast<BFloat16*>(arena.take((elements + 1) / 2))};
+}
+
 // Whether gradients of weights are.
 template <typename T>
 bool wants_weights(const StackBackward<T>& p) {
@@ -80,7 +91,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
   plan.division = divide(s, Pass::Backward, plan.threads, sizeof(T));
   plan.buffers.resize(plan.division.shares_layers ? s.L : s.D);
   for (BackwardBuffers<T>& of : plan.buffers) {
-    of.grad_gates = arena.take(N * 4 * s.H);
+    of.grad_gates = take_grad_gates(k, p, arena);
     if (s.projected) of.grad_hidden = arena.take(N * s.P);
     if (!p.grad_c0) of.grad_c0 = arena.take(B * s.H);
     if (plan.division.shares_layers) of.grad_h = arena.take(B * s.P);
@@ -150,7 +161,7 @@ void recompute_gates(const LayerKernels<T>& k, const StackBackward<T>& p,
     layer.y = (l == s.L - 1 ? p.y : p.saved + saved.output(l)) + d * s.P;
     layer.y_stride = s.D * s.P;
     layer.cells = p.saved + saved.cells(l, d);
-    layer.gates = plan.of(l, d).grad_gates;
+    layer.gates = plan.of(l, d).grad_gates.rows;
     layer.hidden = plan.of(l, d).hidden;
   }
   if (p.forward_plain) {
@@ -196,7 +207,7 @@ void bfloat16_step_grads(const LayerKernels<T>& k, const StackBackward<T>& p,
   const int64_t B = s.steps.B, I = s.input_size(l);
   const auto grad = [&](int64_t d, int64_t C, const BFloat16* w, T* y, bool add, int64_t begin,
                         int64_t end, T* scratch) {
-    const T* grad_gates = plan.of(l, d).grad_gates;
+    const T* grad_gates = plan.of(l, d).grad_gates.rows;
     step.grad({B, 4 * s.H, C, s.parts, grad_gates, w, y, add}, begin, end, scratch);
   };
   const auto of_input = [&](int64_t begin, int64_t end, T* scratch) {
@@ -288,7 +299,7 @@ LayerBackward<T> backward_of(const StackBackward<T>& p, const BackwardPlan<T>& p
   layer.weights = buffers.recurrent_weights.of(team);
   layer.plain = p.plain && !p.bfloat16_step ? &p.weights[i] : nullptr;
   layer.c0 = offset(p.c0, i * B * s.H);
-  layer.gates = p.recompute_gates ? buffers.grad_gates : p.saved + saved.gates(l, d);
+  layer.gates = p.recompute_gates ? buffers.grad_gates.rows : p.saved + saved.gates(l, d);
   layer.cells = p.saved + saved.cells(l, d);
   layer.grad_y = offset(grad_of_outputs(p, plan, l), d * s.P);
   layer.grad_y_stride = s.D * s.P;
@@ -370,7 +381,7 @@ LayerBackward<T> steps_of(const LayerBackward<T>& layer, T* grad_h, int64_t begi
   steps.gates += n * 4 * s.H;
   steps.cells += n * s.H;
   steps.grad_y = offset(steps.grad_y, n * steps.grad_y_stride);
-  steps.grad_gates += n * 4 * s.H;
+  steps.grad_gates = steps.grad_gates.from(n * 4 * s.H);
   steps.grad_hidden = offset(steps.grad_hidden, n * s.P);
   return steps;
 }

@@ -253,7 +253,7 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
       k.pack_input_grad(input.shape, p.plain.weight_ih, share, plan.packed_input);
     });
     input.weights[0] = plan.packed_input;
-    input.grad_gates[0] = plan.grad_ih;
+    input.grad_gates[0].rows = plan.grad_ih;
     input.grad_x = p.grad_x;
     run(team, team.count, [&](int64_t task) {
       k.input_grad_rows(input, part(N, team.count, task), part(N, team.count, task + 1),
@@ -264,7 +264,7 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
 
   WeightGrad<T> of_h{};
   of_h.shape = h_weight_grad_shape(k, s);
-  of_h.grad_gates = plan.grad_hh;
+  of_h.grad_gates.rows = plan.grad_hh;
   of_h.grad_hidden = plan.grad_hidden;
   of_h.hidden = p.rows.saved.hidden;
   of_h.x = p.x;
@@ -273,7 +273,7 @@ void variant_backward(const Kernels& kernels, VariantProblemBackward<T> p, const
   if (!s.normalised) return weight_grads(k, of_h, plan, team);
   WeightGrad<T> of_x{};
   of_x.shape = x_weight_grad_shape(k, s);
-  of_x.grad_gates = plan.grad_ih;
+  of_x.grad_gates.rows = plan.grad_ih;
   of_x.x = p.x;
   of_x.grads.weight_ih = p.grads.plain.weight_ih;
   weight_grads(k, of_x, plan, team);

@@ -304,8 +304,12 @@ INLINE void gate_weight_grad_split(const WeightGrad<T>& p, const ChunkRows& chun
         gather_inputs(p, n0, n0 + terms(item), rows, stride, background);
         a[which] = split_transposed(rows, stride, terms(item), M, s.parts, left[which], background);
       }
-      pack_split_panel(p.grad_gates + n0 * G + column, G, terms(item), G - column, blocks(item),
-                       s.parts, right[item % 2], background);
+      const auto pack_panel_of = [&](const auto* dz) {
+        pack_split_panel(dz, G, terms(item), G - column, blocks(item), s.parts, right[item % 2],
+                         background);
+      };
+      const GradGates<T> dz = p.grad_gates.from(n0 * G + column);
+      dz.narrow ? pack_panel_of(dz.narrow) : pack_panel_of(dz.rows);
     };
     const auto advances = [&](int64_t item) {
       const int64_t of_panel = split_panel_advances(blocks(item));
@@ -337,7 +341,7 @@ INLINE void gate_weight_grad(const WeightGrad<T>& p, const ChunkRows& rows, int6
   const auto gather = [&](int64_t n0, int64_t n1, T* out, int64_t stride) {
     gather_inputs(p, n0, n1, out, stride, background);
   };
-  sum_of_products<T>(rows, left_columns(s), p.grad_gates, 4 * s.H, begin, end, kept, scratch,
+  sum_of_products<T>(rows, left_columns(s), p.grad_gates.rows, 4 * s.H, begin, end, kept, scratch,
                      gather,
                      [&](int64_t strip, const T* sums) { write_gate_weight_grad(p, strip, sums); });
 }
@@ -374,7 +378,8 @@ INLINE void step_weight_grad(const WeightGrad<T>& p, const LayerWeightGrads<E>& 
   }
   for (int64_t c = begin; c < end; c += kLanes<T>) {
     Vec<T> sum = {};
-    for (int64_t b = 0; b < s.steps.B; ++b) sum += load(p.grad_gates + b * 4 * s.H + c, end - c);
+    for (int64_t b = 0; b < s.steps.B; ++b)
+      sum += load(p.grad_gates.rows + b * 4 * s.H + c, end - c);
     if (grads.bias_ih) store(grads.bias_ih + c, sum, end - c);
     if (grads.bias_hh) store(grads.bias_hh + c, sum, end - c);
   }
@@ -385,7 +390,7 @@ INLINE void few_rows_weight_grad(const WeightGrad<T>& p, int64_t begin, int64_t 
   const int64_t B = p.shape.steps.B, G = 4 * p.shape.H;
   with_grads(p, [&](const auto& grads) {
     step_weight_grad(p, grads, begin, end, [&](const T* m, int64_t C, auto* out) {
-      few_rows_product(p.grad_gates + begin, G, end - begin, {m, B, C, false}, out);
+      few_rows_product(p.grad_gates.rows + begin, G, end - begin, {m, B, C, false}, out);
     });
   });
 }
@@ -400,7 +405,7 @@ INLINE void bfloat16_step_weight_grad(const WeightGrad<float>& p, int64_t panel0
     const int64_t B = p.shape.steps.B;
     uint16_t* dz = reinterpret_cast<uint16_t*>(scratch);
     uint16_t* pairs = dz + ceil_div(B, 2) * pair_row(end - begin);
-    pair_rows(p.grad_gates + begin, G, B, end - begin, dz);
+    pair_rows(p.grad_gates.rows + begin, G, B, end - begin, dz);
     const auto product = [&](const float* m, int64_t C, BFloat16* out) {
       pair_rows(m, C, B, C, pairs);
       // As few_rows_product, until reading m for every row takes longer than that gains.
