@@ -93,12 +93,14 @@ def test_units_that_leave_lanes_idle(H, dtype, isa):
 
 
 # So few steps that no weights are packed (suits_plain_steps in plan.cpp), where rows need not be
-# summed as in any batch: the last of them leaves every second cache.
+# summed as in any batch: the last two of them leave every second cache.
 FEW_STEPS = [
     Problem(T=2, B=1, I=3, H=17, L=2),
     Problem(T=8, B=1, I=140, H=133, P=119, L=2, states=False),
     Problem(T=5, B=1, I=200, H=300, biases=False),
+    Problem(T=2, B=1, I=3, H=17, D=2, P=5),
     Problem(T=3, B=4, I=200, H=750),
+    Problem(T=3, B=7, I=100, H=420, L=2, D=2, states=False),
 ]
 
 

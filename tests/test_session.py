@@ -50,7 +50,7 @@ def compare(module: torch.nn.LSTM, x: Tensor, hx: _State | None, exact: bool) ->
         ((1, 1, 3), 20, {}),
         ((1, 50, 3), 33, {"num_layers": 2}),
         ((9, 1, 40), 70, {"num_layers": 2}),
-        ((9, 4, 5), 200, {"num_layers": 3, "bias": False}),
+        ((20, 4, 5), 200, {"num_layers": 3, "bias": False}),
         ((7, 33, 2), 25, {"bidirectional": True, "num_layers": 2}),
         ((5, 40, 8), 64, {"proj_size": 9, "bidirectional": True}),
         ((3, 700, 8), 32, {}),

@@ -459,7 +459,7 @@ void forward_rows(const LayerForward<T>& p, int64_t b0, int64_t b1, TeamMember& 
   const Steps& steps = s.steps;
   const Groups<T> groups(s);
   const Matrix<T> weight_hr = {p.weights + all_groups_size<T>(s), s.H, s.P, true};
-  const Rows<T> h0 = p.h0 ? Rows<T>{p.h0, s.P} : Rows<T>{p.zeros, 0};
+  const Rows<T> h0 = p.h0 ? Rows<T>{p.h0, p.h0_stride} : Rows<T>{p.zeros, 0};
   member.round([&](const Share& share) {
     copy_rows(b0 + share.begin(b1 - b0), b0 + share.end(b1 - b0), p.c0, s.H, p.c_n, s.H);
   });

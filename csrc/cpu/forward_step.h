@@ -113,7 +113,7 @@ INLINE void take_step(const LayerForward<T>& p, const LayerWeights<E>& w, int64_
   ForwardRun<T> run;
   run.begin = b0, run.end = b1;
   run.x = {p.x, s.I};
-  run.h = p.h0 ? Rows<T>{p.h0, s.P} : Rows<T>{p.zeros, 0};
+  run.h = p.h0 ? Rows<T>{p.h0, p.h0_stride} : Rows<T>{p.zeros, 0};
   run.hidden = s.projected ? p.hidden : p.y;
   run.hidden_stride = s.projected ? s.H : p.y_stride;
   run.gates = p.gates;
@@ -122,8 +122,11 @@ INLINE void take_step(const LayerForward<T>& p, const LayerWeights<E>& w, int64_
     copy_row(p.c0 ? p.c0 + b * s.H + u0 : nullptr, p.c_n + b * s.H + u0, u1 - u0);
   }
   const auto operands = operands_of(run);
+  // Of so many rows, the sums of the four gates of a unit fit the registers.
+  constexpr int most_rows = kTileSums / 4;
+  const int64_t tiles = ceil_div(b1 - b0, most_rows);
   for (int64_t u = u0; u < u1; u += kLanes<T>) {
-    for_each_tile<kTileVectors>(b0, b1, [&](int64_t b, auto rows) {
+    for_each_tile_of<most_rows>(tiles, b0, b1, [&](int64_t b, auto rows) {
       step_tile<decltype(rows)::value, Rough>(p, w, run, operands, b, u, min(kLanes<T>, u1 - u));
     });
   }

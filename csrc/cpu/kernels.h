@@ -40,9 +40,10 @@ struct LayerForward {
   LayerShape shape;
   const T* weights;  // as written by pack_forward; not used by forward_step
   const T* x;        // [N, I]
-  const T* h0;       // [B, P], or null for zeros
-  const T* c0;       // [B, H], or null for zeros
-  const T* zeros;    // [P] zeros; needed if h0 is null
+  const T* h0;       // [B, P], rows h0_stride apart, or null for zeros
+  int64_t h0_stride;
+  const T* c0;     // [B, H], or null for zeros
+  const T* zeros;  // [P] zeros; needed if h0 is null
   // Scratch of forward_input_sums(shape) elements: what x adds to the gates is summed there for
   // several steps before they are taken. Null: step by step. Needs all rows in one call, of a
   // thread without a team, and no unit for bfloat16.

@@ -83,6 +83,22 @@ bool unit_pays(const StackShape& s, Pass pass, int64_t rows, int64_t members) {
          rows >= (pass == Pass::Forward ? kPairOfRowTiles : kPairOfRowTiles / 2);
 }
 
+// --- Steps that multiply weights as they lie, where these are far too many for the second cache.
+
+struct FarWeights {
+  int64_t packing;    // takes as long as so many readings of what it reads and writes
+  int64_t step_rows;  // that a single step has at most
+  int64_t rows;       // that several steps have in all
+};
+
+// Measured with vectors of 64 bytes on a Zen 4 core and with shorter ones, whose tiles widen halves
+// for half as many rows at a time, on a Zen 3 core.
+FarWeights far_weights(const WeightBytes& bytes, int64_t element_bytes) {
+  const bool halves = bytes.plain < element_bytes;
+  if (bytes.vector >= 64) return halves ? FarWeights{1, 64, 96} : FarWeights{1, 32, 24};
+  return halves ? FarWeights{1, 32, 24} : FarWeights{2, 64, 64};
+}
+
 // --- Teams.
 
 // Cycles that a member of a team of so many takes for the product of a step and for waiting.
@@ -170,10 +186,11 @@ int64_t dot_step_rows(const StackShape& s, Pass pass, const Threads& threads) {
   return pass == Pass::Backward || far_from_cached(s, threads) ? many : few;
 }
 
-int64_t plain_step_rows(const StackShape& s, bool keeps_packed, bool halves, const Threads& threads,
-                        int64_t element_bytes) {
-  constexpr int64_t rows = 32, rows_if_kept = 8, rows_of_large_halves = 64;
-  if (halves && far_from_cached(s, threads)) return rows_of_large_halves;
+int64_t plain_step_rows(const StackShape& s, bool keeps_packed, const WeightBytes& bytes,
+                        const Threads& threads, int64_t element_bytes) {
+  constexpr int64_t rows = 32, rows_if_kept = 8;
+  if (far_from_cached(s, threads) && (!keeps_packed || bytes.plain < element_bytes))
+    return far_weights(bytes, element_bytes).step_rows;
   // The packed weights, torch's, and the copy that tells whether torch's have changed.
   const int64_t packed_bytes = std::max(element_bytes, s.parts * kPartBytes);
   const int64_t kept_bytes = stack_weights(s) * (packed_bytes + 2 * element_bytes);
@@ -182,26 +199,27 @@ int64_t plain_step_rows(const StackShape& s, bool keeps_packed, bool halves, con
 
 bool suits_plain_steps(const StackShape& s, bool keeps_packed, const WeightBytes& bytes,
                        const Threads& threads, int64_t element_bytes) {
-  if (s.steps.batch_sizes || s.D > 1) return false;
+  if (s.steps.batch_sizes) return false;
   StackShape step = s;
   step.steps.T = 1;
   // Packed weights are for threads that a single step is too short for.
   if (threads_of(step, Pass::Forward, threads).count < threads_of(s, Pass::Forward, threads).count)
     return false;
   const int64_t T = s.steps.T, B = s.steps.B;
-  // All limits were measured on a Zen 4 core.
   if (far_from_cached(s, threads)) {
     // To read weights takes longer than to multiply them by a few rows. A unit for bfloat16 takes
     // its weights packed as they are, and inputs step by step; others sum inputs before the steps.
     const bool halves = bytes.plain < element_bytes, on_unit = bytes.packed < element_bytes;
-    const int64_t all = stack_weights(s), recurrent = s.L * 4 * s.H * s.P;
-    const int64_t packing = keeps_packed ? 0 : (bytes.plain + 2 * bytes.packed) * all;
+    const FarWeights far = far_weights(bytes, element_bytes);
+    const int64_t all = stack_weights(s), recurrent = s.L * s.D * 4 * s.H * s.P;
+    const int64_t packing = keeps_packed ? 0 : far.packing * (bytes.plain + 2 * bytes.packed) * all;
     const int64_t of_packed = packing + T * bytes.packed * (on_unit ? all : recurrent);
     if (T * bytes.plain * all >= of_packed) return false;
     if (halves && !on_unit && B == 1) return true;
-    constexpr int64_t most_steps = 32, rows_of_halves = 96, rows_of_others = 24;
-    return !keeps_packed && T <= most_steps && T * B <= (halves ? rows_of_halves : rows_of_others);
+    constexpr int64_t most_steps = 32;
+    return !keeps_packed && T <= most_steps && T * B <= far.rows;
   }
+  // Measured on a Zen 4 core.
   constexpr int64_t few_rows = 24, few_steps = 4, steps_of_a_row = 8, steps_of_a_small_row = 2;
   constexpr int64_t small = 1 << 17;
   if (keeps_packed) return false;

@@ -58,15 +58,15 @@ bool sums_inputs_first(const StackShape&, const Division&, const Threads&, int64
 // In layers with so many inputs.
 int64_t min_summed_inputs(const StackShape&);
 
+// Of a weight as it lies in memory, of one that is packed, and of a vector that multiplies them.
+struct WeightBytes {
+  int64_t plain, packed, vector;
+};
+
 // Up to so many rows, a single step suits dot products better than packed weights. These may be
 // kept for further steps; of halves, they have to be widened first.
-int64_t plain_step_rows(const StackShape&, bool keeps_packed, bool halves, const Threads&,
+int64_t plain_step_rows(const StackShape&, bool keeps_packed, const WeightBytes&, const Threads&,
                         int64_t element_bytes);
-
-// Of a weight as it lies in memory, and packed.
-struct WeightBytes {
-  int64_t plain, packed;
-};
 
 // Whether each of several steps suits dot products, too: their weights are used too few times to
 // win back packing, or are halves, which packed as float32 would be twice as much to read.

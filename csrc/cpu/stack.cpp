@@ -84,21 +84,22 @@ bool ordinary_weights(const Kernels& kernels, const StackShape& s, const LayerWe
 template <typename T>
 bool takes_plain_steps(const Kernels& kernels, const StackForward<T>& p, const Threads& threads) {
   const StackShape& s = p.shape;
-  const Bf16Unit unit = kernels.of(T()).unit;
+  const LayerKernels<T>& k = kernels.of(T());
+  const bool on_unit = p.bfloat16_weights && unit_takes(k.unit, s.parts);
+  constexpr int64_t half = sizeof(BFloat16), whole = sizeof(T);
+  const WeightBytes bytes = {p.has_halves() ? half : whole, on_unit ? half : whole,
+                             k.unit_group * whole};
   if (s.steps.T > 1) {
-    const bool on_unit = p.bfloat16_weights && unit_takes(unit, s.parts);
-    constexpr int64_t half = sizeof(BFloat16), whole = sizeof(T);
-    const WeightBytes bytes = {p.has_halves() ? half : whole, on_unit ? half : whole};
     return s.parts && !p.recompute_gates &&
            suits_plain_steps(s, p.keeps_packed, bytes, threads, sizeof(T));
   }
   if (s.steps.T < 1) return false;
   // By parts of 0, a row is summed as in any batch, and in a packed one others may be longer.
   if (!s.parts) return !s.steps.batch_sizes;
-  if (unit == Bf16Unit::DotProducts && multiplies_bfloat16(kernels, p)) {
+  if (k.unit == Bf16Unit::DotProducts && multiplies_bfloat16(kernels, p)) {
     return s.steps.B <= dot_step_rows(s, Pass::Forward, threads);
   }
-  return s.steps.B <= plain_step_rows(s, p.keeps_packed, p.has_halves(), threads, sizeof(T));
+  return s.steps.B <= plain_step_rows(s, p.keeps_packed, bytes, threads, sizeof(T));
 }
 
 template <typename T>

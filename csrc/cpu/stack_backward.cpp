@@ -173,6 +173,7 @@ void recompute_gates(const LayerKernels<T>& k, const StackBackward<T>& p,
       step.shape = layers[d].shape;
       step.x = layers[d].x;
       step.h0 = layers[d].h0;
+      step.h0_stride = s.P;
       step.c0 = layers[d].c0;
       step.zeros = plan.zeros;
       step.y = step.h_n = plan.of(l, d).state;

@@ -78,6 +78,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
       layer.weights = p.packed ? p.packed[i] : p.plain ? nullptr : plan.packed[i];
       layer.x = x;
       layer.h0 = offset(p.h0, i * B * s.P);
+      layer.h0_stride = s.P;
       layer.c0 = offset(p.c0, i * B * s.H);
       layer.zeros = plan.zeros;
       layer.input_sums = layer.shape.I >= min_summed_inputs(s) ? input_sums[d] : nullptr;
@@ -105,13 +106,13 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
   return plan;
 }
 
-// The steps [begin, end) of a layer of padded rows, as all those of a batch of so many. Where they
-// are not all of them, there is but one direction.
+// The steps [begin, end) of those that a layer takes of padded rows, in the order of its direction,
+// as all those of a batch of so many.
 template <typename T>
 LayerForward<T> steps_of(const LayerForward<T>& layer, int64_t begin, int64_t end) {
   LayerForward<T> steps = layer;
   LayerShape& s = steps.shape;
-  const int64_t n = begin * s.steps.B;
+  const int64_t n = (s.reverse ? s.steps.T - end : begin) * s.steps.B;
   s.steps.T = end - begin;
   steps.x += n * s.I;
   steps.y += n * steps.y_stride;
@@ -119,7 +120,8 @@ LayerForward<T> steps_of(const LayerForward<T>& layer, int64_t begin, int64_t en
   steps.cells = offset(steps.cells, n * s.H);
   if (steps.gates) steps.hidden = offset(steps.hidden, n * s.H);
   if (begin > 0) {
-    steps.h0 = steps.y - s.steps.B * steps.y_stride;
+    steps.h0 = steps.y + (s.reverse ? s.steps.T : -1) * s.steps.B * steps.y_stride;
+    steps.h0_stride = steps.y_stride;
     steps.c0 = steps.c_n;
   }
   return steps;
