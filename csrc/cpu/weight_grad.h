@@ -348,20 +348,21 @@ INLINE void gate_weight_grad(const WeightGrad<T>& p, const ChunkRows& rows, int6
 
 // The same for a few rows of a single step: x and h_0 are matrices as they lie.
 
-// out [rows, C] = dz [B, rows]^T m [B, C], rows of dz G apart. One row after the other, so that
-// what is written lies in one run: six at a time, out of the cache, took three times as long for
-// B 1.
-template <typename T, typename E>
+// out [rows, C] = dz [B, rows]^T m [B, C], rows of dz G apart, up to `Most` of them at a time.
+// One after the other, what is written lies in one run: six at a time, out of the cache, took three
+// times as long for B 1. Two share what is read of m.
+template <int Most, typename T, typename E>
 INLINE void few_rows_product(const T* dz, int64_t G, int64_t rows, const Matrix<T>& m, E* out) {
-  for (int64_t row = 0; row < rows; ++row) {
+  for_each_tile_of<Most>(ceil_div(rows, Most), 0, rows, [&](int64_t row, auto tile_rows) {
+    constexpr int R = decltype(tile_rows)::value;
     for_each_panel(m, m.all_panels(), [&](int64_t column, const Columns<T>& columns, auto vectors) {
       constexpr int W = decltype(vectors)::value;
-      Vec<T> acc[1][W];
-      clear_tile<1, W, T>(acc);
-      accumulate<1, W>(acc, {dz + row, 1, G}, columns, m.K);
-      store_tile<1, W>(acc, out + row * m.C, m.C, column, m.C);
+      Vec<T> acc[R][W];
+      clear_tile<R, W, T>(acc);
+      accumulate<R, W>(acc, {dz + row, 1, G}, columns, m.K);
+      store_tile<R, W>(acc, out + row * m.C, m.C, column, m.C);
     });
-  }
+  });
 }
 
 // Of the gates [begin, end), given what writes them of a matrix: product(m, C, out), where out is
@@ -390,7 +391,11 @@ INLINE void few_rows_weight_grad(const WeightGrad<T>& p, int64_t begin, int64_t 
   const int64_t B = p.shape.steps.B, G = 4 * p.shape.H;
   with_grads(p, [&](const auto& grads) {
     step_weight_grad(p, grads, begin, end, [&](const T* m, int64_t C, auto* out) {
-      few_rows_product(p.grad_gates.rows + begin, G, end - begin, {m, B, C, false}, out);
+      constexpr int64_t reading_counts = 8;
+      const T* dz = p.grad_gates.rows + begin;
+      const Matrix<T> matrix = {m, B, C, false};
+      B < reading_counts ? few_rows_product<1>(dz, G, end - begin, matrix, out)
+                         : few_rows_product<2>(dz, G, end - begin, matrix, out);
     });
   });
 }
