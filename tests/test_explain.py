@@ -23,11 +23,13 @@ def test_a_single_step():
     assert path(B=33, I=16, H=64) != "single step"
     assert path(B=1000, I=16, H=64, parts=0) == "single step"  # whose bits no batch may change
     large: dict[str, Any] = {"I": 512, "H": 512, "second_cache": 1 << 20}
-    for dtype in ("float32", "float64", "float16"):  # packed, the last is widened first
-        rows = 64 if (dtype == "float16") == WIDE else 32
+    has_dots = ISA == "avx512_bf16"  # which multiply bfloat16 weights as they are
+    for dtype in ("float32", "float64", "bfloat16", "float16"):
+        is_half = dtype in ("bfloat16", "float16")  # packed, they are widened first
+        rows = 64 if is_half == WIDE else 32
         assert path(B=rows, dtype=dtype, **large) == "single step"
-        assert path(B=rows + 1, dtype=dtype, **large) != "single step"
-    has_dots = ISA == "avx512_bf16"  # which multiply such weights as they are
+        if dtype != "bfloat16" or not has_dots:
+            assert path(B=rows + 1, dtype=dtype, **large) != "single step"
     small: dict[str, Any] = {"dtype": "bfloat16", "I": 64, "H": 64}
     assert (path(B=64, **small) == "single step") == has_dots
     assert (path(B=128, **small) == "single step") == has_dots
@@ -71,9 +73,10 @@ def test_a_few_steps_of_large_weights():
             assert path(B=B, T=T + 1, **of_dtype) != "single steps"
         assert path(B=2, T=2, keeps_packed=True, **of_dtype) != "single steps"
     # Inputs that are summed before the steps spare these half of the weights.
-    steps = 5 if WIDE else 11
+    steps, most_steps = (5, 24) if WIDE else (11, 32)
     for D in (1, 2):
-        assert path(B=1, T=24, D=D, **large) == "single steps"
+        assert path(B=1, T=most_steps, D=D, **large) == "single steps"
+        assert path(B=1, T=most_steps + 1, D=D, **large) == "packed weights"
         assert path(B=1, T=steps, D=D, **{**large, "I": 512}) == "single steps"
         assert path(B=1, T=steps + 1, D=D, **{**large, "I": 512}) == "packed weights"
     # Packed as float32, float16 would be twice as much to read, but for inputs.
