@@ -19,14 +19,16 @@ def path(*, B: int, T: int = 1, parts: int = 3, dtype: str = "float32", **shape:
 
 
 def test_a_single_step():
-    assert path(B=1, I=16, H=64) == path(B=32, I=16, H=64) == "single step"
-    assert path(B=33, I=16, H=64) != "single step"
+    assert path(B=1, I=128, H=128) == path(B=32, I=128, H=128) == "single step"
+    assert path(B=33, I=128, H=128) != "single step"
+    assert path(B=1, I=16, H=64) == path(B=11, I=16, H=64) == "single step"
+    assert path(B=12, I=16, H=64) != "single step"  # of few terms, which are soon packed
     assert path(B=1000, I=16, H=64, parts=0) == "single step"  # whose bits no batch may change
     large: dict[str, Any] = {"I": 512, "H": 512, "second_cache": 1 << 20}
     has_dots = ISA == "avx512_bf16"  # which multiply bfloat16 weights as they are
     for dtype in ("float32", "float64", "bfloat16", "float16"):
         is_half = dtype in ("bfloat16", "float16")  # packed, they are widened first
-        rows = 64 if is_half == WIDE else 32
+        rows = 64 if WIDE or not is_half else 32
         assert path(B=rows, dtype=dtype, **large) == "single step"
         if dtype != "bfloat16" or not has_dots:
             assert path(B=rows + 1, dtype=dtype, **large) != "single step"
@@ -152,6 +154,19 @@ def test_teams():
     assert members(1, 512, threads=64)[0] == 16
 
 
+def test_teams_of_a_few_steps():
+    """A member packs the weights of its units alone."""
+
+    def members(T: int, H: int, **more: Any) -> int:
+        shape = {"parts": 0, "threads": 2, "second_cache": 1 << 20, **more}
+        return _kernels.cpu_plan("float32", [64] * T, 256, H, **shape)["members"]
+
+    assert members(2, 256) == 2
+    assert members(24, 256) == 1
+    assert members(2, 256, keeps_packed=True) == 1
+    assert members(2, 32) == 1  # soon packed
+
+
 def test_layers_one_behind_the_other():
     def layers(B: int, H: int, L: int, **more: Any) -> tuple[int, int]:
         shape = {"parts": 0, "second_cache": 1 << 20, "threads": 2, **more}
@@ -236,7 +251,7 @@ def test_what_explain_asks_the_planner(asked: list[tuple[Any, ...]]):
 
 
 def test_explain_of_a_frozen_module(asked: list[tuple[Any, ...]]):
-    module, x = lstm_fast.LSTM(16, 64), torch.ones(1, 16, 16)
+    module, x = lstm_fast.LSTM(16, 128), torch.ones(1, 16, 16)
     assert "single step" in lstm_fast.explain(module, x)
     assert "single step" not in lstm_fast.explain(lstm_fast.freeze(module), x)
     assert "single step" in lstm_fast.explain(module, x[:, :4])

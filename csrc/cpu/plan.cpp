@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include <algorithm>
+
 #include "kernels.h"
 
 #if defined(__linux__)
@@ -34,6 +36,10 @@ struct StepProduct {
 // Weights of more bytes leave the second cache.
 int64_t cached_bytes(const Threads& threads) { return threads.second_cache / 4 * 3; }
 constexpr int64_t kPartBytes = 2;
+
+int64_t packed_element_bytes(const StackShape& s, bool unit, int64_t element_bytes) {
+  return unit ? s.parts * kPartBytes : element_bytes;
+}
 
 // Of the weights of a step of a layer.
 int64_t step_bytes(const StackShape& s, int64_t element_bytes) {
@@ -91,19 +97,27 @@ struct FarWeights {
   int64_t rows;       // that several steps have in all
 };
 
-// Measured with vectors of 64 bytes on a Zen 4 core and with shorter ones, whose tiles widen halves
-// for half as many rows at a time, on a Zen 3 core.
+// Measured with vectors of 64 bytes on a Zen 4 and a Zen 5 core, and with shorter ones, whose tiles
+// widen halves for half as many rows at a time, on a Zen 3 core.
 FarWeights far_weights(const WeightBytes& bytes, int64_t element_bytes) {
   const bool halves = bytes.plain < element_bytes;
-  if (bytes.vector >= 64) return halves ? FarWeights{1, 64, 96} : FarWeights{1, 32, 24};
+  if (bytes.vector >= 64) return halves ? FarWeights{1, 64, 96} : FarWeights{1, 64, 24};
   return halves ? FarWeights{1, 32, 24} : FarWeights{2, 64, 64};
 }
 
 // --- Teams.
 
-// Cycles that a member of a team of so many takes for the product of a step and for waiting.
+// What packing so many bytes comes to, or fetching them from the thread that did, in cycles of each
+// step. Measured on two Zen 5 cores, in forward; backward did not gain by counting it.
+int64_t packing_cycles(const StackShape& s, int64_t bytes) {
+  constexpr int64_t bytes_per_cycle = 8;
+  return bytes < kBytesPerThread ? 0 : bytes / (bytes_per_cycle * std::max<int64_t>(1, s.steps.T));
+}
+
+// Cycles that a member of a team of so many takes for the product of a step, its part of packing,
+// if the call packs, and waiting.
 int64_t step_cycles(const StackShape& s, Pass pass, int64_t rows, int64_t members,
-                    const Threads& threads, int64_t element_bytes) {
+                    const Threads& threads, int64_t element_bytes, bool packs) {
   const StepProduct product(s, pass);
   const bool unit = unit_pays(s, pass, rows, members);
   // Vectors read each weight once for a tile of rows, which takes as long as multiplying three.
@@ -112,10 +126,11 @@ int64_t step_cycles(const StackShape& s, Pass pass, int64_t rows, int64_t member
                                : unit      ? ceil_div(std::max<int64_t>(rows, 3), 2)
                                            : std::max<int64_t>(rows, 3);
   const int64_t columns = ceil_div(product.shares, members) * product.columns / product.shares;
-  const int64_t bytes = product.terms * columns * (unit ? s.parts * kPartBytes : element_bytes);
+  const int64_t bytes = product.terms * columns * packed_element_bytes(s, unit, element_bytes);
   int64_t cycles = row_products * product.terms * columns * element_bytes / 128;
   constexpr int64_t third_cache_bytes_per_cycle = 7;
   if (bytes > cached_bytes(threads)) cycles = std::max(cycles, bytes / third_cache_bytes_per_cycle);
+  if (packs) cycles += packing_cycles(s, bytes * members) / members;
   // What the other members have computed comes from their caches.
   constexpr int64_t barrier = 1200;
   return cycles + (members > 1 ? barrier + rows * product.terms : 0);
@@ -188,13 +203,17 @@ int64_t dot_step_rows(const StackShape& s, Pass pass, const Threads& threads) {
 
 int64_t plain_step_rows(const StackShape& s, bool keeps_packed, const WeightBytes& bytes,
                         const Threads& threads, int64_t element_bytes) {
-  constexpr int64_t rows = 32, rows_if_kept = 8;
+  // Adding up the lanes of a sum takes as long as packing some terms of a row; measured on a Zen 5
+  // core, with vectors of 32 bytes and of 64.
+  constexpr int64_t terms_of_a_row = 7, least_rows = 4, most_rows = 32, rows_if_kept = 8;
   if (far_from_cached(s, threads) && (!keeps_packed || bytes.plain < element_bytes))
     return far_weights(bytes, element_bytes).step_rows;
   // The packed weights, torch's, and the copy that tells whether torch's have changed.
   const int64_t packed_bytes = std::max(element_bytes, s.parts * kPartBytes);
   const int64_t kept_bytes = stack_weights(s) * (packed_bytes + 2 * element_bytes);
-  return keeps_packed && kept_bytes <= cached_bytes(threads) ? rows_if_kept : rows;
+  const int64_t terms = StepProduct(s, Pass::Forward).terms;
+  const int64_t rows = std::clamp(terms / terms_of_a_row, least_rows, most_rows);
+  return keeps_packed && kept_bytes <= cached_bytes(threads) ? std::min(rows, rows_if_kept) : rows;
 }
 
 bool suits_plain_steps(const StackShape& s, bool keeps_packed, const WeightBytes& bytes,
@@ -220,15 +239,16 @@ bool suits_plain_steps(const StackShape& s, bool keeps_packed, const WeightBytes
     return !keeps_packed && T <= most_steps && T * B <= far.rows;
   }
   // Measured on a Zen 4 core.
-  constexpr int64_t few_rows = 24, few_steps = 4, steps_of_a_row = 8, steps_of_a_small_row = 2;
   constexpr int64_t small = 1 << 17;
+  constexpr int64_t few_rows = 24, few_steps = 4, steps_of_a_row = 8, steps_of_a_small_row = 2;
   if (keeps_packed) return false;
   const int64_t of_step = step_bytes(s, element_bytes);
   if (B == 1) return T <= (of_step < small ? steps_of_a_small_row : steps_of_a_row);
   return T <= few_steps && T * B <= few_rows && of_step > cached_bytes(threads);
 }
 
-Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t element_bytes) {
+Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t element_bytes,
+                bool packs) {
   const int64_t B = std::max<int64_t>(1, s.steps.B);
   const int64_t of_direction = std::max<int64_t>(1, threads.count / s.D);
   const auto teams_of = [&](int64_t members) { return std::min(B, of_direction / members); };
@@ -238,7 +258,7 @@ Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t 
   for (int64_t members = 1; members <= most_members; members *= 2) {
     const int64_t rows = ceil_div(B, teams_of(members));
     const int64_t cycles =
-        of_direction > 1 ? step_cycles(s, pass, rows, members, threads, element_bytes) : 0;
+        of_direction > 1 ? step_cycles(s, pass, rows, members, threads, element_bytes, packs) : 0;
     if (members > 1 && cycles >= least) continue;
     least = cycles;
     division.members = members;
@@ -248,9 +268,12 @@ Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t 
   const bool may_share =
       s.D == 1 && !s.steps.batch_sizes && layers > 1 && (pass == Pass::Forward || B == 1) &&
       (layers == s.L || stack_weights(s) * element_bytes <= threads.second_cache);
-  const int64_t of_step = may_share ? step_cycles(s, pass, 1, 1, threads, element_bytes) : 0;
+  const int64_t of_step = may_share ? step_cycles(s, pass, 1, 1, threads, element_bytes, false) : 0;
+  const int64_t packed =
+      step_bytes(s, packed_element_bytes(s, unit_pays(s, pass, 1, 1), element_bytes));
+  const int64_t packing = packs ? packing_cycles(s, packed) : 0;
   for (int64_t steps = 1; may_share && steps < s.steps.T; steps *= 2) {
-    const int64_t cycles = pipelined_cycles(s, pass, of_step, layers, steps);
+    const int64_t cycles = pipelined_cycles(s, pass, of_step, layers, steps) + packing / layers;
     if (cycles >= least) continue;
     least = cycles;
     division.members = layers;

@@ -108,7 +108,7 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   s.unit = kernels.of(T()).unit;
   p.plain = takes_plain_steps(kernels, p, threads);
   const Threads team = threads_of(s, Pass::Forward, threads);
-  const Division division = divide(s, Pass::Forward, team, sizeof(T));
+  const Division division = divide(s, Pass::Forward, team, sizeof(T), p.packs());
   bool unit = !p.plain && unit_pays(s, Pass::Forward, division);
   unit = unit && ordinary_inputs<T>(kernels, p, team) &&
          (p.keeps_packed || ordinary_weights(kernels, s, p.weights, team));
@@ -117,8 +117,8 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   const bool may = s.parts && !unit && !p.plain && !p.recompute_gates &&
                    widest_layer(s).I >= min_summed_inputs(s);
   if (!unit && !(p.plain && multiplies_bfloat16(kernels, p))) s.parts = 0;
-  p.sums_inputs =
-      may && sums_inputs_first(s, divide(s, Pass::Forward, team, sizeof(T)), team, sizeof(T));
+  p.sums_inputs = may && sums_inputs_first(s, divide(s, Pass::Forward, team, sizeof(T), p.packs()),
+                                           team, sizeof(T));
 }
 
 template <typename T>
@@ -140,7 +140,7 @@ void plan(const Kernels& kernels, StackBackward<T>& p, const Threads& threads) {
   s.unit = kernels.of(T()).unit;
   if (!s.steps.total()) s.parts = 0;  // no product clears the gradients of weights then
   const Threads team = threads_of(s, Pass::Backward, threads);
-  const Division division = divide(s, Pass::Backward, team, sizeof(T));
+  const Division division = divide(s, Pass::Backward, team, sizeof(T), false);
   const bool step = p.bfloat16_weights && s.steps.T == 1 && !s.projected && !p.recompute_gates;
   const int64_t dot_rows = s.unit == Bf16Unit::None ? 0
                            : s.unit == Bf16Unit::DotProducts

@@ -35,6 +35,9 @@ struct StackForward {
   const T* const* packed;
 
   bool has_halves() const { return bfloat16_weights || float16_weights; }
+  // For `divide`. Backward, which plans anew how it recomputes gates, does not know of kept
+  // weights.
+  bool packs() const { return !keeps_packed || recompute_gates; }
 };
 
 template <typename T>

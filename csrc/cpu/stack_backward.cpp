@@ -88,7 +88,7 @@ BackwardPlan<T> plan_backward(const Kernels& kernels, const StackBackward<T>& p,
   LayerShape forward = widest;
   forward.parts = p.forward_parts;
   plan.threads = threads_of(s, Pass::Backward, threads);
-  plan.division = divide(s, Pass::Backward, plan.threads, sizeof(T));
+  plan.division = divide(s, Pass::Backward, plan.threads, sizeof(T), false);
   plan.buffers.resize(plan.division.shares_layers ? s.L : s.D);
   for (BackwardBuffers<T>& of : plan.buffers) {
     of.grad_gates = take_grad_gates(k, p, arena);

@@ -35,7 +35,7 @@ ForwardPlan<T> plan_forward(const Kernels& kernels, const StackForward<T>& p,
   Arena<T> arena(p.workspace);
   ForwardPlan<T> plan;
   plan.threads = threads_of(s, Pass::Forward, threads);
-  plan.division = divide(s, Pass::Forward, plan.threads, sizeof(T));
+  plan.division = divide(s, Pass::Forward, plan.threads, sizeof(T), p.packs());
   // Rows are independent of each other through all layers, so that teams need no barrier between
   // them. With two directions, a layer waits for both of the one below. Where nothing is lost by
   // it, layers are packed one by one in the same place: less leaves the second cache.

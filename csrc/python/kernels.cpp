@@ -202,13 +202,13 @@ py::dict cpu_plan_of(const StackShape& shape, const Threads& threads, bool keeps
                    : !p.shape.parts                   ? "packed weights"
                    : p.shape.unit == Bf16Unit::Matrix ? "matrix unit"
                                                       : "bfloat16 dot products";
-  const auto division_of = [&](const StackShape& s, Pass pass) {
-    return divide(s, pass, threads_of(s, pass, threads), sizeof(T));
+  const auto division_of = [&](const StackShape& s, Pass pass, bool packs) {
+    return divide(s, pass, threads_of(s, pass, threads), sizeof(T), packs);
   };
-  const Division forward = p.plain ? Division() : division_of(p.shape, Pass::Forward);
+  const Division forward = p.plain ? Division() : division_of(p.shape, Pass::Forward, p.packs());
   StackShape s = shape;
   s.unit = p.shape.unit;
-  const Division backward = division_of(s, Pass::Backward);
+  const Division backward = division_of(s, Pass::Backward, false);
   const int64_t count = threads_of(shape, Pass::Forward, threads).count;
   result["sums_inputs"] = p.sums_inputs;
   result["threads"] = p.plain ? count : std::min(count, s.D * forward.tasks());
