@@ -1,8 +1,8 @@
 // The rules of the planner: which kernels pay for a stack, and which thread computes what of it.
 // They know shapes, the number of threads and the size of their second caches alone. Thresholds
 // were measured on a Xeon of the Sapphire Rapids generation with two cores, 48 KiB of first and 2
-// MiB of second cache each, on two Zen 3 cores with 32 and 512 KiB, on two Zen 4 cores with 32 KiB and
-// 1 MiB, and on two Zen 5 cores with 48 KiB and 1 MiB.
+// MiB of second cache each, on two Zen 3 cores with 32 and 512 KiB, on two Zen 4 cores with 32 KiB
+// and 1 MiB, and on two Zen 5 cores with 48 KiB and 1 MiB.
 #pragma once
 
 #include "row_slices.h"
