@@ -37,10 +37,6 @@ struct StepProduct {
 int64_t cached_bytes(const Threads& threads) { return threads.second_cache / 4 * 3; }
 constexpr int64_t kPartBytes = 2;
 
-int64_t packed_element_bytes(const StackShape& s, bool unit, int64_t element_bytes) {
-  return unit ? s.parts * kPartBytes : element_bytes;
-}
-
 // Of the weights of a step of a layer.
 int64_t step_bytes(const StackShape& s, int64_t element_bytes) {
   const StepProduct product(s, Pass::Forward);
@@ -126,7 +122,7 @@ int64_t step_cycles(const StackShape& s, Pass pass, int64_t rows, int64_t member
                                : unit      ? ceil_div(std::max<int64_t>(rows, 3), 2)
                                            : std::max<int64_t>(rows, 3);
   const int64_t columns = ceil_div(product.shares, members) * product.columns / product.shares;
-  const int64_t bytes = product.terms * columns * packed_element_bytes(s, unit, element_bytes);
+  const int64_t bytes = product.terms * columns * (unit ? s.parts * kPartBytes : element_bytes);
   int64_t cycles = row_products * product.terms * columns * element_bytes / 128;
   constexpr int64_t third_cache_bytes_per_cycle = 7;
   if (bytes > cached_bytes(threads)) cycles = std::max(cycles, bytes / third_cache_bytes_per_cycle);
@@ -203,8 +199,8 @@ int64_t dot_step_rows(const StackShape& s, Pass pass, const Threads& threads) {
 
 int64_t plain_step_rows(const StackShape& s, bool keeps_packed, const WeightBytes& bytes,
                         const Threads& threads, int64_t element_bytes) {
-  // Adding up the lanes of a sum takes as long as packing some terms of a row; measured on a Zen 5
-  // core, with vectors of 32 bytes and of 64.
+  // Adding up the lanes of a row's sum takes as long as packing so many of its terms; measured on a
+  // Zen 5 core, with vectors of 32 bytes and of 64.
   constexpr int64_t terms_of_a_row = 7, least_rows = 4, most_rows = 32, rows_if_kept = 8;
   if (far_from_cached(s, threads) && (!keeps_packed || bytes.plain < element_bytes))
     return far_weights(bytes, element_bytes).step_rows;
@@ -239,8 +235,8 @@ bool suits_plain_steps(const StackShape& s, bool keeps_packed, const WeightBytes
     return !keeps_packed && T <= most_steps && T * B <= far.rows;
   }
   // Measured on a Zen 4 core.
-  constexpr int64_t small = 1 << 17;
   constexpr int64_t few_rows = 24, few_steps = 4, steps_of_a_row = 8, steps_of_a_small_row = 2;
+  constexpr int64_t small = 1 << 17;
   if (keeps_packed) return false;
   const int64_t of_step = step_bytes(s, element_bytes);
   if (B == 1) return T <= (of_step < small ? steps_of_a_small_row : steps_of_a_row);
@@ -268,10 +264,10 @@ Division divide(const StackShape& s, Pass pass, const Threads& threads, int64_t 
   const bool may_share =
       s.D == 1 && !s.steps.batch_sizes && layers > 1 && (pass == Pass::Forward || B == 1) &&
       (layers == s.L || stack_weights(s) * element_bytes <= threads.second_cache);
-  const int64_t of_step = may_share ? step_cycles(s, pass, 1, 1, threads, element_bytes, false) : 0;
-  const int64_t packed =
-      step_bytes(s, packed_element_bytes(s, unit_pays(s, pass, 1, 1), element_bytes));
-  const int64_t packing = packs ? packing_cycles(s, packed) : 0;
+  const auto alone = [&](bool counts_packing) {
+    return may_share ? step_cycles(s, pass, 1, 1, threads, element_bytes, counts_packing) : 0;
+  };
+  const int64_t of_step = alone(false), packing = alone(packs) - of_step;
   for (int64_t steps = 1; may_share && steps < s.steps.T; steps *= 2) {
     const int64_t cycles = pipelined_cycles(s, pass, of_step, layers, steps) + packing / layers;
     if (cycles >= least) continue;

@@ -37,8 +37,8 @@ struct Division {
 // Threads that are used, of those there are.
 Threads threads_of(const StackShape&, Pass, const Threads&);
 
-// How all of them divide the work. The elements of the stack have element_bytes. Whether a forward
-// pass packs its weights.
+// How all of them divide the work. The elements of the stack have element_bytes; `packs` tells of a
+// forward pass whether it packs its weights.
 Division divide(const StackShape&, Pass, const Threads&, int64_t element_bytes, bool packs);
 
 // Whether those who use so many bytes of packed weights pack a copy each. To fetch what another

@@ -108,8 +108,8 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   s.unit = kernels.of(T()).unit;
   p.plain = takes_plain_steps(kernels, p, threads);
   const Threads team = threads_of(s, Pass::Forward, threads);
-  const Division division = divide(s, Pass::Forward, team, sizeof(T), p.packs());
-  bool unit = !p.plain && unit_pays(s, Pass::Forward, division);
+  const auto division = [&] { return divide(s, Pass::Forward, team, sizeof(T), p.packs()); };
+  bool unit = !p.plain && unit_pays(s, Pass::Forward, division());
   unit = unit && ordinary_inputs<T>(kernels, p, team) &&
          (p.keeps_packed || ordinary_weights(kernels, s, p.weights, team));
   // Another order of sums than that of parts 0. Recomputed gates are to be those of the forward
@@ -117,8 +117,7 @@ void plan(const Kernels& kernels, StackForward<T>& p, const Threads& threads) {
   const bool may = s.parts && !unit && !p.plain && !p.recompute_gates &&
                    widest_layer(s).I >= min_summed_inputs(s);
   if (!unit && !(p.plain && multiplies_bfloat16(kernels, p))) s.parts = 0;
-  p.sums_inputs = may && sums_inputs_first(s, divide(s, Pass::Forward, team, sizeof(T), p.packs()),
-                                           team, sizeof(T));
+  p.sums_inputs = may && sums_inputs_first(s, division(), team, sizeof(T));
 }
 
 template <typename T>
