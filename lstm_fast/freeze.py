@@ -25,7 +25,7 @@ def freeze(model: _Model) -> _Model:
     `requires_grad` is set to False here, are packed at the first call without gradients
     (`torch.no_grad`, `torch.inference_mode`) on the CPU, and kept until they change. The results
     are the same, but for roundings where sums have another order unless
-    `torch.use_deterministic_algorithms` is on: of a single step of 9 to 64 rows, of up to 8 steps,
+    `torch.use_deterministic_algorithms` is on: of a single step of 2 to 64 rows, of up to 8 steps,
     and of up to 96 rows in all steps together if weights are large. Few rows and steps of large
     weights take up to 1.6 times less time, up to 2.2 in bfloat16; long sequences and large batches
     as long as before. It takes about as much memory as the weights do in float32, half of that for

@@ -27,11 +27,9 @@ def test_a_single_step():
     large: dict[str, Any] = {"I": 512, "H": 512, "second_cache": 1 << 20}
     has_dots = ISA == "avx512_bf16"  # which multiply bfloat16 weights as they are
     for dtype in ("float32", "float64", "bfloat16", "float16"):
-        is_half = dtype in ("bfloat16", "float16")  # packed, they are widened first
-        rows = 64 if WIDE or not is_half else 32
-        assert path(B=rows, dtype=dtype, **large) == "single step"
+        assert path(B=64, dtype=dtype, **large) == "single step"
         if dtype != "bfloat16" or not has_dots:
-            assert path(B=rows + 1, dtype=dtype, **large) != "single step"
+            assert path(B=65, dtype=dtype, **large) != "single step"
     small: dict[str, Any] = {"dtype": "bfloat16", "I": 64, "H": 64}
     assert (path(B=64, **small) == "single step") == has_dots
     assert (path(B=128, **small) == "single step") == has_dots
@@ -39,6 +37,20 @@ def test_a_single_step():
     assert (path(B=1024, dtype="bfloat16", **large) == "single step") == has_dots
     assert path(B=1025, dtype="bfloat16", **large) != "single step"
     assert path(B=1, I=16, H=64, parts=0, packed=True) == "packed weights"  # nor longer rows
+
+
+def test_a_single_step_of_kept_weights():
+    def rows(I: int, H: int, dtype: str = "float32") -> int:
+        shape: dict[str, Any] = {"I": I, "H": H, "dtype": dtype, "keeps_packed": True}
+        plain = [path(B=B, second_cache=1 << 20, **shape) == "single step" for B in range(1, 99)]
+        assert plain == sorted(plain, reverse=True)
+        return sum(plain)
+
+    for dtype in ("float32", "float64", "float16"):
+        assert rows(16, 64, dtype) == 1  # they are read faster packed
+    assert rows(64, 512) == 1
+    assert rows(64, 512, "float16") == 64  # half as much to read
+    assert rows(512, 2048) == 8  # no cache holds them
 
 
 def test_a_few_steps():
@@ -65,7 +77,7 @@ def test_a_few_steps():
 def test_a_few_steps_of_large_weights():
     """To pack them takes longer than to read them a few times."""
     large: dict[str, Any] = {"I": 64, "H": 512, "second_cache": 1 << 20}
-    of_floats, of_halves = (24, 96) if WIDE else (64, 24)
+    of_floats, of_halves = (24, 96) if WIDE else (64, 64)
     for dtype in ("float32", "float64", "bfloat16", "float16"):
         rows = of_floats if dtype in ("float32", "float64") else of_halves
         of_dtype = {"dtype": dtype, **large}
@@ -254,7 +266,7 @@ def test_explain_of_a_frozen_module(asked: list[tuple[Any, ...]]):
     module, x = lstm_fast.LSTM(16, 128), torch.ones(1, 16, 16)
     assert "single step" in lstm_fast.explain(module, x)
     assert "single step" not in lstm_fast.explain(lstm_fast.freeze(module), x)
-    assert "single step" in lstm_fast.explain(module, x[:, :4])
+    assert "single step" in lstm_fast.explain(module, x[:, :1])
     assert "single step" in lstm_fast.explain(module.requires_grad_(), x)
 
 

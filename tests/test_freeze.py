@@ -76,8 +76,8 @@ def test_same_bits_of_few_steps(dtype: torch.dtype):
     module = LSTM(64, 64, dtype=dtype)
     frozen = freeze(copy.deepcopy(module))
     for is_fixed, rows, steps in (
-        (False, (1, 8, 33, 100), (9,)),
-        (True, (1, 8, 9, 20, 32, 33, 100), (2, 8)),
+        (False, (1, 33, 100), (9,)),
+        (True, (1, 2, 8, 9, 20, 32, 33, 100), (2, 8)),
     ):
         torch.use_deterministic_algorithms(is_fixed)
         try:
@@ -145,7 +145,8 @@ def test_weights_are_kept():
     with torch.inference_mode():
         assert is_kept(module)
     assert is_kept(module, X[0])  # unbatched
-    assert not is_kept(module, X[0][None])  # a step of few rows, from torch's weights
+    assert is_kept(module, X[:1])
+    assert not is_kept(module, X[:1, :1])  # a step of one row, from torch's weights
 
 
 def replace(module: Any) -> None:

@@ -16,14 +16,18 @@ template <int R, int J, typename E>
 INLINE void accumulate_lanes(Vec<Computed<E>> (&acc)[R][J], Rows<Computed<E>> a, const E* w,
                              int64_t w_row, int64_t K) {
   using T = Computed<E>;
-  for (int64_t k = 0; k < K; k += kLanes<T>) {
-    Vec<T> weights[J];
-    for (int j = 0; j < J; ++j) weights[j] = load(w + j * w_row + k, K - k);
-    for (int r = 0; r < R; ++r) {
-      const Vec<T> x = load(a.data + r * a.row + k, K - k);
-      for (int j = 0; j < J; ++j) acc[r][j] = fma(x, weights[j], acc[r][j]);
+  // One vector of weights at a time, which leaves registers for all else.
+  const auto add_terms = [&](int64_t k, auto... count) {
+    Vec<T> x[R];
+    for (int r = 0; r < R; ++r) x[r] = load(a.data + r * a.row + k, count...);
+    for (int j = 0; j < J; ++j) {
+      const Vec<T> weights = load(w + j * w_row + k, count...);
+      for (int r = 0; r < R; ++r) acc[r][j] = fma(x[r], weights, acc[r][j]);
     }
-  }
+  };
+  int64_t k = 0;
+  for (; k + kLanes<T> <= K; k += kLanes<T>) add_terms(k);
+  if (k < K) add_terms(k, K - k);
 }
 
 // x and h of a step, and what multiplies R rows of them from b with torch's rows for unit u.

@@ -87,18 +87,19 @@ bool unit_pays(const StackShape& s, Pass pass, int64_t rows, int64_t members) {
 
 // --- Steps that multiply weights as they lie, where these are far too many for the second cache.
 
+// Rows that a single step has at most.
+constexpr int64_t kFarStepRows = 64;
+
 struct FarWeights {
-  int64_t packing;    // takes as long as so many readings of what it reads and writes
-  int64_t step_rows;  // that a single step has at most
-  int64_t rows;       // that several steps have in all
+  int64_t packing;  // takes as long as so many readings of what it reads and writes
+  int64_t rows;     // that several steps have in all
 };
 
-// Measured with vectors of 64 bytes on a Zen 4 and a Zen 5 core, and with shorter ones, whose tiles
-// widen halves for half as many rows at a time, on a Zen 3 core.
+// Measured with vectors of 64 bytes on a Zen 4 and a Zen 5 core, with shorter ones on a Zen 3 core.
 FarWeights far_weights(const WeightBytes& bytes, int64_t element_bytes) {
   const bool halves = bytes.plain < element_bytes;
-  if (bytes.vector >= 64) return halves ? FarWeights{1, 64, 96} : FarWeights{1, 64, 24};
-  return halves ? FarWeights{1, 32, 24} : FarWeights{2, 64, 64};
+  if (bytes.vector >= 64) return {1, halves ? 96 : 24};
+  return {halves ? 1 : 2, 64};
 }
 
 // --- Teams.
@@ -199,17 +200,20 @@ int64_t dot_step_rows(const StackShape& s, Pass pass, const Threads& threads) {
 
 int64_t plain_step_rows(const StackShape& s, bool keeps_packed, const WeightBytes& bytes,
                         const Threads& threads, int64_t element_bytes) {
+  const bool far = far_from_cached(s, threads), halves = bytes.plain < element_bytes;
+  if (far && (halves || !keeps_packed)) return kFarStepRows;
+  if (keeps_packed) {
+    // Measured on a Zen 3 core: from beyond the third cache, whose size is not known here, weights
+    // are read faster as they lie, from four places at once.
+    constexpr int64_t rows = 1, rows_beyond = 8, second_caches = 32;
+    return stack_weights(s) * element_bytes > second_caches * threads.second_cache ? rows_beyond
+                                                                                   : rows;
+  }
   // Adding up the lanes of a row's sum takes as long as packing so many of its terms; measured on a
   // Zen 5 core, with vectors of 32 bytes and of 64.
-  constexpr int64_t terms_of_a_row = 7, least_rows = 4, most_rows = 32, rows_if_kept = 8;
-  if (far_from_cached(s, threads) && (!keeps_packed || bytes.plain < element_bytes))
-    return far_weights(bytes, element_bytes).step_rows;
-  // The packed weights, torch's, and the copy that tells whether torch's have changed.
-  const int64_t packed_bytes = std::max(element_bytes, s.parts * kPartBytes);
-  const int64_t kept_bytes = stack_weights(s) * (packed_bytes + 2 * element_bytes);
+  constexpr int64_t terms_of_a_row = 7, least_rows = 4, most_rows = 32;
   const int64_t terms = StepProduct(s, Pass::Forward).terms;
-  const int64_t rows = std::clamp(terms / terms_of_a_row, least_rows, most_rows);
-  return keeps_packed && kept_bytes <= cached_bytes(threads) ? std::min(rows, rows_if_kept) : rows;
+  return std::clamp(terms / terms_of_a_row, least_rows, most_rows);
 }
 
 bool suits_plain_steps(const StackShape& s, bool keeps_packed, const WeightBytes& bytes,

@@ -221,11 +221,13 @@ INLINE void store(T* p, Vec<T> v, int64_t n) {
 }
 #endif
 
-// Lanes of a and b taken alternately, from their lower (Half == 0) or upper half.
-template <int Half, typename V, int... Lane>
-INLINE V interleave(V a, V b, std::integer_sequence<int, Lane...>) {
-  constexpr int lanes = sizeof...(Lane);
-  return __builtin_shufflevector(a, b, (Lane / 2 + (Lane % 2) * lanes + Half * lanes / 2)...);
+// Of each 16 bytes of a and b the lower (Half == 0) or upper lanes, taken alternately: no lane
+// crosses the 128-bit parts of a register, which costs more.
+template <int Half, typename T, int... Lane>
+INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, Lane...>) {
+  constexpr int lanes = kLanes<T>, part = 16 / sizeof(T);
+  return __builtin_shufflevector(
+      a, b, (Lane / part * part + Half * part / 2 + Lane % part / 2 + Lane % 2 * lanes)...);
 }
 
 template <int Shift, typename V, int... Lane>
@@ -239,21 +241,33 @@ INLINE Vec<T> rotate(Vec<T> v) {
   return rotate<Shift>(v, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
+// The sum of the 128-bit parts of v, in each of them.
+template <typename T, int Shift = kLanes<T> / 2>
+INLINE Vec<T> sum_parts(Vec<T> v) {
+  if constexpr (Shift * sizeof(T) < 16) {
+    return v;
+  } else {
+    return sum_parts<T, Shift / 2>(v + rotate<T, Shift>(v));
+  }
+}
+
+// The lanes of a and b, two by two: sums of a and of b over and over.
+template <typename T>
+INLINE Vec<T> sum_pairs(Vec<T> a, Vec<T> b) {
+  using Lanes = std::make_integer_sequence<int, kLanes<T>>;
+  return interleave<0, T>(a, b, Lanes{}) + interleave<1, T>(a, b, Lanes{});
+}
+
 // The sums over the lanes of four vectors, in the order of the arguments; always added in the same
 // order.
 template <typename T>
 INLINE void sum_lanes(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, T (&sums)[4]) {
-  constexpr int lanes = kLanes<T>;
-  using Lanes = std::make_integer_sequence<int, lanes>;
-  const Vec<T> ac = interleave<0>(a, c, Lanes{}) + interleave<1>(a, c, Lanes{});
-  const Vec<T> bd = interleave<0>(b, d, Lanes{}) + interleave<1>(b, d, Lanes{});
-  if constexpr (lanes == 2) {
-    sums[0] = ac[0], sums[1] = bd[0], sums[2] = ac[1], sums[3] = bd[1];
+  const Vec<T> ac = sum_pairs<T>(a, c), bd = sum_pairs<T>(b, d);
+  if constexpr (sizeof(T) == 8) {
+    const Vec<T> of_ac = sum_parts<T>(ac), of_bd = sum_parts<T>(bd);
+    sums[0] = of_ac[0], sums[1] = of_bd[0], sums[2] = of_ac[1], sums[3] = of_bd[1];
   } else {
-    // Lanes are a, b, c, d over and over.
-    Vec<T> abcd = interleave<0>(ac, bd, Lanes{}) + interleave<1>(ac, bd, Lanes{});
-    if constexpr (lanes >= 16) abcd += rotate<T, 8 % lanes>(abcd);
-    if constexpr (lanes >= 8) abcd += rotate<T, 4 % lanes>(abcd);
+    const Vec<T> abcd = sum_parts<T>(sum_pairs<T>(ac, bd));
     for (int i = 0; i < 4; ++i) sums[i] = abcd[i];
   }
 }

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "huge_pages.h"
+#include "../cpu/huge_pages.h"
 
 namespace lstm_fast {
 namespace {
@@ -28,16 +28,14 @@ static_assert(sizeof(Header) <= kLine);
 char* block_of(void* p) { return static_cast<char*>(p) - kLine; }
 int64_t size_of(void* p) { return reinterpret_cast<Header*>(block_of(p))->bytes; }
 
-// In huge pages as far as whole ones fit; the rest is not rounded up to another.
 void* allocate_block(int64_t bytes) {
   bytes = (bytes + kLine - 1) / kLine * kLine;
-  void* block = nullptr;
-  if (posix_memalign(&block, bytes < kHugePage ? kLine : kHugePage, kLine + bytes)) {
+  void* block = allocate_aligned(kLine + bytes);
+  if (!block) {
     throw std::runtime_error(  // the words of torch's allocator
         "DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
         std::to_string(bytes) + " bytes");
   }
-  prefer_huge_pages(block, kLine + bytes);
   new (block) Header{bytes};
   return static_cast<char*>(block) + kLine;
 }

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "../arguments.h"
-#include "huge_pages.h"
+#include "../cpu/huge_pages.h"
 
 // Of torch; null in the oldest one that this is built for, which lacks it.
 extern "C" AOTI_TORCH_EXPORT __attribute__((weak)) const char*

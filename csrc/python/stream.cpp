@@ -85,7 +85,7 @@ class Stream {
     }
     find_weights();
     p_.shape.parts = parts;
-    p_.keeps_packed = true;
+    // As if they were packed at every step: to see whether they have changed takes about as long.
     plan(active_kernels(), p_, serial(1));
     is_plain_ = p_.plain;
     if (is_plain_) allocate();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -21,6 +22,16 @@ inline void prefer_huge_pages([[maybe_unused]] void* p, [[maybe_unused]] int64_t
   [[maybe_unused]] const int refused =
       madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
+}
+
+// Memory that begins on a cache line, in huge pages as far as whole ones fit, for std::free; or
+// null.
+inline void* allocate_aligned(int64_t bytes) {
+  constexpr int64_t line = 64;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, bytes < kHugePage ? line : kHugePage, bytes)) return nullptr;
+  prefer_huge_pages(memory, bytes);
+  return memory;
 }
 
 }  // namespace lstm_fast
