@@ -40,7 +40,7 @@ def test_a_single_step():
 
 
 def test_a_single_step_of_kept_weights():
-    def rows(I: int, H: int, dtype: str = "float32") -> int:
+    def rows(I: int, H: int, dtype: str = "float32") -> int:  # noqa: E741
         shape: dict[str, Any] = {"I": I, "H": H, "dtype": dtype, "keeps_packed": True}
         plain = [path(B=B, second_cache=1 << 20, **shape) == "single step" for B in range(1, 99)]
         assert plain == sorted(plain, reverse=True)
